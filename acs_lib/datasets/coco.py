@@ -1,0 +1,111 @@
+"""COCO-format annotation files (COCO, Objects365, the rendered scenes) -> grounding queries.
+
+A query asks for one object whose category occurs once in its image, as the paper's question needs. One row a query:
+query_id, image_id, image (path), width, height, category, x1, y1, x2, y2 (pixels), area_fraction (0-1), size
+('small', 'medium', 'large').
+"""
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+from pycocotools.coco import COCO
+
+from acs_lib import boxes as bx
+
+TRUTH = ["x1", "y1", "x2", "y2"]
+
+
+def size_bin(area_fraction: float, small: float = 0.01, large: float = 0.05) -> str:
+    """'small' below `small`, 'large' above `large`, else 'medium'; shares of the image's area."""
+    return "small" if area_fraction < small else "large" if area_fraction > large else "medium"
+
+
+def image_path(root: Path, file_name: str) -> Path:
+    """The image's path under `root`; ValueError if the name leads out of it."""
+    path = (Path(root) / file_name).resolve()
+    if not path.is_relative_to(Path(root).resolve()):
+        raise ValueError(f"file name {file_name!r} leads out of {root}; mend the annotation file")
+    return path
+
+
+def read_annotations(path: Path) -> COCO:
+    """Load a COCO-format file; ValueError names the file and what is wrong with it."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no annotation file at {path}; `acs data` fetches or renders one") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+    needed = {
+        "images": {"id", "file_name", "width", "height"},
+        "annotations": {"id", "image_id", "category_id", "bbox"},
+        "categories": {"id", "name"},
+    }
+    for part, keys in needed.items():
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise ValueError(f"{path} has no list {part!r}; is it a COCO annotation file?")
+        for row in rows:
+            if not isinstance(row, dict) or not keys <= row.keys():
+                raise ValueError(f"{path}: an entry of {part!r} lacks one of {sorted(keys)}: {str(row)[:120]}")
+        if len({row["id"] for row in rows}) < len(rows):
+            raise ValueError(f"{path}: an id occurs twice in {part!r}")
+    dataset = COCO()
+    dataset.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset.createIndex()
+    return dataset
+
+
+def load_queries(
+    name: str, annotations: Path, images: Path, small: float = 0.01, large: float = 0.05
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All queries of an annotation file, and the funnel (step, count) that led to them.
+
+    Crowd boxes are no queries, and a category that also occurs as a crowd is ambiguous. Boxes are clipped to the
+    image; those that are empty, not finite or of an image of no size are dropped and counted.
+    """
+    coco = read_annotations(annotations)
+    rows, counts = [], {"images": len(coco.imgs), "instances": len(coco.anns), "unambiguous": 0, "usable boxes": 0}
+    for image_id, image in coco.imgs.items():
+        found = coco.imgToAnns.get(image_id, [])
+        per_category = pd.Series([annotation["category_id"] for annotation in found], dtype=object).value_counts()
+        path = image_path(images, image["file_name"])
+        for annotation in found:
+            if per_category[annotation["category_id"]] > 1 or annotation.get("iscrowd"):
+                continue
+            counts["unambiguous"] += 1
+            box = _clipped(annotation["bbox"], image)
+            if box is None:
+                continue
+            counts["usable boxes"] += 1
+            share = float(bx.area_fraction(box, image["width"], image["height"]))
+            rows.append(
+                {
+                    "query_id": f"{name}/{image_id}/{annotation['id']}",
+                    "image_id": image_id,
+                    "image": str(path),
+                    "width": image["width"],
+                    "height": image["height"],
+                    "category": coco.cats[annotation["category_id"]]["name"],
+                    **dict(zip(TRUTH, box.tolist())),
+                    "area_fraction": share,
+                    "size": size_bin(share, small, large),
+                }
+            )
+    queries = pd.DataFrame(rows)
+    for size in ("small", "medium", "large"):
+        counts[size] = int((queries["size"] == size).sum()) if len(queries) else 0
+    return queries, pd.DataFrame({"step": counts.keys(), "count": counts.values()})
+
+
+def _clipped(bbox, image):
+    if len(bbox) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in bbox):
+        return None
+    x, y, w, h = bbox
+    box = bx.clip([x, y, x + w, y + h], image["width"], image["height"])
+    return box if bx.area(box) > 0 else None

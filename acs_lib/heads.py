@@ -1,0 +1,113 @@
+"""Localization-critical patterns (paper, step 5): layers by gradient attribution, heads by entropy separation."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+
+from acs_lib.candidates import COORDINATES, STATISTICS
+from acs_lib.regressor import AttentionIoURegressor, rows
+from acs_lib.store import Run
+
+ENTROPY = STATISTICS.index("entropy")
+GROUPS = {"high (> 0.6)": (0.6, 1.01), "low (0-0.3)": (1e-9, 0.3), "zero (0)": (-1.0, 1e-9)}
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """D_c = {(layer, head)}, counted from 0, and the LVLM and data that it was found on."""
+
+    lvlm: str
+    found_on: str
+    heads: tuple[tuple[int, int], ...]
+
+    def save(self, path: Path) -> None:
+        aside = Path(path).with_suffix(".tmp")
+        aside.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: Path, lvlm: str) -> "HeadSet":
+        """Read a head set; ValueError if it was found for another LVLM."""
+        content = json.loads(Path(path).read_text())
+        if content["lvlm"] != lvlm:
+            raise ValueError(f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; run `acs calibrate`")
+        return cls(lvlm, content["found_on"], tuple((layer, head) for layer, head in content["heads"]))
+
+
+def attribution(model: AttentionIoURegressor, run: Run, answers: int = 2000) -> np.ndarray:
+    """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over answers of
+    sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5)."""
+    total, seen = 0.0, 0
+    for shard in run.shards:
+        maps, _, _ = rows(run, shard)
+        for part in maps[: answers - seen].float().split(256):
+            part.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(model(part).sum(), part)
+            total = total + (gradient * part).abs().sum((0, 1, 4, 5)).detach()
+            seen += len(part)
+        if seen >= answers:
+            break
+    return (total / seen).numpy()
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Probability [...] that a positive row's score is above a negative row's; scores [n, ...], positive [n] bool."""
+    ranks = rankdata(scores, axis=0)
+    n = positive.sum()
+    return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * (len(positive) - n))
+
+
+def separation(entropy: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """How well low entropy tells good boxes (IoU > 0.6) from misses (IoU 0): AUROC [...], 0.5 is chance, higher is
+    better. entropy [n, ...], iou [n]."""
+    high, zero = iou > 0.6, iou == 0
+    kept = high | zero
+    return auroc(-entropy[kept], high[kept])
+
+
+def separation_within(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """The same inside queries: the share [...] of pairs (good box, miss) of one query in which the good box has the
+    lower entropy. entropy [n, ...], iou [n], query [n]."""
+    right, pairs = 0.0, 0
+    for index in pd.Series(np.arange(len(iou))).groupby(query).indices.values():
+        good, miss = index[iou[index] > 0.6], index[iou[index] == 0]
+        if len(good) and len(miss):
+            lower = entropy[good][:, None] < entropy[miss][None]
+            right, pairs = right + lower.sum((0, 1)), pairs + len(good) * len(miss)
+    return right / pairs
+
+
+def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int, count: int) -> list[tuple[int, int]]:
+    """The `count` heads with the highest separation inside the `layers` layers with the highest attribution.
+
+    layer_scores [layers], head_scores [layers, heads]; returns (layer, head) pairs, best first.
+    """
+    critical = np.argsort(-layer_scores, kind="stable")[:layers]
+    allowed = np.full(head_scores.shape, -np.inf)
+    allowed[critical] = head_scores[critical]
+    order = np.argsort(-allowed, axis=None, kind="stable")[:count]
+    return [tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order]
+
+
+def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray) -> pd.DataFrame:
+    """The paper's entropy figure: coordinate, layer, group, mean, q25, q75, n of the entropy averaged over heads.
+
+    entropy [n, 4, layers, heads] in nats, iou [n].
+    """
+    per_layer = entropy.mean(-1)
+    table = []
+    for group, (low, high) in GROUPS.items():
+        chosen = per_layer[(iou > low) & (iou <= high)]
+        for index, coordinate in enumerate(COORDINATES):
+            for layer in range(per_layer.shape[2]):
+                values = chosen[:, index, layer]
+                if len(values):
+                    q25, mean, q75 = np.quantile(values, 0.25), values.mean(), np.quantile(values, 0.75)
+                    table.append((coordinate, layer, group, mean, q25, q75, len(values)))
+    return pd.DataFrame(table, columns=["coordinate", "layer", "group", "mean", "q25", "q75", "n"])

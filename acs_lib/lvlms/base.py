@@ -1,0 +1,186 @@
+"""What the kit needs of a large vision-language model (LVLM). A family is one subclass in one file.
+
+A subclass says how its family writes a prompt (`prompt`), where the image tokens lie (`Grid`), how an answer is read
+(`parse`) and in which units its coordinates are. Nothing else in the kit knows a family.
+"""
+
+import functools
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from acs_lib import attention
+from acs_lib import boxes as bx
+
+QUESTION = "Detect the {object} in the image."
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the image tokens of a prompt lie.
+
+    cells: [h, w] long, position in the prompt of the token that sees each cell of the image, row 0 at the top;
+        cells are of equal size and cover the whole image
+    thumbnail: [m] long, positions of image tokens that see the whole image once more (InternVL's last tile); they are
+        not part of the map
+    """
+
+    cells: torch.Tensor
+    thumbnail: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question about one image, ready for the LVLM: its inputs (batch of one), the grid, the image's size in px."""
+
+    inputs: dict[str, torch.Tensor]
+    grid: Grid
+    width: int
+    height: int
+
+    @property
+    def length(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parsed answer: the box [4] in original pixels, clipped to the image, and for each coordinate the characters
+    [start, stop) of the text that write it; or the reason why there is none."""
+
+    box: np.ndarray | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+    failure: str = ""
+
+
+class LVLM(ABC):
+    """A model of one family with its tokenizer and image processor.
+
+    The text model's attention runs through `acs_lib.attention`, which is SDPA plus the reading of rows.
+    """
+
+    image_token: str  # text of one image token
+    model_types: tuple[str, ...]  # `config.model_type`s that this adapter serves
+    box_pattern: re.Pattern[str]  # four groups: x1, y1, x2, y2
+
+    def __init__(self, model, tokenizer, image_processor, name: str, question: str = QUESTION):
+        self.model, self.tokenizer, self.image_processor = model.eval(), tokenizer, image_processor
+        self.name, self.question = name, question
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        attention.attach(model)
+
+    @abstractmethod
+    def prompt(self, image: Image.Image, category: str) -> Prompt:
+        """The question about one object, with the image, as the family's chat template writes it."""
+
+    @abstractmethod
+    def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
+        """The box [4] in pixels of the original image, of coordinates [4] as the answer writes them."""
+
+    def positions(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position ids of the prompt, [..., batch, length], and of the first generated token, [..., batch, 1]."""
+        batch, length = inputs["input_ids"].shape
+        positions = torch.arange(length + 1, device=inputs["input_ids"].device).expand(batch, -1)
+        return positions[:, :-1], positions[:, -1:]
+
+    def parse(self, text: str, prompt: Prompt) -> Answer:
+        """Read the first box of an answer (raw text, special tokens kept); never raises."""
+        match = self.box_pattern.search(text)
+        if match is None:
+            return Answer(failure="no box in the answer")
+        numbers = np.array([float(group[:12]) for group in match.groups()])
+        box = bx.clip(self.to_pixels(numbers, prompt), prompt.width, prompt.height)
+        if not bx.area(box) > 0:
+            return Answer(failure="the box is empty inside the image")
+        return Answer(box=box, spans=tuple(match.span(group) for group in (1, 2, 3, 4)))
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Raw text of an answer, special tokens kept."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def coordinate_tokens(self, token_ids: list[int], spans) -> list[list[int]]:
+        """For each coordinate the positions in the answer of the tokens that write it, found by character offsets.
+
+        Raises ValueError if a coordinate has no token that holds only its digits.
+        """
+        ends = np.array([len(self.decode(token_ids[: stop + 1])) for stop in range(len(token_ids))])
+        starts = np.concatenate([[0], ends[:-1]])
+        found = [np.flatnonzero((starts < stop) & (ends > start) & self._digits(token_ids)) for start, stop in spans]
+        if any(len(tokens) == 0 for tokens in found):
+            raise ValueError(f"{self.name}: no token writes one of the coordinates in {self.decode(token_ids)!r}")
+        return [tokens.tolist() for tokens in found]
+
+    def _digits(self, token_ids: list[int]) -> np.ndarray:
+        return self.digit_tokens.numpy()[np.asarray(token_ids, int)]
+
+    @functools.cached_property
+    def digit_tokens(self) -> torch.Tensor:
+        """[vocabulary] bool: the token's text is digits and white space only."""
+        size = self.model.get_output_embeddings().weight.shape[0]
+        texts = self.tokenizer.batch_decode([[index] for index in range(min(size, len(self.tokenizer)))])
+        digits = torch.zeros(size, dtype=torch.bool)
+        digits[: len(texts)] = torch.tensor([text.strip().isascii() and text.strip().isdigit() for text in texts])
+        return digits
+
+    @functools.cached_property
+    def banned_tokens(self) -> torch.Tensor:
+        """Ids of tokens that no answer may hold: the image token."""
+        return torch.tensor([self.image_token_id])
+
+    @functools.cached_property
+    def end_tokens(self) -> torch.Tensor:
+        """Ids of the tokens that end an answer."""
+        return torch.tensor(self.model.generation_config.eos_token_id).reshape(-1)
+
+    @property
+    def layers(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.model.config.get_text_config().num_attention_heads
+
+
+def families() -> dict[str, type[LVLM]]:
+    """`config.model_type` -> adapter, of every adapter in this folder."""
+    from acs_lib.lvlms import internvl, qwen_vl
+
+    adapters = (internvl.InternVL, qwen_vl.Qwen2VL, qwen_vl.Qwen25VL, qwen_vl.Qwen3VL)
+    return {model_type: adapter for adapter in adapters for model_type in adapter.model_types}
+
+
+def load_lvlm(
+    source: str | Path,
+    name: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    question: str = QUESTION,
+) -> LVLM:
+    """Load an LVLM from a folder or a hub name.
+
+    Without `device` a GPU is used if there is one. Raises ValueError for a family that the kit has no adapter for and
+    OSError (with the mend) where the files cannot be had.
+    """
+    source = str(source)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        adapter = families().get(config.model_type)
+        if adapter is None:
+            raise ValueError(f"{source}: no adapter for {config.model_type!r}; there are {', '.join(families())}")
+        model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+    except OSError as error:
+        raise OSError(
+            f"cannot load the LVLM {source!r}: {str(error).splitlines()[0]} Give a folder that holds the model, or a "
+            "hub name with the network at hand."
+        ) from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return adapter(model.to(device), tokenizer, image_processor, name or Path(source).name, question)

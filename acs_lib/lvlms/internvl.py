@@ -1,0 +1,59 @@
+"""InternVL-3 and 3.5 (transformers' own `-HF` classes): 448 px tiles and a thumbnail, 0-1000 of the original image."""
+
+import re
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from acs_lib.lvlms.base import LVLM, Grid, Prompt
+
+
+def tile_grid(width: int, height: int, tile: tuple[int, int], min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows) of tiles that the image processor cuts an image of this size into; `tile` is (height, width)."""
+    if max_tiles <= 1:
+        return 1, 1
+    return get_optimal_tiled_canvas((height, width), tile, min_tiles, max_tiles)
+
+
+def global_cells(columns: int, rows: int, side: int) -> np.ndarray:
+    """Index [rows*side, columns*side] into the image tokens (tiles row-major, each side x side, row-major) of every
+    cell of the whole image."""
+    tiles = np.arange(rows * columns * side * side).reshape(rows, columns, side, side)
+    return tiles.transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+
+
+class InternVL(LVLM):
+    """The thumbnail's tokens are left out of the maps (`Grid.thumbnail` keeps their positions)."""
+
+    image_token = "<IMG_CONTEXT>"
+    model_types = ("internvl",)
+    box_pattern = re.compile(r"<box>[\s\[]*(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s\]]*</box>")
+
+    def prompt(self, image: Image.Image, category: str) -> Prompt:
+        processed = self.image_processor(images=[image], crop_to_patches=True, return_tensors="pt")
+        size = self.image_processor.size
+        columns, rows = tile_grid(
+            *image.size, (size["height"], size["width"]), self.image_processor.min_patches,
+            self.image_processor.max_patches,
+        )  # fmt: skip
+        tiles = len(processed["pixel_values"])
+        tokens = self.model.config.image_seq_length
+        messages = [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}],
+            }
+        ]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = text.replace(self.image_token, f"<img>{self.image_token * tokens * tiles}</img>")
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        places = (ids[0] == self.image_token_id).nonzero()[:, 0]
+        cells = torch.from_numpy(global_cells(columns, rows, round(tokens**0.5)))
+        grid = Grid(cells=places[cells], thumbnail=places[cells.numel() :])
+        inputs = {"input_ids": ids, "pixel_values": processed["pixel_values"]}
+        return Prompt(inputs, grid, *image.size)
+
+    def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
+        return coordinates / 1000 * [prompt.width, prompt.height, prompt.width, prompt.height]

@@ -1,0 +1,154 @@
+"""The attention-IoU regressor f_theta: A_i -> IoU (paper, step 3). Its only input are the attention maps.
+
+The LVLM is frozen; MSE loss. Maps stream from a run's shards, so memory does not grow with the number of candidates.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy.stats import pearsonr, spearmanr
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from acs_lib.store import Run, to_tensor
+
+MAP_SIDE = 16  # larger maps are averaged down to this, so that images of any shape fit one regressor
+
+
+class AttentionIoURegressor(nn.Module):
+    """Maps [n, 4, layers, heads, h, w] -> predicted IoU [n] in 0-1 (higher is better).
+
+    Every (coordinate, layer, head) is a channel of log attention; two convolutions see where the heads agree, and the
+    mean and the maximum over the image go through a small MLP.
+    """
+
+    def __init__(self, layers: int, heads: int, width: int = 48):
+        super().__init__()
+        self.settings = {"layers": layers, "heads": heads, "width": width}
+        self.mix = nn.Conv2d(4 * layers * heads, width, 1)
+        self.near = nn.Conv2d(width, width, 3, padding=1)
+        self.score = nn.Sequential(nn.Dropout(0.1), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        maps = maps.float().flatten(1, 3)
+        if max(maps.shape[-2:]) > MAP_SIDE:
+            maps = F.adaptive_avg_pool2d(maps, MAP_SIDE)
+        features = F.gelu(self.mix(torch.log(maps + 1e-4) / 3 + 2))
+        features = F.gelu(self.near(features)) + features
+        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        return torch.sigmoid(self.score(pooled))[:, 0]
+
+
+def rows(run: Run, shard: int) -> tuple[torch.Tensor, torch.Tensor, pd.DataFrame]:
+    """Maps, IoUs and records of the answers of one shard that hold a box."""
+    frame = run.records(shard)
+    kept = np.flatnonzero(frame["failure"] == "")
+    iou = torch.tensor(frame["iou"].to_numpy(), dtype=torch.float32)
+    return to_tensor(run.tensor("maps", shard)[kept]), iou[kept], frame.iloc[kept]
+
+
+def batches(run: Run, batch: int, rng: np.random.Generator, shuffle_labels: bool) -> Iterator[tuple]:
+    """One pass over the run: shards in random order, two at a time, their rows shuffled together."""
+    order = rng.permutation(run.shards)
+    for start in range(0, len(order), 2):
+        parts = [rows(run, int(shard))[:2] for shard in order[start : start + 2]]
+        maps, iou = (torch.cat(values) for values in zip(*parts))
+        mixed = rng.permutation(len(iou))
+        targets = iou[rng.permutation(len(iou))] if shuffle_labels else iou
+        for first in range(0, len(mixed), batch):
+            chosen = mixed[first : first + batch]
+            yield maps[chosen], targets[chosen]
+
+
+def train(
+    run: Run, validation: Run, width: int, epochs: int, batch: int, lr: float, seed: int, shuffle_labels: bool = False
+) -> tuple[AttentionIoURegressor, pd.DataFrame]:
+    """Fit on `run`, keep the epoch with the highest Pearson r on `validation`; returns it and the history by epoch.
+
+    `shuffle_labels` breaks the link between maps and IoU: the control, whose r must be near 0.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    first = run.tensor("maps", run.shards[0])
+    model = AttentionIoURegressor(first.shape[2], first.shape[3], width)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    history, best, best_r = [], None, -np.inf
+    label = "regressor, shuffled labels" if shuffle_labels else "regressor"
+    for epoch in tqdm(range(epochs), desc=label, unit="epoch"):
+        model.train()
+        for group in optimiser.param_groups:
+            group["lr"] = lr * (1 - 0.95 * epoch / epochs)
+        losses = []
+        for maps, target in batches(run, batch, rng, shuffle_labels):
+            loss = F.mse_loss(model(maps), target)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        scores = quality(predict(model, validation))
+        history.append({"epoch": epoch + 1, "train_mse": np.mean(losses), **scores})
+        if scores["pearson"] > best_r:
+            best_r = scores["pearson"]
+            best = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(best)
+    return model.eval(), pd.DataFrame(history)
+
+
+@torch.inference_mode()
+def predict(model: AttentionIoURegressor, run: Run) -> pd.DataFrame:
+    """query_id, candidate, iou, predicted (0-1) of every answer of a run that holds a box."""
+    model.eval()
+    frames = []
+    for shard in run.shards:
+        maps, _, frame = rows(run, shard)
+        scores = torch.cat([model(part) for part in maps.split(512)]).numpy() if len(maps) else []
+        frames.append(frame[["query_id", "candidate", "iou"]].assign(predicted=scores))
+    return pd.concat(frames, ignore_index=True)
+
+
+def quality(predictions: pd.DataFrame) -> dict[str, float]:
+    """Pearson and Spearman correlation (-1 to 1, higher is better) and mean absolute error of predicted IoU."""
+    predicted, iou = predictions["predicted"], predictions["iou"]
+    return {
+        "pearson": float(pearsonr(predicted, iou)[0]),
+        "spearman": float(spearmanr(predicted, iou)[0]),
+        "mae": float((predicted - iou).abs().mean()),
+        "n": len(predictions),
+    }
+
+
+def within_query_r(predictions: pd.DataFrame, spread: float = 0.05) -> float:
+    """Pearson r of predicted and true IoU after the mean of each query is taken off, over the sampled answers of
+    'mixed' queries, whose IoUs have a standard deviation above `spread`: what choosing inside a query can use."""
+    sampled = predictions[predictions["candidate"] > 0]
+    groups = sampled.groupby("query_id")
+    mixed = sampled[groups["iou"].transform("std") > spread]
+    centred = mixed[["iou", "predicted"]] - mixed.groupby("query_id")[["iou", "predicted"]].transform("mean")
+    return float(pearsonr(centred["predicted"], centred["iou"])[0])
+
+
+def save(model: AttentionIoURegressor, path: Path, lvlm: str) -> None:
+    """Write weights and settings to one safetensors file, with the name of the LVLM that it belongs to."""
+    aside = Path(path).with_suffix(".tmp")
+    save_file(model.state_dict(), aside, metadata={"settings": json.dumps(model.settings), "lvlm": lvlm})
+    os.replace(aside, path)
+
+
+def load(path: Path, lvlm: str) -> AttentionIoURegressor:
+    """Read a regressor; ValueError if it was trained for another LVLM."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    if metadata["lvlm"] != lvlm:
+        raise ValueError(f"{path} belongs to the LVLM {metadata['lvlm']!r}, not {lvlm!r}; train one for it")
+    model = AttentionIoURegressor(**json.loads(metadata["settings"]))
+    model.load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,90 @@
+"""Tables as files: CSV for programs, Markdown for reading, LaTeX (booktabs) for a paper."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+TEX_ESCAPES = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {character: "\\" + character for character in "&%$#_{}"}
+)
+
+
+def _cell(value: object) -> str:
+    """Text of one cell: four significant digits, nothing for a missing value."""
+    if pd.isna(value):
+        return ""
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
+
+
+def _cells(frame: pd.DataFrame) -> list[list[str]]:
+    """Header and rows as text."""
+    return [[str(name) for name in frame.columns], *([_cell(v) for v in row] for row in frame.itertuples(index=False))]
+
+
+def to_markdown(frame: pd.DataFrame, caption: str | None = None) -> str:
+    """A pipe table without the index, numbers to the right, under its caption."""
+    rows = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in _cells(frame)]
+    rule = ["---:" if pd.api.types.is_numeric_dtype(kind) else ":---" for kind in frame.dtypes]
+    lines = ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
+    return "\n".join([*([caption, ""] if caption else []), *lines]) + "\n"
+
+
+def to_latex(frame: pd.DataFrame, caption: str | None = None) -> str:
+    """A `table` float in the booktabs style without the index, numbers to the right."""
+    rows = [" & ".join(text.translate(TEX_ESCAPES) for text in row) + r" \\" for row in _cells(frame)]
+    columns = "".join("r" if pd.api.types.is_numeric_dtype(kind) else "l" for kind in frame.dtypes)
+    title = [rf"\caption{{{caption.translate(TEX_ESCAPES)}}}"] if caption else []
+    lines = [r"\begin{table}", r"\centering", *title, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0]]
+    lines += [r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_table(frame: pd.DataFrame, folder: str | Path, stem: str, caption: str | None = None) -> dict[str, Path]:
+    """Write `folder`/tables/`stem`.csv, .md and .tex; each appears whole or not at all. Returns suffix -> path.
+
+    The index is not written. The CSV keeps full precision, and an empty field is a missing value.
+    """
+    tables = Path(folder) / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "csv": frame.to_csv(index=False, lineterminator="\n"),
+        "md": to_markdown(frame, caption),
+        "tex": to_latex(frame, caption),
+    }
+    paths = {}
+    for suffix, text in texts.items():
+        paths[suffix] = tables / f"{stem}.{suffix}"
+        aside = tables / f".{stem}.{suffix}.{os.getpid()}"
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        aside.replace(paths[suffix])
+    return paths
+
+
+def _measured(rate: float, lo: float, hi: float, n: int) -> str:
+    """A rate in 0-1 with its interval as text in %."""
+    return f"{100 * rate:.1f} [{100 * lo:.1f}, {100 * hi:.1f}], n = {n}"
+
+
+def side_by_side(main_table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Acc@0.5 in %, measured and published in columns of their own: a number never stands under the other's name.
+
+    main_table: rows of `evaluate.main_table`, of one or several LVLMs and datasets
+    published: rows of `published.main_results`
+    Returns text: method, then 'measured, <lvlm>, <dataset>' as '49.1 [45.6, 52.7], n = 816' (95 % interval), then
+    'published, <lvlm>, <dataset>' as '61.4'; empty where there is no number. Measured methods come first, in order.
+    """
+    display = pd.DataFrame({"method": list(dict.fromkeys([*main_table["method"], *published["method"]]))})
+    for (lvlm, dataset), part in main_table.groupby(["lvlm", "dataset"], sort=False):
+        cells = {
+            row.method: _measured(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries) for row in part.itertuples()
+        }
+        display[f"measured, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
+    for (lvlm, dataset), part in published.groupby(["lvlm", "dataset"], sort=False):
+        cells = {row.method: f"{100 * row.acc50:.1f}" for row in part.itertuples()}
+        display[f"published, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
+    return display

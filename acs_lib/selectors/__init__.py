@@ -1,0 +1,47 @@
+"""Selection methods: one registry, one signature.
+
+`SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads or a regressor are
+made by `spatial_entropy`, `acs_free` and `acs_learned`; `FUSIONS` holds those whose box is outside the pool.
+"""
+
+from acs_lib.selectors import attention, consensus, controls, likelihood
+from acs_lib.selectors.acs import acs_free, acs_learned
+from acs_lib.selectors.attention import spatial_entropy
+from acs_lib.selectors.base import FAMILIES, POOLS, Fusion, Selector, choose
+from acs_lib.selectors.consensus import FUSIONS
+
+__all__ = [
+    "FAMILIES",
+    "FUSIONS",
+    "POOLS",
+    "SELECTORS",
+    "Fusion",
+    "Selector",
+    "acs_free",
+    "acs_learned",
+    "choose",
+    "spatial_entropy",
+]
+
+SELECTORS: dict[str, Selector] = {
+    selector.name: selector
+    for selector in (
+        Selector("greedy", "control", controls.greedy, "-", pool="all"),
+        Selector("random", "control", controls.random, "-"),
+        Selector("box area, large first", "control", controls.area_large, "-"),
+        Selector("box area, small first", "control", controls.area_small, "-"),
+        Selector("sequence log-prob", "likelihood", likelihood.sequence_logprob, "standard"),
+        Selector("sequence log-prob, all tokens", "likelihood", likelihood.sequence_logprob_all, "standard"),
+        Selector("perplexity", "likelihood", likelihood.perplexity, "standard"),
+        Selector("min-token probability", "likelihood", likelihood.min_token_probability, "standard"),
+        Selector("token entropy", "likelihood", likelihood.token_entropy, "standard"),
+        Selector("self-certainty", "likelihood", likelihood.self_certainty, "arXiv 2502.18581"),
+        Selector("DeepConf mean", "likelihood", likelihood.deepconf_mean, "arXiv 2508.15260"),
+        Selector("DeepConf lowest window", "likelihood", likelihood.deepconf_lowest_window, "arXiv 2508.15260"),
+        Selector("medoid", "consensus", consensus.medoid, "arXiv 2203.11171, for boxes"),
+        Selector("attention mass (SVAR)", "attention", attention.attention_mass, "arXiv 2411.16724"),
+        Selector("mass inside the box (MTLA)", "attention", attention.mass_in_box, "arXiv 2607.05978"),
+        Selector("entropy, all heads", "attention", attention.entropy_all_heads, "ablation of arXiv 2606.01612"),
+        Selector("entropy, random heads", "attention", attention.entropy_random_heads, "ablation of arXiv 2606.01612"),
+    )
+}

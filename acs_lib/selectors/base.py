@@ -1,0 +1,63 @@
+"""What a selector is, and how its scores choose a candidate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from acs_lib.candidates import Candidates
+
+FAMILIES = ("control", "likelihood", "consensus", "attention", "acs-free", "acs-learned", "fusion")
+POOLS = ("sampled", "all")
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A score for every candidate of one query, computed without the ground truth.
+
+    name: the method's name in every table
+    family: one of FAMILIES
+    score: Candidates -> [n] float, higher is better; NaN never wins
+    source: the paper it comes from
+    pool: 'sampled' or 'all' where the method fixes its own pool, else None
+    """
+
+    name: str
+    family: str
+    score: Callable[[Candidates], np.ndarray]
+    source: str
+    pool: str | None = None
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A box made of several sampled ones; it need not be one of the candidates.
+
+    fuse: Candidates -> [4] xyxy in original pixels, NaN where no sampled candidate held a box
+    """
+
+    name: str
+    fuse: Callable[[Candidates], np.ndarray]
+    source: str
+    family: str = "fusion"
+
+
+def choose(scores: np.ndarray, parsed: np.ndarray, pool: str = "sampled") -> int:
+    """Index of the best-scored candidate among those of the pool that hold a box; the first one on ties.
+
+    scores: [n] float, higher is better; NaN never wins
+    parsed: [n] bool
+    pool: 'sampled' is rows 1 on, 'all' also has the greedy row 0
+    Without a candidate to choose from it is row 0, the greedy answer, whether that holds a box or not.
+    Raises ValueError for an unknown pool or for arrays of different lengths.
+    """
+    scores, parsed = np.asarray(scores, float), np.asarray(parsed, bool)
+    if pool not in POOLS:
+        raise ValueError(f"pool {pool!r} is not one of {POOLS}")
+    if scores.shape != parsed.shape:
+        raise ValueError(f"{scores.shape} scores for {parsed.shape} candidates")
+    eligible = parsed & ~np.isnan(scores)
+    if pool == "sampled":
+        eligible[:1] = False
+    rows = np.flatnonzero(eligible)
+    return int(rows[np.argmax(scores[rows])]) if len(rows) else 0

@@ -1,0 +1,173 @@
+"""One profile's study, as the notebooks tell it: runs, regressors, D_c, choices, and where tables and figures go."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from acs_lib import evaluate, heads, paths, pipeline, published, regressor
+from acs_lib.heads import ENTROPY, HeadSet
+from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
+from acs_lib.regressor import AttentionIoURegressor
+from acs_lib.report import figures, tables
+from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, spatial_entropy
+from acs_lib.store import Run, digest
+
+
+@dataclass(frozen=True)
+class Study:
+    """The stages of one profile. Every stage is kept on disk and redone when something it depends on changed."""
+
+    profile: Profile
+
+    @classmethod
+    def open(cls, name: str) -> "Study":
+        return cls(load_profile(name))
+
+    @property
+    def train_set(self) -> DatasetSpec:
+        """The dataset that regressor and heads come from."""
+        return next(dataset for dataset in self.profile.datasets if dataset.name == self.profile.train_on)
+
+    @property
+    def columns(self) -> list[tuple[LVLMSpec, DatasetSpec]]:
+        """The (LVLM, dataset) columns of the main table."""
+        return [(lvlm, dataset) for lvlm in self.profile.lvlms for dataset in self.profile.datasets]
+
+    def runs(self) -> Iterator[tuple[str, str, str, Run]]:
+        """(lvlm, dataset, split, run) of every split of every dataset; sampled now unless they are there."""
+        for lvlm, dataset in self.columns:
+            for split in dataset.splits:
+                yield lvlm.name, dataset.name, split, self.run(lvlm, dataset, split)
+
+    def run(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> Run:
+        return pipeline.collect_run(self.profile, lvlm, dataset, split)
+
+    def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:
+        """The attention-IoU regressor of an LVLM, trained on the train split of `train_set` (or read from disk)."""
+        train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
+        settings = self.profile.regressor.model_dump(exclude={"seeds"})
+        key = digest([settings, seed, shuffle_labels, train.key, validation.key])
+        stem = f"regressor{'-shuffled' if shuffle_labels else ''}-{seed}"
+        folder = paths.runs(self.profile.name) / lvlm.name
+        path, info = folder / f"{stem}.safetensors", folder / f"{stem}.json"
+        if path.exists() and info.exists() and json.loads(info.read_text())["key"] == key:
+            return regressor.load(path, lvlm.name)
+        model, history = regressor.train(train, validation, **settings, seed=seed, shuffle_labels=shuffle_labels)
+        regressor.save(model, path, lvlm.name)
+        _write(info, json.dumps({"key": key, "history": history.to_dict("records")}, indent=1))
+        return model
+
+    def fit_history(self, lvlm: LVLMSpec, seed: int = 0) -> pd.DataFrame:
+        """epoch, train_mse, pearson, spearman, mae, n on the validation split, of the regressor of that seed."""
+        info = paths.runs(self.profile.name) / lvlm.name / f"regressor-{seed}.json"
+        return pd.DataFrame(json.loads(info.read_text())["history"])
+
+    def predictions(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, shuffle_labels: bool = False):
+        """query_id, candidate, iou, predicted of every answer with a box; the mean over the profile's seeds."""
+        run = self.run(lvlm, dataset, split)
+        seeds = 1 if shuffle_labels else self.profile.regressor.seeds
+        frames = [regressor.predict(self.fit(lvlm, seed, shuffle_labels), run) for seed in range(seeds)]
+        return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
+
+    def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
+        """(layers, heads, D_c): attribution by layer, separation by head, and the discriminative heads.
+
+        Attribution and separation come from the train split; how many heads D_c has is the number with the best
+        Acc@0.5 of ACS-Free on the validation split.
+        """
+        train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
+        scores = heads.attribution(self.fit(lvlm), train)
+        records, statistics = train.records(), train.statistics()
+        kept = (records["failure"] == "").to_numpy() & (records["candidate"] > 0).to_numpy()
+        entropy = statistics[kept][..., ENTROPY].mean(1)
+        iou, query = records["iou"].to_numpy()[kept], records["query_id"].to_numpy()[kept]
+        auroc = heads.separation(entropy, iou)
+        within = heads.separation_within(entropy, iou, query)
+        sets = [
+            heads.select_heads(scores.sum(1), auroc, self.profile.heads.layers, count)
+            for count in self.profile.heads.counts
+        ]
+        best = max(sets, key=lambda chosen: self._accuracy(validation, acs_free(chosen)))
+        head_set = HeadSet(lvlm.name, self.train_set.name, tuple(best))
+        head_set.save(paths.runs(self.profile.name) / lvlm.name / "head_set.json")
+        layers = pd.DataFrame(
+            {"lvlm": lvlm.name, "layer": range(len(scores)), "attribution": scores.sum(1) / scores.sum()}
+        )
+        layers["rank"] = layers["attribution"].rank(ascending=False, method="first").astype(int)
+        grid = [(layer, head) for layer in range(auroc.shape[0]) for head in range(auroc.shape[1])]
+        table = pd.DataFrame(
+            {
+                "lvlm": lvlm.name,
+                "layer": [layer for layer, _ in grid],
+                "head": [head for _, head in grid],
+                "attribution": (scores / scores.sum()).ravel(),
+                "auroc": auroc.ravel(),
+                "auroc_within_query": within.ravel(),
+                "selected": [pair in best for pair in grid],
+            }
+        )
+        return layers, table, head_set
+
+    def head_set(self, lvlm: LVLMSpec) -> HeadSet:
+        """D_c as notebook 04 found it."""
+        return HeadSet.load(paths.runs(self.profile.name) / lvlm.name / "head_set.json", lvlm.name)
+
+    def _accuracy(self, run: Run, selector: Selector) -> float:
+        choices = evaluate.chosen(run.candidates(), run.truth, [selector], self.profile.pool)
+        return choices.loc[choices["method"] == selector.name, "hit"].mean()
+
+    def selectors(self, lvlm: LVLMSpec, predictions: pd.DataFrame) -> list[Selector]:
+        """All methods of the main table; `predictions` are those of the split that they will choose on."""
+        chosen = self.head_set(lvlm).heads
+        by_query = {query_id: part for query_id, part in predictions.groupby("query_id")}
+
+        def predicted(candidates):
+            scores = np.full(len(candidates), np.nan)
+            if candidates.query_id in by_query:
+                part = by_query[candidates.query_id]
+                scores[part["candidate"]] = part["predicted"]
+            return scores
+
+        return [*SELECTORS.values(), spatial_entropy(chosen), acs_free(chosen), acs_learned(predicted)]
+
+    def choices(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
+        """The choice of every method on every test query (all sizes): see acs_lib.evaluate.chosen."""
+        run = self.run(lvlm, dataset, "test")
+        selectors = self.selectors(lvlm, self.predictions(lvlm, dataset, "test"))
+        return evaluate.chosen(run.candidates(maps=True), run.truth, selectors, self.profile.pool)
+
+    def main_table(self, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.DataFrame) -> pd.DataFrame:
+        """main_results.csv of one column: small objects of the test split."""
+        small = self.test_queries(lvlm, dataset, "small")
+        return evaluate.main_table(
+            choices[choices["query_id"].isin(small["query_id"])], small, lvlm=lvlm.name, dataset=dataset.name,
+            published=published.main_results(), draws=self.profile.bootstrap,
+        )  # fmt: skip
+
+    def test_queries(self, lvlm: LVLMSpec, dataset: DatasetSpec, size: str | None = None) -> pd.DataFrame:
+        """The test queries that have answers, of one size or of all."""
+        run = self.run(lvlm, dataset, "test")
+        queries = run.queries[run.queries["query_id"].isin(run.records()["query_id"])]
+        return queries if size is None else queries[queries["size"] == size]
+
+    def save_table(self, frame: pd.DataFrame, stem: str, caption: str) -> None:
+        """Write reports/<profile>/tables/<stem>.csv, .md and .tex."""
+        tables.write_table(frame, paths.reports(self.profile.name), stem, caption)
+
+    def save_figure(self, figure, stem: str, caption: str) -> None:
+        """Write reports/<profile>/figures/<stem>.png and .pdf and note the caption."""
+        folder = paths.reports(self.profile.name)
+        figures.save(figure, folder, stem)
+        file = folder / "figures" / "captions.json"
+        captions = json.loads(file.read_text()) if file.exists() else {}
+        _write(file, json.dumps({**captions, stem: caption}, indent=1, sort_keys=True))
+
+
+def _write(path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)

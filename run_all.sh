@@ -1,0 +1,236 @@
+#!/usr/bin/env bash
+# The whole reproduction: set up an environment, run every notebook in order, write reports/<profile>/index.html.
+set -euo pipefail
+unset CDPATH
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+root=$(pwd -P)
+export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+say() { printf '%s\n' "$*"; }
+fail() { # fail CODE MESSAGE...: each message on a line of its own
+    local code=$1
+    shift
+    printf '%s\n' "$@" >&2
+    exit "$code"
+}
+
+# ---------------------------------------------------------------------------------------------- what can be asked for
+shopt -s nullglob
+profiles=""
+for file in acs_lib/profiles/*.yaml; do
+    name=${file##*/}
+    profiles="$profiles ${name%.yaml}"
+done
+numbers=""
+for file in notebooks/[0-9][0-9]_*.ipynb; do
+    name=${file##*/}
+    numbers="$numbers ${name%%_*}"
+done
+engines=" local ray"
+options=" --profile --from --engine --limit --dry-run --test --help"
+
+usage() {
+    cat <<EOF
+Usage: ./run_all.sh [--profile NAME] [--from N] [--engine NAME] [--limit N] [--dry-run]
+       ./run_all.sh --test
+
+Sets up the environment (the active conda or virtual environment, or .venv in this folder), then runs the notebooks
+in order. Finished notebooks are reused as long as nothing they depend on has changed.
+
+  --profile NAME  what to run, one of:${profiles:- (none found in acs_lib/profiles)}
+                  (default: embedded)
+  --from N        run notebook N and the later ones anew; N is one of:${numbers:- (no notebooks found)}
+  --engine NAME   how candidates are sampled, one of:$engines (default: local)
+  --limit N       at most N queries a split, for a quick look
+  --dry-run       set up, then only say which notebooks would run
+  --test          set up, then run the test suite
+  --help          this text
+EOF
+}
+
+is_in() { # is_in WORD LIST
+    case " $2 " in *" $1 "*) return 0 ;; esac
+    return 1
+}
+refuse() { # refuse WHAT VALID-ONES
+    fail 2 "run_all.sh: $1" "valid ones:${2:- none}" "./run_all.sh --help explains them"
+}
+is_number() { case $1 in '' | *[!0-9]*) return 1 ;; esac; }
+
+profile=embedded
+test=no
+arguments=()
+while [ $# -gt 0 ]; do
+    option=$1
+    shift
+    case $option in
+        --profile | --from | --engine | --limit)
+            [ $# -gt 0 ] || fail 2 "run_all.sh: $option needs a value" "./run_all.sh --help explains it"
+            value=$1
+            shift
+            ;;
+        --profile=* | --from=* | --engine=* | --limit=*)
+            value=${option#*=}
+            option=${option%%=*}
+            ;;
+        --dry-run | --test) value= ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *) refuse "unknown option $option" "$options" ;;
+    esac
+    case $option in
+        --profile)
+            is_in "$value" "$profiles" || refuse "unknown profile '$value'" "$profiles"
+            profile=$value
+            continue
+            ;;
+        --from)
+            is_number "$value" || refuse "--from takes a notebook's number, not '$value'" "$numbers"
+            value=$(printf '%02d' "$((10#$value))")
+            is_in "$value" "$numbers" || refuse "there is no notebook $value to start from" "$numbers"
+            arguments+=(--from "$value")
+            ;;
+        --engine)
+            is_in "$value" "$engines" || refuse "unknown engine '$value'" "$engines"
+            arguments+=(--engine "$value")
+            [ "$value" = local ] || engine=$value
+            ;;
+        --limit)
+            { is_number "$value" && [ "$((10#$value))" -gt 0 ]; } ||
+                refuse "--limit takes a number of queries, not '$value'" " 1 and above"
+            arguments+=(--limit "$((10#$value))")
+            ;;
+        --dry-run) arguments+=(--dry-run) ;;
+        --test) test=yes ;;
+    esac
+done
+if [ $test = yes ]; then
+    [ ${#arguments[@]} = 0 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes no ${arguments[0]}"
+else
+    is_in "$profile" "$profiles" || refuse "unknown profile '$profile'" "$profiles"
+fi
+
+# ------------------------------------------------------------------------------------------------------- environment
+is_python() { # is_python COMMAND [BELOW]: it runs, and is Python 3.11 or later (and below 3.BELOW)
+    "$1" -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, ${2:-99}))" >/dev/null 2>&1
+}
+
+active=${VIRTUAL_ENV:-}
+if [ -z "$active" ] && [ -n "${CONDA_PREFIX:-}" ]; then
+    if [ "${CONDA_DEFAULT_ENV:-}" = base ]; then
+        say "environment: conda's base is left as it is"
+    else
+        active=$CONDA_PREFIX
+    fi
+fi
+
+if [ -n "$active" ]; then
+    say "environment: the active one, $active"
+    prefix=$active
+    python=$prefix/bin/python
+    is_python "$python" || fail 1 "run_all.sh: the active environment has no Python 3.11 or later ($python)" \
+        "mend: leave it (deactivate, or conda deactivate) and start again, or" \
+        "      conda env create -f environment.yml && conda activate acs-kit"
+else
+    prefix=$root/.venv
+    python=$prefix/bin/python
+    if [ -x "$python" ] && ! is_python "$python"; then
+        fail 1 "run_all.sh: .venv holds no working Python 3.11 or later" "mend: rm -r .venv, then start again"
+    fi
+    if ! "$python" -m pip --version >/dev/null 2>&1; then
+        maker=
+        for name in python3 python3.11 python3.12 python3.13 python3.14; do
+            if is_python "$name" 15; then
+                maker=$name
+                break
+            fi
+        done
+        [ -n "$maker" ] || fail 1 "run_all.sh: no Python 3.11 to 3.14 found (tried python3 and python3.11 to python3.14)" \
+            "mend, one of (none needs root):" \
+            "      conda env create -f environment.yml && conda activate acs-kit" \
+            "      uv venv --seed --python 3.11 .venv" \
+            "      an installer from python.org, or pyenv install 3.11"
+        say "environment: making .venv with $("$maker" --version 2>&1)"
+        if ! message=$("$maker" -m venv "$prefix" 2>&1); then
+            fail 1 "run_all.sh: $maker could not make .venv:" "$message" \
+                "mend: install your system's venv package (Debian, Ubuntu: python3-venv), or without root" \
+                "      conda env create -f environment.yml && conda activate acs-kit"
+        fi
+    else
+        say "environment: .venv"
+    fi
+fi
+export PATH="$prefix/bin:$PATH"
+say "environment: $("$python" --version 2>&1), ready after $SECONDS s"
+
+# ------------------------------------------------------------------------------------------------------ installation
+log=$prefix/acs-kit-install.log
+stamp=$prefix/acs-kit-install.sha256
+
+explain() { # what to do about the failure in the log
+    if grep -qi 'no space left' "$log"; then
+        say "mend: free some disk space ($(du -sh "$prefix" 2>/dev/null | cut -f1) used by $prefix so far), then start again"
+    elif grep -qiE 'name resolution|timed out|connection (refused|reset|broken|aborted)|unreachable|proxyerror' "$log"; then
+        say "mend: check the network, or pip's proxy and index settings (pip config list), then start again"
+    elif grep -qiE 'no matching distribution|could not find a version' "$log"; then
+        say "mend: a pinned package has no build for this Python or system; try Python 3.11:" \
+            "conda env create -f environment.yml && conda activate acs-kit"
+    else
+        say "mend: read the lines above and $log, then start again"
+    fi
+}
+
+logged() { # logged WHAT COMMAND...: quiet, with a line of progress; on failure the end of the log and what to do
+    local what=$1 start=$SECONDS child
+    shift
+    say "+ $*" >>"$log"
+    "$@" >>"$log" 2>&1 </dev/null &
+    child=$!
+    trap 'kill "$child" 2>/dev/null; fail 130 "" "stopped; the same command goes on from here"' INT TERM
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 1
+        if [ -t 1 ]; then
+            printf '\r%s: %d s ' "$what" $((SECONDS - start))
+        elif [ $(((SECONDS - start) % 60)) = 59 ]; then
+            say "$what: $((SECONDS - start)) s ..."
+        fi
+    done
+    trap - INT TERM
+    if [ -t 1 ]; then printf '\r'; fi
+    if wait "$child"; then
+        say "$what: done in $((SECONDS - start)) s"
+    else
+        tail -n 20 "$log" >&2
+        fail 1 "run_all.sh: $what failed (whole log: $log)" "$(explain)"
+    fi
+}
+
+fingerprint() { # of everything the installation depends on
+    "$python" -c '
+import hashlib, pathlib, sys
+files = [pathlib.Path(name).read_bytes() for name in ("requirements.lock", "pyproject.toml")]
+print(hashlib.sha256(b"\0".join([*files, sys.version.encode(), sys.argv[1].encode()])).hexdigest())' "$root"
+}
+
+wanted=$(fingerprint)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    say "packages: as in requirements.lock"
+else
+    : >"$log" || fail 1 "run_all.sh: cannot write to $prefix" "mend: use an environment of your own"
+    "$python" -m pip --version >/dev/null 2>&1 || logged "pip" "$python" -m ensurepip --upgrade
+    logged "packages: requirements.lock" "$python" -m pip install --no-input --progress-bar off -r requirements.lock
+    logged "packages: acs-kit" "$python" -m pip install --no-input --progress-bar off --no-deps -e .
+    say "$wanted" >"$stamp"
+fi
+if [ "${engine:-}" = ray ] && ! "$python" -c 'import ray.data' >/dev/null 2>&1; then
+    logged "packages: ray" "$python" -m pip install --no-input --progress-bar off -c requirements.lock -e '.[ray]'
+fi
+say "set-up: $SECONDS s"
+
+# --------------------------------------------------------------------------------------------------------------- run
+if [ $test = yes ]; then
+    exec "$python" -m pytest
+fi
+exec "$python" -m acs_lib.runner --profile "$profile" ${arguments[@]+"${arguments[@]}"}

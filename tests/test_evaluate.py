@@ -1,0 +1,288 @@
+"""Evaluation: choices by hand, the paired bootstrap, exact tests, ranks, published numbers and tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from acs_lib import evaluate, published
+from acs_lib.candidates import Candidates
+from acs_lib.report import tables
+from acs_lib.selectors import FUSIONS, SELECTORS, Selector
+
+
+def candidates(query_id: str, boxes: list) -> Candidates:
+    n = len(boxes)
+    tokens = [np.zeros(4)] * n
+    return Candidates(query_id, "bird", 100, 100, np.array(boxes, float), tokens, tokens, tokens, tokens,
+                      [np.arange(4)] * n, np.zeros((n, 4, 3, 2, 4)))  # fmt: skip
+
+
+NAN = [np.nan] * 4
+TRUTH = {"a": [0, 0, 10, 10], "b": [0, 0, 10, 10]}
+QUERIES = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2], "size": ["small", "large"]})
+WORLD = [
+    candidates("a", [[0, 0, 10, 5], [0, 0, 10, 8], NAN, [0, 0, 10, 2]]),  # IoU 0.5, 0.8, none, 0.2
+    candidates("b", [NAN, NAN, NAN, NAN]),
+]
+LAST = Selector("last", "attention", lambda c: np.arange(len(c), dtype=float), "test")
+
+
+def frame(query_rows: dict[str, list[float]], images: list) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(choices, queries) from the hits of each method on queries 0, 1, ...; IoU is 0.8 of a hit."""
+    choices = [
+        (query, method, "control" if method == "greedy" else "attention", 1, 0.8 * hit, float(hit))
+        for method, row in query_rows.items()
+        for query, hit in enumerate(row)
+    ]
+    queries = pd.DataFrame({"query_id": range(len(images)), "image_id": images})
+    return pd.DataFrame(choices, columns=evaluate.CHOICE_COLUMNS), queries
+
+
+def table(choices, queries, **settings) -> pd.DataFrame:
+    settings = {"lvlm": "tiny", "dataset": "scenes", "draws": 500, **settings}
+    return evaluate.main_table(choices, queries, **settings).set_index("method")
+
+
+# choices
+
+
+def test_chosen_by_hand():
+    choices = evaluate.chosen(WORLD, TRUTH, [SELECTORS["greedy"], LAST])
+    assert list(choices.columns) == evaluate.CHOICE_COLUMNS
+    a = choices[choices["query_id"] == "a"].set_index("method")
+    assert a["iou"].to_dict() == pytest.approx(
+        {"greedy": 0.5, "last": 0.2, "random (mean over N)": 0.5, "oracle best of N": 0.8}
+    )
+    assert a["hit"].to_dict() == {"greedy": 1, "last": 0, "random (mean over N)": 0.5, "oracle best of N": 1}
+    assert a["candidate"].to_dict() == {"greedy": 0, "last": 3, "random (mean over N)": -1, "oracle best of N": 1}
+    b = choices[choices["query_id"] == "b"]
+    assert len(b) == 4 and (b["iou"] == 0).all() and (b["hit"] == 0).all()
+
+
+def test_chosen_with_the_greedy_answer_in_the_pool():
+    a = evaluate.chosen(WORLD[:1], TRUTH, [], pool="all").set_index("method")
+    assert a.loc[evaluate.RANDOM, "iou"] == pytest.approx((0.5 + 0.8 + 0.2) / 3)
+    assert a.loc[evaluate.RANDOM, "hit"] == pytest.approx(2 / 3)
+
+
+def test_controls_fall_back_to_the_greedy_answer_as_selectors_do():
+    world = [candidates("a", [[0, 0, 10, 5], NAN, NAN])]
+    choices = evaluate.chosen(world, TRUTH, [LAST])
+    assert list(choices["iou"]) == pytest.approx([0.5] * 3)
+
+
+def test_random_is_the_expectation_of_a_random_selector_and_nothing_beats_the_oracle():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 6, (400, 11, 2))
+    world = [candidates(str(i), np.concatenate([xy, xy + 8], axis=1)) for i, xy in enumerate(corners)]
+    truth = {c.query_id: [2, 2, 10, 10] for c in world}
+    choices = evaluate.chosen(world, truth, SELECTORS.values())
+    means = choices.groupby("method")["iou"].mean()
+    assert means["random"] == pytest.approx(means[evaluate.RANDOM], abs=0.03)
+    assert means.drop("greedy").max() == means[evaluate.ORACLE]
+
+
+def test_fused_boxes():
+    choices = evaluate.fused(WORLD, TRUTH, FUSIONS.values())
+    assert set(choices["family"]) == {"fusion"} and len(choices) == 6
+    # median of y2 = 8 and y2 = 2 is 5
+    assert choices.set_index(["query_id", "method"]).loc[("a", "coordinate median"), "iou"] == pytest.approx(0.5)
+    assert (choices.loc[choices["query_id"] == "b", "iou"] == 0).all()
+
+
+# bootstrap
+
+
+def test_main_table_has_the_contract_columns_and_control_first():
+    choices = pd.concat([evaluate.fused(WORLD, TRUTH, FUSIONS.values()), evaluate.chosen(WORLD, TRUTH, [LAST])])
+    greedy = evaluate.chosen(WORLD, TRUTH, [SELECTORS["greedy"]])
+    choices = pd.concat([choices, greedy[greedy["method"] == "greedy"]])
+    result = evaluate.main_table(choices, QUERIES, lvlm="tiny", dataset="scenes", draws=50)
+    assert list(result.columns) == (
+        "lvlm,dataset,method,family,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi,"
+        "delta_vs_greedy,p_value,published_acc50"
+    ).split(",")
+    assert list(result["family"]) == ["control"] * 3 + ["attention"] + ["fusion"] * 3
+    assert (result["n_queries"] == 2).all() and result["published_acc50"].isna().all()
+
+
+def test_identical_methods_differ_by_exactly_nothing():
+    rng = np.random.default_rng(1)
+    row = list(rng.integers(0, 2, 60))
+    choices, queries = frame({"greedy": row, "twin": row}, list(range(20)) * 3)
+    result = table(choices, queries)
+    assert result.loc["twin", "delta_vs_greedy"] == 0 and result.loc["twin", "p_value"] == 1
+    assert np.isnan(result.loc["greedy", "p_value"])
+    assert evaluate.paired_difference(choices, queries, "twin", "greedy", draws=300) == (0, 0, 0, 1)
+
+
+def test_a_method_better_on_every_image():
+    # on each image of two queries greedy hits neither or one, the other method one more
+    choices, queries = frame({"greedy": [0, 0] * 10 + [1, 0] * 10, "better": [1, 0] * 10 + [1, 1] * 10},
+                             [image for image in range(20) for _ in range(2)])  # fmt: skip
+    difference = evaluate.paired_difference(choices, queries, "better", "greedy", draws=999)
+    assert difference.delta == difference.lo == difference.hi == 0.5  # paired: no draw can differ
+    assert difference.p == pytest.approx(2 / 1000)
+    row = table(choices, queries, draws=999).loc["better"]
+    assert row["delta_vs_greedy"] == 0.5 and row["p_value"] == pytest.approx(2 / 1000)
+    assert row["acc50_lo"] < row["acc50"] == 0.75 < row["acc50_hi"]
+    assert row["miou"] == pytest.approx(0.6)
+    in_iou = evaluate.paired_difference(choices, queries, "better", "greedy", value="iou", draws=99)
+    assert in_iou.delta == pytest.approx(0.4)
+
+
+def test_images_are_drawn_not_queries():
+    row = [1] * 50 + [0] * 50
+    queries_apart = frame({"greedy": row}, list(range(100)))
+    two_images = frame({"greedy": row}, [0] * 50 + [1] * 50)
+    apart, clustered = (table(*world, draws=2000).loc["greedy"] for world in (queries_apart, two_images))
+    assert (clustered["acc50_lo"], clustered["acc50_hi"]) == (0, 1)  # both draws from one image: a quarter each
+    # 100 independent queries: 0.5 +- 1.96 * 0.05
+    assert apart["acc50_lo"] == pytest.approx(0.402, abs=0.021) and apart["acc50_hi"] == pytest.approx(0.598, abs=0.021)
+
+
+def test_bootstrap_does_not_depend_on_its_chunks(monkeypatch):
+    values, images = np.random.default_rng(3).random((30, 2)), np.arange(30) % 7
+    whole = evaluate._bootstrap(values, images, 100, seed=5)
+    monkeypatch.setattr(evaluate, "CELLS", 7 * 8)  # eight draws at a time
+    np.testing.assert_allclose(evaluate._bootstrap(values, images, 100, seed=5), whole)
+    assert not np.allclose(evaluate._bootstrap(values, images, 100, seed=6), whole)
+
+
+def test_incomplete_frames_are_refused():
+    choices, queries = frame({"greedy": [1, 0], "other": [1, 0]}, [0, 1])
+    with pytest.raises(ValueError, match="other"):
+        table(choices.iloc[:-1], queries)
+    with pytest.raises(ValueError, match="image_id"):
+        table(choices, queries.iloc[:1])
+    with pytest.raises(ValueError, match="reference"):
+        table(choices[choices["method"] == "other"], queries)
+
+
+def test_accuracy_by_size():
+    choices = evaluate.chosen(WORLD, TRUTH, [SELECTORS["greedy"]])
+    result = evaluate.accuracy_by_size(choices, QUERIES, lvlm="tiny", dataset="scenes", draws=20)
+    assert list(result.columns) == evaluate.SIZE_COLUMNS
+    assert list(dict.fromkeys(result["size"])) == ["small", "large"]
+    greedy = result[result["method"] == "greedy"].set_index("size")
+    assert greedy["acc50"].to_dict() == {"small": 1, "large": 0} and (greedy["n_queries"] == 1).all()
+
+
+# tests, ranks, helpers
+
+
+def test_mcnemar_by_hand():
+    a = [1] * 5 + [0] * 1 + [1, 0]
+    b = [0] * 5 + [1] * 1 + [1, 0]
+    # six discordant pairs, 5 against 1: 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64
+    assert evaluate.mcnemar(a, b) == evaluate.mcnemar(b, a) == pytest.approx(14 / 64)
+    assert evaluate.mcnemar(a, a) == 1
+    assert evaluate.mcnemar([1, 0], [0, 1]) == 1
+    with pytest.raises(ValueError, match="0 or 1"):
+        evaluate.mcnemar([0.5, 1], [0, 1])
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.03, 0.4 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.4
+    np.testing.assert_allclose(evaluate.holm([0.03, 0.01, np.nan, 0.4, 0.02]), [0.06, 0.04, np.nan, 0.4, 0.06])
+    np.testing.assert_allclose(evaluate.holm([0.7, 0.6]), [1, 1])
+    assert evaluate.holm([]).shape == (0,)
+
+
+def test_mean_ranks_by_hand():
+    rows = [
+        ("tiny", "scenes", "greedy", "control", 0.5),
+        ("tiny", "scenes", "oracle best of N", "control", 0.9),
+        ("tiny", "scenes", "medoid", "consensus", 0.6),
+        ("tiny", "scenes", "ACS-Free", "acs-free", 0.6),
+        ("tiny", "scenes", "ACS-Learned", "acs-learned", 0.8),
+        ("tiny", "shift", "greedy", "control", 0.2),
+        ("tiny", "shift", "oracle best of N", "control", 0.9),
+        ("tiny", "shift", "medoid", "consensus", 0.1),
+        ("tiny", "shift", "ACS-Free", "acs-free", 0.3),
+        ("tiny", "shift", "ACS-Learned", "acs-learned", 0.8),
+    ]
+    main = pd.DataFrame(rows, columns=["lvlm", "dataset", "method", "family", "acc50"])
+    ranks = evaluate.mean_ranks([main.iloc[:5], main.iloc[5:]])
+    assert list(ranks.columns) == ["method", "family", "mean_rank", "n_columns", "tiny, scenes", "tiny, shift"]
+    assert list(ranks["method"]) == ["ACS-Free", "medoid", "greedy"]
+    assert list(ranks["mean_rank"]) == [1.25, 2.25, 2.5] and list(ranks["tiny, scenes"]) == [1.5, 1.5, 3]
+    assert "greedy" not in set(evaluate.mean_ranks(main, also=())["method"])
+    with pytest.raises(ValueError, match="medoid"):
+        evaluate.mean_ranks(main.drop(index=7))
+
+
+def test_auroc_by_hand():
+    # positives 3, 1 against negatives 2, 1: pairs won 1 + 1 + 0 + a tie
+    assert evaluate.auroc([3, 1, 2, 1], [True, True, False, False]) == pytest.approx(2.5 / 4)
+    assert evaluate.auroc([1, 2], [False, True]) == 1
+    assert np.isnan(evaluate.auroc([1, 2], [True, True]))
+
+
+def test_a_hit_begins_at_the_threshold():
+    assert list(evaluate.hits([0.499, 0.5, 1])) == [0, 1, 1] and list(evaluate.hits([0.5], 0.75)) == [0]
+
+
+# published numbers
+
+
+def test_published_numbers():
+    paper = published.main_results()
+    assert list(paper.columns) == ["lvlm", "dataset", "method", "acc50", "source"] and len(paper) == 16
+    known = paper.set_index(["lvlm", "dataset", "method"])["acc50"]
+    assert known[("InternVL-3.5-8B", "COCO", "ACS-Learned")] == 0.586
+    assert known[("InternVL-3.5-8B", "COCO", "ACS-Learned")] / known[("InternVL-3.5-8B", "COCO", "greedy")] - 1 == (
+        pytest.approx(0.194, abs=1e-3)  # the paper's "+19.4%" is relative, and from unrounded rates
+    )
+    sizes = published.by_size().set_index(["lvlm", "method", "size"])
+    assert sizes.loc[("Qwen2.5-VL-7B", "greedy", "small"), "acc50"] == pytest.approx(0.614, abs=1e-3)
+    assert set(paper["lvlm"]) == set(published.HUB)
+
+
+def test_published_numbers_meet_only_their_own_lvlm_dataset_and_method():
+    choices, queries = frame({"greedy": [1, 0], "medoid": [1, 1]}, [0, 1])
+    paper = published.main_results()
+    assert table(choices, queries, published=paper)["published_acc50"].isna().all()
+    real = table(choices, queries, published=paper, lvlm="Qwen2.5-VL-7B", dataset="COCO")
+    assert real.loc["greedy", "published_acc50"] == 0.614 and np.isnan(real.loc["medoid", "published_acc50"])
+
+
+# tables
+
+
+def test_side_by_side_keeps_measured_and_published_apart():
+    choices, queries = frame({"greedy": [1, 0], "medoid": [1, 1]}, [0, 1])
+    main = evaluate.main_table(choices, queries, lvlm="tiny", dataset="scenes", draws=200)
+    display = tables.side_by_side(main, published.main_results()).set_index("method")
+    assert list(display.columns)[:2] == ["measured, tiny, scenes", "published, Qwen2.5-VL-7B, COCO"]
+    assert display.loc["medoid", "measured, tiny, scenes"] == "100.0 [100.0, 100.0], n = 2"
+    assert display.loc["greedy", "published, Qwen2.5-VL-7B, COCO"] == "61.4"
+    assert display.loc["medoid", "published, Qwen2.5-VL-7B, COCO"] == ""
+    assert display.loc["best sampling baseline", "measured, tiny, scenes"] == ""
+
+
+def test_write_table(tmp_path):
+    rows = pd.DataFrame({"method": ["a|b_1", "50 %"], "acc50": [0.123456789, np.nan], "n_queries": [3, 12345678]})
+    paths = tables.write_table(rows, tmp_path, "demo", caption="Acc & IoU")
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["demo.csv", "demo.md", "demo.tex"]
+    pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), rows)
+    assert paths["md"].read_text().splitlines() == [
+        "Acc & IoU",
+        "",
+        "| method | acc50 | n_queries |",
+        "| :--- | ---: | ---: |",
+        "| a\\|b_1 | 0.1235 | 3 |",
+        "| 50 % |  | 12345678 |",
+    ]
+    tex = paths["tex"].read_text()
+    lines = [
+        r"\caption{Acc \& IoU}",
+        r"\begin{tabular}{lrr}",
+        r"\toprule",
+        r"method & acc50 & n\_queries \\",
+        r"\midrule",
+    ]
+    lines += [r"a|b\_1 & 0.1235 & 3 \\", r"50 \% &  & 12345678 \\", r"\bottomrule", r"\end{tabular}"]
+    assert "\n".join(lines) in tex
+    tables.write_table(rows.iloc[:1], tmp_path, "demo")
+    assert len(pd.read_csv(paths["csv"])) == 1
