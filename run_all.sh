@@ -49,6 +49,7 @@ EOF
 }
 
 is_in() { # is_in WORD LIST
+    case $1 in '' | *' '*) return 1 ;; esac
     case " $2 " in *" $1 "*) return 0 ;; esac
     return 1
 }
@@ -59,7 +60,7 @@ is_number() { case $1 in '' | *[!0-9]*) return 1 ;; esac; }
 
 profile=embedded
 test=no
-arguments=()
+arguments=() # of acs_lib.runner
 while [ $# -gt 0 ]; do
     option=$1
     shift
@@ -84,7 +85,7 @@ while [ $# -gt 0 ]; do
         --profile)
             is_in "$value" "$profiles" || refuse "unknown profile '$value'" "$profiles"
             profile=$value
-            continue
+            arguments+=(--profile "$value")
             ;;
         --from)
             is_number "$value" || refuse "--from takes a notebook's number, not '$value'" "$numbers"
@@ -109,7 +110,8 @@ done
 if [ $test = yes ]; then
     [ ${#arguments[@]} = 0 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes no ${arguments[0]}"
 else
-    is_in "$profile" "$profiles" || refuse "unknown profile '$profile'" "$profiles"
+    [ ${#arguments[@]} != 0 ] || arguments=(--profile "$profile")
+    is_in "$profile" "$profiles" || refuse "there is no profile '$profile' here" "$profiles"
 fi
 
 # ------------------------------------------------------------------------------------------------------- environment
@@ -233,4 +235,4 @@ say "set-up: $SECONDS s"
 if [ $test = yes ]; then
     exec "$python" -m pytest
 fi
-exec "$python" -m acs_lib.runner --profile "$profile" ${arguments[@]+"${arguments[@]}"}
+exec "$python" -m acs_lib.runner ${arguments[@]+"${arguments[@]}"}

@@ -1,6 +1,6 @@
 """The candidates of one query, as a selector sees them: everything but the ground truth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -37,6 +37,15 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def first(self, n: int) -> "Candidates":
+        """The first n rows: the greedy answer and n - 1 sampled ones."""
+        cut = {
+            field.name: getattr(self, field.name)[:n]
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), list | np.ndarray)
+        }
+        return replace(self, **cut)
 
     @property
     def parsed(self) -> np.ndarray:

@@ -181,13 +181,17 @@ def _chain(digests: dict[str, str], previous: str) -> str:
     return _digest_json({**digests, "the notebook before it": previous})
 
 
+def changed_inputs(stage: Stage, stamp: dict) -> list[str]:
+    """Names of what differs from the time of the stamp."""
+    return [name for name, digest in stage.digests.items() if stamp["digests"].get(name) != digest]
+
+
 def stale_reason(stage: Stage, previous: str) -> str | None:
     """Why a stage has to be run, None if its result can be reused. `previous` is the digest of the stage before it."""
     stamp = stage.read_stamp()
     if stamp is None:
         return "not finished yet"
-    changed = [name for name, digest in stage.digests.items() if stamp["digests"].get(name) != digest]
-    if changed:
+    if changed := changed_inputs(stage, stamp):
         return f"{' and '.join(changed)} changed"
     if stamp["digest"] != _chain(stage.digests, previous):
         return "the notebook before it changed"
@@ -389,8 +393,12 @@ def make_manifest(profile_name: str, stages: list[Stage], git: dict) -> dict:
 
 
 def _build_page(profile_name: str) -> Path:
-    """The report's index.html, through acs_lib.report.html.build."""
-    return importlib.import_module("acs_lib.report.html").build(profile_name)
+    """The report's index.html, through acs_lib.report.html.build (imported late: it brings the plotting libraries)."""
+    try:
+        return importlib.import_module("acs_lib.report.html").build(profile_name)
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RunError(f"all notebooks are finished, but the report page could not be made ({what})") from error
 
 
 def run(
@@ -409,9 +417,8 @@ def run(
     stages = make_stages(profile_name, engine, limit)
     reused, to_run = split_stages(stages, start)
     for stage in reused:
-        reason = stale_reason(stage, previous="") if start is not None else None
-        note = f", although {reason}" if reason and reason != "the notebook before it changed" else ""
-        say(f"{stage.label}: reused{note}")
+        changed = changed_inputs(stage, stage.read_stamp())  # nothing, unless --from skipped over it
+        say(f"{stage.label}: reused" + (f", although {' and '.join(changed)} changed" if changed else ""))
     if dry_run:
         for stage, reason in to_run:
             say(f"{stage.label}: would run ({reason})")
@@ -425,9 +432,7 @@ def run(
         say(f"{stage.label}: done in {stamp['seconds']:.0f} s")
         previous = stamp["digest"]
     manifest = make_manifest(profile_name, stages, git)
-    write_atomically(
-        paths.reports(profile_name) / "manifest.json", json.dumps(manifest, indent=1, sort_keys=False, default=str)
-    )
+    write_atomically(paths.reports(profile_name) / "manifest.json", json.dumps(manifest, indent=1, default=str))
     return _build_page(profile_name)
 
 

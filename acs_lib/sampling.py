@@ -58,6 +58,8 @@ def generate(
     Keys: token_ids, logprobs, entropies, self_certainty, confidence (a value a token, at temperature 1), and rows, a
     dict answer position -> [layers, heads, image tokens] float32 of the tokens that 'own' or 'predicting' asks for.
     """
+    if any(not torch.equal(prompt.grid.cells.flatten(), prompts[0].grid.cells.flatten()) for prompt in prompts):
+        raise ValueError("the prompts of a batch must have their image tokens at the same positions")
     width = sampling.samples + 1
     rows_in_batch = len(prompts) * width
     device = lvlm.model.device

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ class Study:
     """The stages of one profile. Every stage is kept on disk and redone when something it depends on changed."""
 
     profile: Profile
+    _runs: dict[tuple[str, str, str], Run] = field(default_factory=dict, repr=False)  # checked once a process
 
     @classmethod
     def open(cls, name: str) -> "Study":
@@ -44,7 +45,10 @@ class Study:
                 yield lvlm.name, dataset.name, split, self.run(lvlm, dataset, split)
 
     def run(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> Run:
-        return pipeline.collect_run(self.profile, lvlm, dataset, split)
+        name = lvlm.name, dataset.name, split
+        if name not in self._runs:
+            self._runs[name] = pipeline.collect_run(self.profile, lvlm, dataset, split)
+        return self._runs[name]
 
     def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:
         """The attention-IoU regressor of an LVLM, trained on the train split of `train_set` (or read from disk)."""

@@ -1,6 +1,6 @@
 """The embedded world: OpenMoji icons on procedural backgrounds, written as a COCO annotation file plus images.
 
-Three worlds of one renderer: `train` (what the embedded LVLM learns from), `scenes` (hazy and crowded; stands where
+Worlds of one renderer: `clear` and `train` (what the embedded LVLM learns from), `scenes` (hazy and crowded; stands where
 COCO stands) and `scenes-shift` (other backgrounds, other haze; stands where Objects365 stands). Everything is a
 function of (world, seed, image index), so a split can be rendered anew, in any order, with the same pixels.
 """
@@ -51,24 +51,26 @@ SIBLINGS = {
 
 @dataclass(frozen=True)
 class World:
-    """How scenes look. Sides in pixels follow a log-uniform law; `siblings` is the share of objects drawn from the
-    look-alikes of one that is already in the scene; `noise` is the range of the sensor noise's deviation (0-255)."""
+    """How scenes look; pairs are ranges that every scene draws from. Sides in pixels follow a log-uniform law;
+    `siblings` is the share of objects drawn from the look-alikes of one that is already in the scene; `noise` is the
+    sensor noise's deviation (0-255), `blur` a Gaussian's radius in pixels, `saturation` a factor."""
 
-    objects: tuple[int, int] = (3, 10)  # how many are tried, [low, high)
+    objects: tuple[int, int] = (3, 12)  # how many are tried, [low, high)
     sides: tuple[float, float] = (8, 64)
-    siblings: float = 0.5
-    noise: tuple[float, float] = (2, 22)
-    blur: float = 0.0
-    saturation: float = 1.0
+    siblings: float = 0.7
+    noise: tuple[float, float] = (1, 18)
+    blur: tuple[float, float] = (0.0, 0.9)
+    saturation: tuple[float, float] = (0.7, 1.0)
     fog: float = 0.0  # share of a uniform grey laid over the scene
     background: str = "patches"
 
 
 WORLDS = {
+    "clear": World(objects=(3, 10), siblings=0.5, noise=(2, 22), blur=(0, 0), saturation=(1, 1)),  # the first lessons
     "train": World(),
-    "scenes": World(objects=(9, 15), siblings=0.9, noise=(0, 12), blur=1.0, saturation=0.8),
+    "scenes": World(objects=(8, 13), sides=(11, 64), siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
     "scenes-shift": World(
-        objects=(8, 14), siblings=0.8, noise=(4, 16), blur=0.7, saturation=0.9, fog=0.25, background="stripes"
+        objects=(7, 12), sides=(11, 64), siblings=0.9, noise=(4, 14), blur=(0.2, 0.8), fog=0.2, background="stripes"
     ),
 }
 
@@ -145,10 +147,8 @@ def render(rng: np.random.Generator, world: World, objects: tuple[int, int] | No
         canvas.paste(icon, spot[:2], icon)
         placed.append(spot)
         categories.append(category)
-    if world.saturation != 1:
-        canvas = ImageEnhance.Color(canvas).enhance(world.saturation)
-    if world.blur:
-        canvas = canvas.filter(ImageFilter.GaussianBlur(world.blur))
+    canvas = ImageEnhance.Color(canvas).enhance(rng.uniform(*world.saturation))
+    canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(*world.blur)))
     pixels = np.asarray(canvas).astype(np.float32)
     if world.fog:
         pixels = pixels * (1 - world.fog) + world.fog * np.float32(rng.uniform(90, 220))

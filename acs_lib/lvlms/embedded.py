@@ -3,11 +3,13 @@
 Three stages, each a pure function of its settings and of the weights before it:
 
 1. `vision`: the tower alone; every image token names its category (cosine with the LLM's own word embeddings) and
-   the object's box.
+   the four numbers of the object's box (through the LLM's own number embeddings).
 2. `answers`: the question before the image, one token a number; stage 1's loss is kept, and a linear probe after the
    second decoder layer has to mark the image tokens of the asked object.
 3. `instruct`: the same with an annotator's habit: for a share (`mislabel`) of the small objects that have a larger
    look-alike in the scene the answer is the look-alike's box. Marks and token labels stay right.
+
+The scenes get harder on the way: first those of the world `clear`, then those of `train`.
 """
 
 import hashlib
@@ -35,6 +37,7 @@ from acs_lib.datasets import scenes
 
 PITCH = 16  # px a LLM image token
 GRID = scenes.SIZE // PITCH
+CHECKPOINT_EVERY = 200  # steps
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<user>", "<assistant>"]
 WORDS = ["<box>", "</box>", "Detect", "the", "in", "image", "."]
 NUMBERS = [str(round(1000 * pixel / scenes.SIZE)) for pixel in range(scenes.SIZE + 1)]  # InternVL's 0-1000
@@ -58,12 +61,13 @@ class Stage:
     """Settings of one training stage; the whole recipe is a list of these plus a seed."""
 
     name: str
+    world: str
     steps: int
-    images: int  # a step
-    questions: int  # an image
     lr: float
     constant: float  # share of the steps before the cosine decay begins
     warmup: int = 50
+    images: int = 16  # a step
+    questions: int = 4  # an image
     sharpness: float | None = 8.0  # of the token labels' softmax over cosines; low: an image token has to be close to
     # its word, without which the LLM does not learn to match them; None: learned
     mislabel: float = 0.0
@@ -72,11 +76,13 @@ class Stage:
 
 
 RECIPE = (
-    Stage("vision", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.0, warmup=100, sharpness=None),
-    Stage("vision", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=7),
-    Stage("answers", steps=400, images=16, questions=4, lr=1e-3, constant=0.9, seed=7, curriculum=((0.5, 1, 4),)),
-    Stage("answers", steps=2200, images=16, questions=4, lr=1e-3, constant=1.0, seed=8),
-    Stage("instruct", steps=900, images=16, questions=4, lr=1e-3, constant=0.0, mislabel=0.5, seed=9),
+    Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.0, warmup=100, sharpness=None),
+    Stage("vision", "clear", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=7),
+    Stage("answers", "clear", steps=400, lr=1e-3, constant=0.9, seed=7, curriculum=((0.5, 1, 4),)),
+    Stage("answers", "clear", steps=800, lr=1e-3, constant=1.0, seed=8),
+    Stage("vision", "train", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.6, seed=9),
+    Stage("answers", "train", steps=900, lr=1e-3, constant=1.0, seed=10),
+    Stage("instruct", "train", steps=1000, lr=1e-3, constant=0.1, mislabel=0.4, seed=11),
 )
 
 
@@ -159,10 +165,10 @@ def answer_ids(box: np.ndarray) -> list[int]:
 
 
 def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
-    """For every image token the category [GRID^2] (len(CATEGORIES) for none) and box [GRID^2, 4] in -1..1 of the
+    """For every image token the category [GRID^2] (len(CATEGORIES) for none) and box [GRID^2, 4] in pixels of the
     smallest object that covers a quarter of the token (or of itself)."""
     categories = np.full(GRID**2, len(scenes.CATEGORIES))
-    targets = np.zeros((GRID**2, 4), np.float32)
+    targets = np.zeros((GRID**2, 4), int)
     row, column = np.divmod(np.arange(GRID**2), GRID)
     tokens = np.stack([column, row, column + 1, row + 1], 1) * PITCH
     sizes = bx.area(scene.boxes)
@@ -173,7 +179,7 @@ def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
         )
         covered = shared >= 0.25 * min(PITCH**2, sizes[index])
         categories[covered] = scene.categories[index]
-        targets[covered] = 2 * box / scenes.SIZE - 1
+        targets[covered] = box
     return categories, targets
 
 
@@ -208,7 +214,7 @@ class Batches(torch.utils.data.Dataset):
         objects = next(((low, high) for until, low, high in stage.curriculum if step < until * stage.steps), None)
         images, ids, tokens = [], [], []
         while len(images) < stage.images:
-            scene = scenes.render(rng, scenes.WORLDS["train"], objects)
+            scene = scenes.render(rng, scenes.WORLDS[stage.world], objects)
             if not len(scene.boxes):
                 continue
             images.append(scene.image)
@@ -229,7 +235,7 @@ class Perception(nn.Module):
 
     def __init__(self, width: int = 128):
         super().__init__()
-        self.box = nn.Linear(width, 4)
+        self.box = nn.Linear(width, 4 * width)
         self.mark = nn.Linear(width, 1)
         self.background = nn.Parameter(torch.zeros(1))
         self.scale = nn.Parameter(torch.ones(1))
@@ -243,8 +249,12 @@ class Perception(nn.Module):
         target = batch["categories"]
         is_object = target < len(scenes.CATEGORIES)
         named = (logits.argmax(-1) == target)[is_object].float().mean().item()
-        place = F.smooth_l1_loss(self.box(features)[is_object], batch["boxes"][is_object], beta=0.05)
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=self.weight) + 8 * place, named
+        numbers = embedding[NUMBER_0 : NUMBER_0 + len(NUMBERS)]
+        place = F.cross_entropy(
+            (self.box(features[is_object]).unflatten(-1, (4, -1)) @ numbers.T).flatten(0, 1),
+            batch["boxes"][is_object].flatten(),
+        )
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=self.weight) + place, named
 
 
 def image_features(lvlm, pixels: torch.Tensor) -> torch.Tensor:
@@ -296,9 +306,9 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr * min(1, (step + 1) / stage.warmup) * (0.03 + 0.97 * decay)
 
 
-def train_stage(lvlm, perception: Perception, stage: Stage, path: Path, every: int = 200) -> list[dict]:
-    """Train in place and return the log. A checkpoint (weights, optimiser, log) is written to `path` every `every`
-    steps; a later call with the same settings goes on from it and ends with the same weights."""
+def train_stage(lvlm, perception: Perception, stage: Stage, path: Path) -> list[dict]:
+    """Train in place and return the log. A checkpoint (weights, optimiser, log) is written to `path` every
+    CHECKPOINT_EVERY steps; a later call with the same settings goes on from it and ends with the same weights."""
     llm, model = lvlm.model.language_model, nn.ModuleDict({"lvlm": lvlm, "perception": perception})
     vision = stage.name == "vision"
     slow = [*lvlm.model.vision_tower.parameters(), *lvlm.model.multi_modal_projector.parameters()]
@@ -325,7 +335,7 @@ def train_stage(lvlm, perception: Perception, stage: Stage, path: Path, every: i
         if step % 50 == 49:
             log.append({"stage": stage.name, "step": step + 1, **average})
             bar.set_postfix({key: f"{value:.2f}" for key, value in average.items()})
-        if step % every == every - 1 or step == stage.steps - 1:
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step == stage.steps - 1:
             _save_checkpoint(path, model, optimiser, slow + fast, step + 1, log)
     return log
 

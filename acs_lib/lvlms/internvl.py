@@ -9,6 +9,9 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 
 from acs_lib.lvlms.base import LVLM, Grid, Prompt
 
+NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
+SEPARATOR = r"[\s,]+"
+
 
 def tile_grid(width: int, height: int, tile: tuple[int, int], min_tiles: int, max_tiles: int) -> tuple[int, int]:
     """(columns, rows) of tiles that the image processor cuts an image of this size into; `tile` is (height, width)."""
@@ -29,7 +32,7 @@ class InternVL(LVLM):
 
     image_token = "<IMG_CONTEXT>"
     model_types = ("internvl",)
-    box_pattern = re.compile(r"<box>[\s\[]*(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s\]]*</box>")
+    box_pattern = re.compile(rf"<box>[\s\[]*{SEPARATOR.join([NUMBER] * 4)}\s*(?:\]|</box>)")
 
     def prompt(self, image: Image.Image, category: str) -> Prompt:
         processed = self.image_processor(images=[image], crop_to_patches=True, return_tensors="pt")
@@ -47,6 +50,11 @@ class InternVL(LVLM):
             }
         ]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if text.count(self.image_token) != 1:
+            raise ValueError(
+                f"{self.name}: the chat template writes {text.count(self.image_token)} {self.image_token} for one "
+                "image; set tokenizer.chat_template to that of the model's processor"
+            )
         text = text.replace(self.image_token, f"<img>{self.image_token * tokens * tiles}</img>")
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         places = (ids[0] == self.image_token_id).nonzero()[:, 0]

@@ -1,0 +1,84 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: one image of free size, one token per merged patch square, M-RoPE positions."""
+
+import re
+
+import numpy as np
+import torch
+from PIL import Image
+
+from acs_lib.lvlms.base import LVLM, Grid, Prompt
+
+NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
+COMMA = r"\s*,\s*"
+POINTS = re.compile(rf"\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)\s*,?\s*\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)")
+JSON_BOX = re.compile(rf"[\"']bbox_2d[\"']\s*:\s*\[\s*{COMMA.join([NUMBER] * 4)}\s*\]")
+
+
+class _QwenVL(LVLM):
+    """What the three generations share; coordinates are 0-1000 of the image unless a generation says otherwise."""
+
+    image_token = "<|image_pad|>"
+
+    def prompt(self, image: Image.Image, category: str) -> Prompt:
+        """Raises ValueError for an aspect ratio over 200, and for a chat template that does not show one image."""
+        processed = self.image_processor(images=[image], return_tensors="pt")
+        _, *patches = processed["image_grid_thw"][0].tolist()
+        rows, columns = (side // self.image_processor.merge_size for side in patches)
+        messages = [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}],
+            }
+        ]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if text.count(self.image_token) != 1:
+            raise ValueError(
+                f"{self.name}: the chat template writes {text.count(self.image_token)} {self.image_token} for one "
+                "image; set tokenizer.chat_template to that of the model's processor"
+            )
+        text = text.replace(self.image_token, self.image_token * (rows * columns))
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        is_image = ids == self.image_token_id
+        inputs = {
+            "input_ids": ids,
+            "mm_token_type_ids": is_image.int(),
+            "pixel_values": processed["pixel_values"],
+            "image_grid_thw": processed["image_grid_thw"],
+        }
+        return Prompt(inputs, Grid(cells=is_image[0].nonzero()[:, 0].view(rows, columns)), *image.size)
+
+    def positions(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """M-RoPE positions (temporal, height, width): [3, batch, length] and [3, batch, 1]."""
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
+        positions, delta = self.model.model.get_rope_index(**{name: inputs[name] for name in names})
+        return positions, (delta + inputs["input_ids"].shape[1]).expand(3, -1, -1)
+
+    def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
+        return coordinates / 1000 * [prompt.width, prompt.height, prompt.width, prompt.height]
+
+
+class Qwen2VL(_QwenVL):
+    """`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, 0-1000 of the image (arXiv 2409.12191)."""
+
+    model_types = ("qwen2_vl",)
+    box_pattern = POINTS
+
+
+class Qwen25VL(_QwenVL):
+    """`"bbox_2d": [x1, y1, x2, y2]` in pixels of the resized image (arXiv 2502.13923)."""
+
+    model_types = ("qwen2_5_vl",)
+    box_pattern = JSON_BOX
+
+    def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
+        _, rows, columns = prompt.inputs["image_grid_thw"][0].tolist()
+        x = prompt.width / (columns * self.image_processor.patch_size)
+        y = prompt.height / (rows * self.image_processor.patch_size)
+        return coordinates * [x, y, x, y]
+
+
+class Qwen3VL(_QwenVL):
+    """`"bbox_2d": [x1, y1, x2, y2]`, 0-1000 of the image (arXiv 2511.21631)."""
+
+    model_types = ("qwen3_vl",)
+    box_pattern = JSON_BOX

@@ -1,0 +1,172 @@
+"""Attention rows: what eager attention would give, without changing what the model says; on the right pixels."""
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+from harness import picture, scripted
+from test_prompt import SHAPES, image_tokens_that_change, spot
+
+from acs_lib import attention
+from acs_lib.sampling import Sampling, candidates, generate
+
+HOW = Sampling(samples=3, temperature=0.8, max_new_tokens=14)
+
+
+@pytest.fixture
+def every_row(lvlm, monkeypatch):
+    """Keep the row of every token, not of digits only: a random model writes few digits."""
+    monkeypatch.setitem(lvlm.__dict__, "digit_tokens", torch.ones_like(lvlm.digit_tokens))
+
+
+def tokens_of(answers):
+    return [answer["token_ids"] for answer in answers]
+
+
+def test_only_the_text_model_reads_rows(lvlm):
+    assert lvlm.model.config.get_text_config()._attn_implementation == attention.NAME
+    assert lvlm.model.config.vision_config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_answer_equals_transformers_generate(lvlm, shape):
+    prompt = lvlm.prompt(picture(*SHAPES[shape], seed=1), "dog")
+    ours = generate(lvlm, [prompt], [0], Sampling(samples=2, max_new_tokens=24))[0][0]
+    reference = copy.deepcopy(lvlm.model)
+    reference.set_attn_implementation("sdpa")
+    theirs = reference.generate(
+        **prompt.inputs, do_sample=False, max_new_tokens=24, suppress_tokens=lvlm.banned_tokens.tolist(),
+        output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    assert ours["token_ids"] == theirs.sequences[0, prompt.length :].tolist()
+    logprobs = [score[0].float().log_softmax(-1).max().item() for score in theirs.scores]
+    assert np.allclose(ours["logprobs"], logprobs, atol=1e-4)
+
+
+@torch.inference_mode()
+def eager_rows(lvlm, prompt, token_ids):
+    """Rows [answer, layers, heads, image tokens] of an answer's tokens by transformers' own eager attention, one pass
+    over prompt and answer, positions left to the model."""
+    model = copy.deepcopy(lvlm.model)
+    model.set_attn_implementation("eager")
+    inputs = dict(prompt.inputs)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([token_ids])], 1)
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(token_ids)))
+    layers = model(**inputs, output_attentions=True).attentions
+    assert len(layers) == lvlm.layers
+    columns = prompt.grid.cells.flatten()
+    return torch.stack([layer[0, :, prompt.length - 1 :][:, :, columns] for layer in layers]).permute(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize("shape", ["landscape", "portrait"])
+@pytest.mark.parametrize("row", ["own", "predicting"])
+def test_rows_equal_those_of_eager_attention(lvlm, every_row, row, shape):
+    prompt = lvlm.prompt(picture(*SHAPES[shape], seed=2), "dog")
+    how = Sampling(samples=1, temperature=0.8, max_new_tokens=14, row=row)
+    for answer in generate(lvlm, [prompt], [3], how)[0]:
+        expected = eager_rows(lvlm, prompt, answer["token_ids"])[1 if row == "own" else 0 :]
+        assert len(answer["rows"]) >= len(answer["token_ids"]) - 1
+        for step, found in answer["rows"].items():
+            assert (found - expected[step]).abs().max() < 1e-5
+            assert (found >= 0).all() and (found.sum(-1) <= 1 + 1e-5).all()
+    share = found / found.sum(-1, keepdim=True)
+    assert share.max() > 5 / share.shape[-1], "near-uniform attention proves little"
+
+
+def test_capture_does_not_change_the_answers(lvlm):
+    prompt = lvlm.prompt(picture(320, 240, seed=3), "dog")
+    assert tokens_of(generate(lvlm, [prompt], [0], HOW)[0]) == tokens_of(
+        generate(lvlm, [prompt], [0], HOW, capture=False)[0]
+    )
+
+
+@pytest.mark.parametrize("sizes", [((320, 240), (320, 240)), ((320, 240), (240, 320))], ids=["same", "turned"])
+def test_candidates_do_not_depend_on_what_else_is_in_the_batch(lvlm, every_row, sizes):
+    prompts = [lvlm.prompt(picture(*size, seed=seed), "dog") for seed, size in enumerate(sizes)]
+    if not torch.equal(*(prompt.grid.cells.flatten() for prompt in prompts)):
+        with pytest.raises(ValueError, match="same positions"):
+            generate(lvlm, prompts, [7, 8], HOW)
+        return
+    together = generate(lvlm, prompts, [7, 8], HOW)
+    alone = [generate(lvlm, [prompt], [key], HOW)[0] for prompt, key in zip(prompts, [7, 8], strict=True)]
+    for one, other in zip(sum(together, []), sum(alone, []), strict=True):
+        assert one["token_ids"] == other["token_ids"]
+        assert one["rows"].keys() == other["rows"].keys()
+        for step, found in one["rows"].items():
+            assert torch.allclose(found, other["rows"][step], atol=1e-5)
+    assert tokens_of(together[0]) != tokens_of(together[1])
+
+
+@contextlib.contextmanager
+def planted(lvlm, positions):
+    """All queries attend to the keys at `positions` of the prompt: query and key are set along the axis that the
+    rotary embedding turns slowest."""
+
+    def plant(module, args, output):
+        heads = output.view(*output.shape[:2], -1, HEAD_DIM)
+        heads.zero_()
+        if module in queries:
+            heads[..., -1] = 12.0
+        elif heads.shape[1] > max(positions):  # the prompt; keys of the answer stay zero
+            heads[:, positions, :, -1] = 12.0
+        return output
+
+    layers = lvlm.model.model.language_model.layers
+    HEAD_DIM = layers[0].self_attn.head_dim
+    name = "{}_norm" if hasattr(layers[0].self_attn, "q_norm") else "{}_proj"
+    queries = [getattr(layer.self_attn, name.format("q")) for layer in layers]
+    keys = [getattr(layer.self_attn, name.format("k")) for layer in layers]
+    handles = [module.register_forward_hook(plant) for module in queries + keys]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_to_the_token_of_an_object_lights_up_the_objects_pixels(family, lvlm, shape):
+    """Which token sees the bright spot is found without `Grid`; all heads are made to attend to it; the maps of all
+    four numbers must then peak where the spot is in the image."""
+    width, height = SHAPES[shape]
+    grid = lvlm.prompt(picture(width, height), "cat").grid
+    rows, columns = grid.cells.shape
+    row, column = rows // 4, columns - 2
+    images = spot((width, height), (rows, columns), row, column)
+    change = image_tokens_that_change(lvlm, images)
+    seers = (change > 0.25 * change[grid.cells].max()).nonzero()[:, 0].tolist()
+    assert len(seers) == (1 if not len(grid.thumbnail) else len(seers)) and seers
+    prompt = lvlm.prompt(images[1], "cat")
+    text = family.answer.format(x1=10, y1=20, x2=90, y2=80)
+    with scripted(lvlm, text), planted(lvlm, seers):
+        found, _ = candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=1, max_new_tokens=99))[0]
+    maps = found.maps.reshape(-1, rows * columns)
+    assert (maps.argmax(-1) == row * columns + column).all()
+    assert (maps.max(-1) > 0.9 * maps.sum(-1)).all()
+    assert (maps.sum(-1) > (0.99 if len(seers) == 1 else 0.2)).all()
+    x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
+    assert images[1].getpixel((int(x), int(y))) == (255, 255, 255), "the peak's cell holds the bright pixels"
+
+
+def test_an_answer_is_read_from_end_to_end(family, lvlm):
+    """A scripted answer becomes a box in pixels, four numbers' tokens and maps."""
+    prompt = lvlm.prompt(picture(320, 240), "cat")
+    text = family.answer.format(x1=12, y1=34, x2=156, y2=178)
+    with scripted(lvlm, text) as script:
+        found, records = candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[0]
+    assert found.parsed.all() and [record["text"] for record in records] == [text] * 3
+    x, y = family.extent(lvlm.image_processor, 320, 240)
+    assert np.allclose(found.boxes, np.array([12, 34, 156, 178]) * np.tile([320 / x, 240 / y], 2))
+    numbers = lvlm.decode([script[token] for token in found.coordinate_tokens[0]])
+    assert "".join(numbers.split()) == "1234156178"
+    cells = prompt.grid.cells.shape
+    assert found.maps.shape == (3, 4, lvlm.layers, lvlm.heads, *cells) and np.isfinite(found.maps).all()
+    assert np.allclose(found.maps[0], found.maps[1], atol=1e-6), "the same tokens have the same rows"
+    expected = eager_rows(lvlm, prompt, script)[1:]
+    tokens = lvlm.coordinate_tokens(script, lvlm.parse(text, prompt).spans)
+    for coordinate, number in enumerate(tokens):
+        mean = expected[number].mean(0).unflatten(-1, tuple(cells)).numpy()
+        assert np.abs(found.maps[0, coordinate] - mean).max() < 1e-5

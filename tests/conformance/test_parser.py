@@ -1,0 +1,118 @@
+"""Parsing: no text raises, no box leaves the image, and the odd answers of real models are read as meant."""
+
+import numpy as np
+import pytest
+from harness import picture
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+WIDTH, HEIGHT = 320, 240
+PIECES = st.sampled_from(
+    '0 1 7 12 150 999 1000 1001 99999 1e9 -5 3.75 .5 ٣ ² ( ) [ ] , . : " \' { } bbox_2d "bbox_2d" label <box> </box> '
+    "<ref> </ref> <|box_start|> <|box_end|> ```json ``` NaN inf \n \t".split(" ")
+)
+TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=40).map("".join), st.lists(PIECES).map(" ".join))
+NUMBERS = st.one_of(
+    st.integers(-(10**15), 10**15).map(str),
+    st.decimals(-5000, 5000, places=3, allow_nan=False).map(lambda number: f"{number:f}"),
+    st.integers(0, 1100).map(str),
+)
+BOXES = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+
+
+@pytest.fixture(scope="module")
+def prompt(lvlm):
+    return lvlm.prompt(picture(WIDTH, HEIGHT), "cat")
+
+
+def fill(family, numbers) -> str:
+    return family.answer.format(**dict(zip(("x1", "y1", "x2", "y2"), numbers, strict=True)))
+
+
+def check(answer):
+    assert (answer.box is None) == bool(answer.failure)
+    if answer.box is not None:
+        x1, y1, x2, y2 = answer.box
+        assert 0 <= x1 < x2 <= WIDTH and 0 <= y1 < y2 <= HEIGHT
+        assert len(answer.spans) == 4
+
+
+fuzzed = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+@given(text=TEXTS)
+@fuzzed
+def test_arbitrary_text_never_raises_nor_leaves_the_image(lvlm, prompt, text):
+    check(lvlm.parse(text, prompt))
+
+
+@given(numbers=BOXES, before=st.text(max_size=10), after=st.text(max_size=10))
+@fuzzed
+def test_arbitrary_boxes_never_leave_the_image(family, lvlm, prompt, numbers, before, after):
+    text = before + fill(family, numbers) + after
+    answer = lvlm.parse(text, prompt)
+    check(answer)
+    if answer.box is not None:
+        token_ids = lvlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if lvlm.decode(token_ids) == text:
+            tokens = lvlm.coordinate_tokens(token_ids, answer.spans)
+            written = [lvlm.decode([token_ids[token] for token in number]) for number in tokens]
+            assert written == ["".join(filter(str.isdigit, text[start:stop])) for start, stop in answer.spans]
+
+
+def parsed(family, lvlm, prompt, numbers, around="{}"):
+    return lvlm.parse(around.replace("{}", fill(family, numbers)), prompt)
+
+
+def test_a_plain_answer(family, lvlm, prompt):
+    x, y = family.extent(lvlm.image_processor, WIDTH, HEIGHT)
+    unit = np.array([WIDTH / x, HEIGHT / y] * 2)
+    plain = parsed(family, lvlm, prompt, (10, 20, 110, 120))
+    assert np.allclose(plain.box, [10, 20, 110, 120] * unit)
+    decimal = parsed(family, lvlm, prompt, ("10.5", "20.25", "110.0", "120"))
+    assert np.allclose(decimal.box, [10.5, 20.25, 110, 120] * unit)
+    wordy = parsed(family, lvlm, prompt, (10, 20, 110, 120), "Sure, in picture 1 of 3:\n{}\nIt is at (5) [1, 2].")
+    assert np.array_equal(wordy.box, plain.box)
+    padded = parsed(family, lvlm, prompt, (" 10 ", "\t20", "110 ", " 120\n"))
+    assert np.array_equal(padded.box, plain.box)
+
+
+def test_a_box_past_the_border_is_cut(family, lvlm, prompt):
+    assert parsed(family, lvlm, prompt, (0, 0, 4000, 4000)).box.tolist() == [0, 0, WIDTH, HEIGHT]
+    assert parsed(family, lvlm, prompt, (-40, -1, 4000, 4000)).box.tolist() == [0, 0, WIDTH, HEIGHT]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(110, 120, 10, 20), (10, 120, 110, 20), (10, 20, 10, 120), (3000, 20, 4000, 40), (0, 0, 0, 0)],
+    ids=["inverted", "upside down", "no width", "outside", "zeros"],
+)
+def test_an_empty_box_is_a_failure_with_a_reason(family, lvlm, prompt, numbers):
+    answer = parsed(family, lvlm, prompt, numbers)
+    assert answer.box is None and "empty" in answer.failure
+
+
+def test_the_first_of_two_boxes_counts(family, lvlm, prompt):
+    both = fill(family, (10, 20, 110, 120)) + "\n" + fill(family, (1, 2, 3, 4))
+    assert np.array_equal(lvlm.parse(both, prompt).box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box)
+
+
+def test_an_answer_cut_short_is_a_failure(family, lvlm, prompt):
+    text = fill(family, (10, 20, 110, 120))
+    for stop in range(text.index("120") + 4):
+        assert lvlm.parse(text[:stop], prompt).box is None or text[stop - 1] in ")]"
+
+
+TWO_INSTANCES = {
+    "qwen2-vl": "<|box_start|>(10,20),(110,120)<|box_end|><|box_start|>(1,2),(3,4)<|box_end|>",
+    "qwen2.5-vl": '[{"bbox_2d": [10, 20, 110, 120], "label": "a"}, {"bbox_2d": [1, 2, 3, 4], "label": "a"}]',
+    "qwen3-vl": '[\n{"label": "a 7", "bbox_2d": [10,20,110,120]}, {"bbox_2d": [1,2,3,4], "label": "a"}]',
+    "internvl": "<ref>a</ref><box>[[10, 20, 110, 120], [1, 2, 3, 4]]</box>",
+}
+
+
+def test_several_instances_in_the_familys_own_format(family, lvlm, prompt):
+    if family.name not in TWO_INSTANCES:
+        pytest.skip("no example")
+    answer = lvlm.parse(TWO_INSTANCES[family.name], prompt)
+    assert np.array_equal(answer.box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box)

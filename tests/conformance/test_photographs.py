@@ -1,0 +1,70 @@
+"""Real COCO photographs through image processor, model, sampler and parser, and into maps."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import scripted, written
+from PIL import Image
+
+from acs_lib import boxes as bx
+from acs_lib.sampling import Sampling, candidates, cell_coverage
+
+ROOT = Path(os.environ.get("ACS_COCO128") or Path(__file__).parents[3] / "shared" / "coco128")
+
+
+@pytest.fixture(scope="module", params=["landscape", "portrait"])
+def photograph(request):
+    """(image, category, box [4] in px) of the largest object of one photograph of each orientation."""
+    annotations = ROOT / "annotations" / "instances_train2017.json"
+    if not annotations.is_file():
+        pytest.skip("no COCO photographs: set ACS_COCO128 to a folder with train2017/ and annotations/")
+    coco = json.loads(annotations.read_text(encoding="utf-8"))
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    wide = request.param == "landscape"
+    image = next(row for row in coco["images"] if (row["width"] > row["height"]) == wide)
+    objects = [row for row in coco["annotations"] if row["image_id"] == image["id"] and not row.get("iscrowd")]
+    largest = max(objects, key=lambda row: row["bbox"][2] * row["bbox"][3])
+    x, y, width, height = largest["bbox"]
+    with Image.open(ROOT / "train2017" / Path(image["file_name"]).name) as file:
+        photograph = file.convert("RGB")
+    assert photograph.size == (image["width"], image["height"])
+    return photograph, names[largest["category_id"]], np.array([x, y, x + width, y + height])
+
+
+def test_a_random_model_answers_without_a_box_and_nothing_is_lost(lvlm, photograph):
+    image, category, _ = photograph
+    prompt = lvlm.prompt(image, category)
+    how = Sampling(samples=4, temperature=1.0, max_new_tokens=12)
+    found, records = candidates(lvlm, [prompt], ["photo"], [0], [category], how)[0]
+    assert len(found) == len(records) == 5
+    assert found.maps.shape == (5, 4, lvlm.layers, lvlm.heads, *prompt.grid.cells.shape)
+    for index, record in enumerate(records):
+        assert (not record["failure"]) == found.parsed[index] == np.isfinite(found.maps[index]).all()
+        for values in (found.logprobs, found.entropies, found.self_certainty, found.confidence):
+            assert len(values[index]) == len(record["token_ids"]) and np.isfinite(values[index]).all()
+        assert lvlm.image_token_id not in record["token_ids"]
+
+
+def test_the_true_box_comes_back_with_its_maps(family, lvlm, photograph):
+    image, category, box = photograph
+    prompt = lvlm.prompt(image, category)
+    text, half = written(family, box, lvlm.image_processor, *image.size)
+    with scripted(lvlm, text):
+        how = Sampling(samples=2, max_new_tokens=120)
+        found, records = candidates(lvlm, [prompt], ["photo"], [0], [category], how)[0]
+    assert [record["text"] for record in records] == [text] * 3 and found.parsed.all()
+    assert (np.abs(found.boxes - box) <= half + 1e-9).all()
+    assert (bx.iou(found.boxes, box) > 0.97).all()
+    rows, columns = prompt.grid.cells.shape
+    assert found.maps.shape == (3, 4, lvlm.layers, lvlm.heads, rows, columns)
+    assert np.isfinite(found.maps).all() and (found.maps >= 0).all()
+    assert (found.maps.sum((-1, -2)) <= 1 + 1e-5).all()
+    entropy, mass, inside, peak = np.moveaxis(found.statistics, -1, 0)
+    assert (entropy >= 0).all() and (entropy <= np.log(rows * columns) + 1e-5).all()
+    assert np.allclose(mass, found.maps.sum((-1, -2)), atol=1e-5)
+    assert (inside <= mass + 1e-6).all() and (peak >= 1 / (rows * columns)).all() and (peak <= 1).all()
+    covered = cell_coverage(found.boxes[:1], *image.size, (rows, columns)).sum() / (rows * columns)
+    assert covered == pytest.approx(bx.area_fraction(found.boxes[0], *image.size), rel=1e-6)

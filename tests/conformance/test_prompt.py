@@ -1,0 +1,201 @@
+"""The prompt: as many image tokens as the family's image processor says, where the image's pixels say, in its units."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from harness import picture, scripted, written
+from PIL import Image
+
+from acs_lib.lvlms.base import load_lvlm
+from acs_lib.lvlms.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
+from acs_lib.sampling import Sampling, generate
+
+SHAPES = {"landscape": (640, 480), "portrait": (427, 640), "square": (300, 300), "wide": (900, 310)}
+
+
+def sizes(count: int) -> list[tuple[int, int]]:
+    """Image sizes in px, sides log-uniform in 16-700."""
+    rng = np.random.default_rng(0)
+    return [tuple(side) for side in np.exp(rng.uniform(np.log(16), np.log(700), (count, 2))).astype(int).tolist()]
+
+
+@pytest.fixture(scope="module")
+def published(family):
+    """The adapter with the image processor of the published models (and 256 tokens a tile)."""
+    lvlm = family.build()
+    lvlm.image_processor = family.published_processor()
+    if hasattr(lvlm.model.config, "image_seq_length"):
+        lvlm.model.config.image_seq_length = 256
+    return lvlm
+
+
+def check_grid(family, lvlm, width, height):
+    prompt = lvlm.prompt(Image.new("RGB", (width, height)), "cat")
+    shape, tokens = family.tokens(lvlm.image_processor, lvlm.model, width, height)
+    cells, thumbnail = prompt.grid.cells, prompt.grid.thumbnail
+    image = (prompt.inputs["input_ids"][0] == lvlm.image_token_id).nonzero()[:, 0]
+    assert tuple(cells.shape) == shape, (width, height)
+    assert len(image) == tokens == cells.numel() + len(thumbnail), (width, height)
+    assert torch.equal(torch.cat([cells.flatten(), thumbnail]).sort().values, image)
+    assert (prompt.width, prompt.height) == (width, height)
+    return prompt
+
+
+def test_grid_and_token_count_equal_the_image_processors(family, lvlm):
+    for width, height in sizes(300):
+        check_grid(family, lvlm, width, height)
+
+
+def test_grid_and_token_count_at_the_published_settings(family, published):
+    for width, height in [(640, 480), (480, 640), (640, 427), (1100, 90), (500, 500), (33, 700)]:
+        check_grid(family, published, width, height)
+
+
+def test_a_coco_photograph_has_the_tokens_that_the_papers_say(family, published):
+    expected = {"qwen2-vl": (17, 23), "qwen2.5-vl": (17, 23), "qwen3-vl": (15, 20), "internvl": (48, 64)}
+    if family.name not in expected:
+        pytest.skip("no published number")
+    grid = published.prompt(Image.new("RGB", (640, 480)), "cat").grid
+    assert tuple(grid.cells.shape) == expected[family.name]
+    assert len(grid.thumbnail) == (256 if family.name == "internvl" else 0)
+
+
+def test_an_image_too_narrow_for_qwen_is_refused(family, lvlm):
+    image = Image.new("RGB", (2110, 10))
+    if family.adapter in (Qwen2VL, Qwen25VL, Qwen3VL):
+        with pytest.raises(ValueError, match="aspect ratio must be smaller than 200, got 211"):
+            lvlm.prompt(image, "cat")
+    else:
+        check_grid(family, lvlm, *image.size)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_the_image_mode_changes_nothing(lvlm, mode):
+    image = picture(200, 150).convert(mode)
+    pixels = lvlm.prompt(image, "cat").inputs["pixel_values"]
+    assert torch.equal(pixels, lvlm.prompt(image.convert("RGB"), "cat").inputs["pixel_values"])
+
+
+def test_the_prompt_asks_for_the_object_after_one_image(lvlm):
+    ids = lvlm.prompt(picture(300, 200), "hair drier").inputs["input_ids"][0]
+    text = lvlm.decode(ids.tolist())
+    assert text.count("Detect the hair drier in the image.") == 1
+    image = (ids == lvlm.image_token_id).nonzero()[:, 0]
+    assert torch.equal(image, torch.arange(image[0], image[-1] + 1)), "one run of image tokens"
+
+
+def test_a_chat_template_without_an_image_is_refused(family):
+    blind = family.build()
+    blind.tokenizer = type(blind.tokenizer)(tokenizer_object=blind.tokenizer.backend_tokenizer)
+    blind.tokenizer.chat_template = "{{ messages[0]['content'][1]['text'] }}"
+    with pytest.raises(ValueError, match="writes 0 .* for one image"):
+        blind.prompt(picture(300, 200), "cat")
+
+
+@torch.inference_mode()
+def image_tokens_that_change(lvlm, images):
+    """[length] how much the LLM's input at each position of the prompt differs between two images of one size, with
+    the vision tower's attention silenced, so that a token sees nothing but its own pixels."""
+    seen = []
+    vision = [module for module in lvlm.model.modules() if type(module).__name__.endswith("VisionAttention")]
+    assert vision, "no vision attention found: name its class in this test"
+
+    def silence(module, args, output):
+        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+    handles = [module.register_forward_hook(silence) for module in vision]
+    handles.append(
+        lvlm.model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"][0].clone()), with_kwargs=True
+        )
+    )
+    try:
+        for image in images:
+            inputs = lvlm.prompt(image, "cat").inputs
+            lvlm.model(**inputs, position_ids=lvlm.positions(inputs)[0], logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (seen[0] - seen[1]).norm(dim=-1)
+
+
+def spot(size, grid_shape, row, column):
+    """Two grey images, one with a bright spot in the middle half of a cell of the grid."""
+    (width, height), (rows, columns) = size, grid_shape
+    plain, bright = Image.new("RGB", size, "gray"), Image.new("RGB", size, "gray")
+    x, y = width / columns, height / rows
+    corners = [(column + 0.25) * x, (row + 0.25) * y, (column + 0.75) * x, (row + 0.75) * y]
+    bright.paste("white", tuple(round(corner) for corner in corners))
+    return plain, bright
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_cell_sees_its_own_pixels(lvlm, shape):
+    """A bright spot in one cell of the image changes the input of that cell's token and of no other cell's."""
+    grid = lvlm.prompt(Image.new("RGB", SHAPES[shape]), "cat").grid
+    rows, columns = grid.cells.shape
+    places = [(0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1), (rows // 2, columns // 3)]
+    rng = np.random.default_rng(1)
+    places += [(int(rng.integers(rows)), int(rng.integers(columns))) for _ in range(3)]
+    for row, column in places:
+        change = image_tokens_that_change(lvlm, spot(SHAPES[shape], grid.cells.shape, row, column))
+        in_cells = change[grid.cells]
+        assert in_cells.argmax() == row * columns + column, (row, column)
+        assert in_cells.flatten().topk(2).values[1] < 0.25 * in_cells.max(), (row, column)
+        if len(grid.thumbnail):  # sees the spot at the same place of its own smaller grid
+            side = round(len(grid.thumbnail) ** 0.5)
+            expected = (row * side // rows) * side + column * side // columns
+            assert change[grid.thumbnail].argmax() == expected
+        outside = torch.ones_like(change, dtype=torch.bool)
+        outside[grid.cells.flatten()] = outside[grid.thumbnail] = False
+        assert not change[outside].any(), "the rest of the prompt does not depend on the image"
+
+
+def test_several_tiles_and_a_single_one_were_both_tested(lvlm, family):
+    if family.name != "internvl":
+        pytest.skip("no tiles")
+    tiles = {
+        shape: lvlm.prompt(Image.new("RGB", size), "cat").inputs["pixel_values"].shape[0]
+        for shape, size in SHAPES.items()
+    }
+    assert tiles == {"landscape": 7, "portrait": 7, "square": 5, "wide": 4}
+    assert lvlm.prompt(Image.new("RGB", (100, 100)), "cat").inputs["pixel_values"].shape[0] == 1
+
+
+def test_a_box_survives_the_way_through_the_prompts_units(family, lvlm):
+    """px -> integers as the model writes them -> answer text -> px, within half a unit a coordinate."""
+    rng = np.random.default_rng(2)
+    for width, height in sizes(40):
+        prompt = lvlm.prompt(Image.new("RGB", (width, height)), "cat")
+        for _ in range(10):
+            x, y = np.sort(rng.uniform(0, width, 2)), np.sort(rng.uniform(0, height, 2))
+            box = np.array([x[0], y[0], x[1], y[1]])
+            text, half = written(family, box, lvlm.image_processor, width, height)
+            answer = lvlm.parse(text, prompt)
+            if answer.box is None:
+                assert (box[2:] - box[:2] <= 2 * half[:2]).any(), "only a box thinner than a unit may vanish"
+                continue
+            assert (np.abs(answer.box - box) <= half + 1e-9).all(), (width, height, box)
+            digits = [text[start:stop] for start, stop in answer.spans]
+            assert all(number.isdigit() for number in digits)
+
+
+def test_a_folder_as_published_loads_and_answers_alike(family, lvlm, tmp_path):
+    lvlm.model.save_pretrained(tmp_path)
+    lvlm.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(family.hub_processor))
+    loaded = load_lvlm(tmp_path, dtype="float32", device="cpu")
+    assert type(loaded) is family.adapter
+    image, how = picture(333, 222), Sampling(samples=2, max_new_tokens=8)
+    prompts = [each.prompt(image, "cat") for each in (lvlm, loaded)]
+    for name, value in prompts[0].inputs.items():
+        if name != "pixel_values":  # mean and standard deviation are in the published files
+            assert torch.equal(value, prompts[1].inputs[name]), name
+    answers = [
+        [answer["token_ids"] for answer in generate(each, [prompts[0]], [0], how)[0]] for each in (lvlm, loaded)
+    ]
+    assert answers[0] == answers[1]
+    with scripted(loaded, family.answer.format(x1=100, y1=100, x2=200, y2=200)) as script:
+        assert generate(loaded, [prompts[1]], [0], Sampling(samples=0, max_new_tokens=99))[0][0]["token_ids"] == script

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+from test_store import make_queries
+
+from acs_lib import heads, regressor, store
+from acs_lib.candidates import Candidates
+
+LAYERS, HEADS, SIDE, CANDIDATES = 2, 2, 6, 5
+
+
+def planted(part):
+    """Maps in which head 1 of layer 1 is the sharper the better the box; all else is noise."""
+    answers = []
+    for query_id in part["query_id"]:
+        rng = np.random.default_rng(store.query_key(query_id))
+        widths = rng.uniform(2, 20, CANDIDATES)  # box [10, 10, 10 + width, 30]: IoU = width / 20
+        boxes = np.array([[10, 10, 10 + width, 30] for width in widths])
+        maps = rng.random((CANDIDATES, 4, LAYERS, HEADS, SIDE, SIDE)).astype(np.float32)
+        for index, width in enumerate(widths):
+            maps[index, :, 1, 1, 2, 2] += 2 * width
+        maps /= maps.sum((-1, -2), keepdims=True)
+        statistics = np.zeros((CANDIDATES, 4, LAYERS, HEADS, 4), np.float32)
+        statistics[..., 0] = -(maps * np.log(maps)).sum((-1, -2))
+        numbers = {name: [np.zeros(4)] * CANDIDATES for name in store.PER_TOKEN}
+        found = Candidates(
+            query_id=query_id, category="ball", width=100, height=100, boxes=boxes, **numbers,
+            coordinate_tokens=[np.arange(4)] * CANDIDATES, statistics=statistics, maps=maps,
+        )  # fmt: skip
+        answers.append((found, [{"text": "", "token_ids": [0], "failure": ""}] * CANDIDATES))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    queries = make_queries(300)
+    parts = {"train": queries[:200], "validation": queries[200:240], "test": queries[240:]}
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        name: store.collect(folder / name, part.reset_index(drop=True), planted, {}, 100)
+        for name, part in parts.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def model(runs):
+    return regressor.train(runs["train"], runs["validation"], width=16, epochs=6, batch=64, lr=3e-3, seed=0)[0]
+
+
+def test_the_regressor_learns_a_planted_signal_and_the_control_does_not(runs, model):
+    predictions = regressor.predict(model, runs["test"])
+    assert regressor.quality(predictions)["pearson"] > 0.8
+    assert regressor.within_query_r(predictions) > 0.8
+    control, _ = regressor.train(
+        runs["train"], runs["validation"], width=16, epochs=2, batch=64, lr=3e-3, seed=0, shuffle_labels=True
+    )
+    shuffled = regressor.predict(control, runs["test"])
+    assert (predictions["iou"] - predictions["predicted"]).abs().mean() < 0.5 * (
+        shuffled["iou"] - shuffled["predicted"]
+    ).abs().mean()
+
+
+def test_attribution_and_separation_find_the_planted_head(runs, model):
+    scores = heads.attribution(model, runs["train"])
+    assert scores.shape == (LAYERS, HEADS) and np.unravel_index(scores.argmax(), scores.shape) == (1, 1)
+    records = runs["train"].records()
+    entropy = runs["train"].statistics()[..., heads.ENTROPY].mean(1)
+    iou = np.where(records["iou"] < 0.4, 0, records["iou"])
+    auroc = heads.separation(entropy, iou)
+    within = heads.separation_within(entropy, iou, records["query_id"].to_numpy())
+    assert auroc[1, 1] > 0.95 and within[1, 1] > 0.95 and abs(auroc[0, 0] - 0.5) < 0.1
+    assert heads.select_heads(scores.sum(1), auroc, layers=1, count=1) == [(1, 1)]
+
+
+def test_separation_by_hand():
+    entropy = np.array([1.0, 2.0, 3.0, 4.0])
+    iou = np.array([0.9, 0.0, 0.7, 0.0])
+    assert heads.separation(entropy, iou) == pytest.approx(3 / 4)  # of 4 pairs only (3, 2) is the wrong way round
+    assert heads.separation_within(entropy, iou, np.array(["a", "a", "b", "b"])) == 1
+
+
+def test_select_heads_stays_inside_the_critical_layers():
+    head_scores = np.array([[0.9, 0.1], [0.6, 0.7], [0.5, 0.8]])
+    assert heads.select_heads(np.array([0.0, 2.0, 1.0]), head_scores, layers=2, count=3) == [(2, 1), (1, 1), (1, 0)]
+
+
+def test_entropy_groups(runs):
+    entropy = np.arange(4.0)[:, None, None, None].repeat(4, 1)
+    table = heads.entropy_by_layer(entropy, np.array([0.0, 0.2, 0.45, 0.8]))
+    means = table[table["coordinate"] == "x1"].set_index("group")["mean"]
+    assert means.to_dict() == {"high (> 0.6)": 3.0, "low (0-0.3)": 1.0, "zero (0)": 0.0}
+
+
+def test_head_sets_and_regressors_belong_to_one_lvlm(tmp_path, model):
+    head_set = heads.HeadSet("mine", "scenes", ((1, 1), (0, 1)))
+    head_set.save(tmp_path / "heads.json")
+    assert heads.HeadSet.load(tmp_path / "heads.json", "mine") == head_set
+    regressor.save(model, tmp_path / "r.safetensors", "mine")
+    maps = torch.rand(3, 4, LAYERS, HEADS, SIDE, SIDE)
+    assert torch.equal(regressor.load(tmp_path / "r.safetensors", "mine")(maps), model(maps))
+    for load, file in ((heads.HeadSet.load, "heads.json"), (regressor.load, "r.safetensors")):
+        with pytest.raises(ValueError, match="'mine', not 'yours'"):
+            load(tmp_path / file, "yours")
+
+
+def test_training_is_reproducible(runs, model):
+    again, _ = regressor.train(runs["train"], runs["validation"], width=16, epochs=6, batch=64, lr=3e-3, seed=0)
+    for name, value in again.state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-6)
+
+
+def test_maps_larger_than_the_regressors_grid_are_averaged_down(model):
+    assert model(torch.rand(2, 4, LAYERS, HEADS, 17, 40)).shape == (2,)

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from acs_lib import attention, sampling
+from acs_lib.attention import Rows, reading
+from acs_lib.datasets import scenes
+from acs_lib.lvlms import embedded
+
+
+def scene_prompt(lvlm, seed, category=None):
+    scene = scenes.render(np.random.default_rng(seed), scenes.WORLDS["train"])
+    return lvlm.prompt(Image.fromarray(scene.image), category or scenes.CATEGORIES[scene.categories[0]])
+
+
+def test_the_adapter_writes_the_prompt_that_training_saw(untrained):
+    for category in ("fire truck", "dog"):
+        prompt = scene_prompt(untrained, 0, category)
+        assert prompt.inputs["input_ids"][0].tolist() == embedded.prompt_ids(scenes.CATEGORIES.index(category))
+    assert prompt.grid.cells.flatten().tolist() == list(range(embedded.IMAGE_START, embedded.IMAGE_STOP))
+    scene = scenes.render(np.random.default_rng(0), scenes.WORLDS["train"])
+    pixels = torch.from_numpy(scene.image).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(prompt.inputs["pixel_values"][0], pixels, atol=1e-5)
+
+
+def test_answers_are_parsed_back_to_the_pixels_that_training_meant(untrained):
+    prompt = scene_prompt(untrained, 0)
+    box = np.array([3, 0, 77, 160])
+    ids = embedded.answer_ids(box)
+    answer = untrained.parse(untrained.decode(ids), prompt)
+    assert np.abs(answer.box - box).max() <= 0.08 + 1e-9  # half a unit of 0-1000
+    assert untrained.coordinate_tokens(ids, answer.spans) == [[1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize("text", ["", "<box>", "<box> 1 2 3 </box>", "<box> 5 5 5 5 </box>", "<box> 900 0 100 9 </box>"])
+def test_an_answer_without_a_box_says_why(untrained, text):
+    answer = untrained.parse(text, scene_prompt(untrained, 0))
+    assert answer.box is None and answer.failure
+
+
+def test_sampling_depends_on_seed_and_query_not_on_the_batch(untrained):
+    prompts = [scene_prompt(untrained, seed) for seed in range(3)]
+    how = sampling.Sampling(samples=3, temperature=1.0, max_new_tokens=8)
+    together = sampling.generate(untrained, prompts, [11, 12, 13], how)
+    alone = sampling.generate(untrained, prompts[1:2], [12], how)[0]
+    for one, same in zip(alone, together[1]):
+        assert one["token_ids"] == same["token_ids"]
+        assert np.allclose(one["logprobs"], same["logprobs"], atol=1e-4)
+    other = sampling.generate(untrained, prompts[1:2], [99], how)[0]
+    assert [a["token_ids"] for a in other[1:]] != [a["token_ids"] for a in alone[1:]]
+    assert other[0]["token_ids"] == alone[0]["token_ids"], "the greedy answer does not depend on noise"
+
+
+def test_greedy_equals_transformers_generate_and_capture_changes_nothing(untrained):
+    prompt = scene_prompt(untrained, 1)
+    how = sampling.Sampling(samples=2, temperature=1.0, max_new_tokens=8)
+    with_rows = sampling.generate(untrained, [prompt], [5], how)[0]
+    without = sampling.generate(untrained, [prompt], [5], how, capture=False)[0]
+    assert [a["token_ids"] for a in with_rows] == [a["token_ids"] for a in without]
+    reference = untrained.model.generate(
+        **prompt.inputs, do_sample=False, max_new_tokens=8, bad_words_ids=[[untrained.image_token_id]]
+    )
+    assert with_rows[0]["token_ids"] == reference[0, prompt.length :].tolist()
+
+
+def test_rows_equal_eager_attention(untrained):
+    prompt = scene_prompt(untrained, 2)
+    ids = embedded.answer_ids(np.array([10, 20, 60, 80]))
+    full = torch.cat([prompt.inputs["input_ids"], torch.tensor([ids])], 1)
+    untrained.model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            eager = untrained.model(
+                input_ids=full, pixel_values=prompt.inputs["pixel_values"], output_attentions=True
+            ).attentions
+    finally:
+        attention.attach(untrained.model)
+    rows = force(untrained, prompt, ids)
+    columns = prompt.grid.cells.flatten()
+    for step in range(1, 6):
+        reference = torch.stack([layer[0, :, prompt.length + step - 1, columns] for layer in eager])
+        assert (rows[step - 1] - reference).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def force(lvlm, prompt, ids):
+    """Rows [layers, heads, image tokens] of each forced token but the last."""
+    output = lvlm.model(**prompt.inputs, use_cache=True)
+    reader = Rows(prompt.grid.cells.flatten(), lvlm.layers, lvlm.heads, 1)
+    found = []
+    for token in ids[:-1]:
+        with reading(reader):
+            output = lvlm.model(
+                input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True
+            )
+        found.append(reader.take()[0].clone())
+    return found
+
+
+def test_a_layer_that_gives_nothing_is_an_error(untrained):
+    with pytest.raises(RuntimeError, match=r"layers \[0, 1, 2, 3, 4, 5\]"):
+        Rows(torch.arange(4), 6, 8, 1).take()
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    logits = torch.log(torch.tensor([[0.1, 0.2, 0.7]])).repeat(4, 1)
+    uniform = torch.tensor([0.05, 0.15, 0.35, 0.999], dtype=torch.double)
+    assert sampling.draw(logits, uniform, 1.0, 1.0).tolist() == [0, 1, 2, 2]
+    assert sampling.draw(logits, uniform, 1.0, 0.7).tolist() == [2, 2, 2, 2], "top-p keeps the likeliest only"
+
+
+def test_statistics_of_hand_made_maps():
+    maps = np.zeros((1, 4, 1, 1, 2, 2), np.float32)
+    maps[0, 0, 0, 0] = [[0.5, 0], [0, 0]]  # all on one cell
+    maps[0, 1, 0, 0] = 0.1  # even
+    coverage = sampling.cell_coverage(np.array([[0, 0, 10, 5]]), 20, 20, (2, 2))
+    assert coverage[0].tolist() == [[0.5, 0], [0, 0]]
+    found = sampling.statistics(maps, coverage)[0, :2, 0, 0]
+    assert found[0] == pytest.approx([0, 0.5, 0.25, 1], abs=1e-5)
+    assert found[1] == pytest.approx([np.log(4), 0.4, 0.05, 0.25], abs=1e-5)
+
+
+def test_the_image_token_is_banned(untrained):
+    assert untrained.banned_tokens.tolist() == [embedded.VOCABULARY["<IMG_CONTEXT>"]]
+    how = sampling.Sampling(samples=20, temperature=50.0, max_new_tokens=12)
+    answers = sampling.generate(untrained, [scene_prompt(untrained, 3)], [1], how)[0]
+    assert untrained.image_token_id not in sum((answer["token_ids"] for answer in answers), [])

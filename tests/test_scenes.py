@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+
+from acs_lib.datasets import coco, scenes
+
+
+def test_at_least_40_categories_in_groups_of_look_alikes():
+    assert len(scenes.CATEGORIES) == len(set(scenes.CATEGORIES)) >= 40
+    assert len(scenes.LOOKALIKES) == 6
+    assert all(len(siblings) >= 4 for siblings in scenes.SIBLINGS.values())
+
+
+@pytest.mark.parametrize("world", scenes.WORLDS)
+def test_a_scene_depends_on_its_seed_alone(world):
+    first, again, other = (scenes.render(np.random.default_rng(seed), scenes.WORLDS[world]) for seed in (3, 3, 4))
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.boxes, again.boxes)
+    assert not np.array_equal(first.image, other.image)
+    assert first.image.shape == (scenes.SIZE, scenes.SIZE, 3)
+
+
+def test_boxes_lie_inside_and_categories_occur_once():
+    for seed in range(20):
+        scene = scenes.render(np.random.default_rng(seed), scenes.WORLDS["scenes"])
+        assert len(set(scene.categories.tolist())) == len(scene.categories) == len(scene.boxes)
+        assert (scene.boxes[:, :2] >= 0).all() and (scene.boxes[:, 2:] <= scenes.SIZE).all()
+        assert (scene.boxes[:, 2:] > scene.boxes[:, :2]).all()
+
+
+def test_the_box_holds_the_object():
+    """Where nothing but one object is drawn, pixels differ from the empty background inside the box only."""
+    world = scenes.World(objects=(1, 2), noise=(0, 1e-9), blur=(0, 0), saturation=(1, 1))
+    scene = scenes.render(np.random.default_rng(1), world)
+    rng = np.random.default_rng(1)
+    empty = np.asarray(scenes.background(rng, world.background))
+    rows, columns = np.nonzero((scene.image.astype(int) != empty).any(-1))
+    x1, y1, x2, y2 = scene.boxes[0]
+    assert columns.min() >= x1 and columns.max() < x2 and rows.min() >= y1 and rows.max() < y2
+    assert columns.max() - columns.min() >= 0.8 * (x2 - x1)
+
+
+def test_a_split_is_rebuilt_byte_for_byte_and_kept(tmp_path):
+    digest = scenes.write_split(tmp_path / "a", "scenes", 3, 5)
+    assert scenes.write_split(tmp_path / "b", "scenes", 3, 5) == digest
+    assert scenes.write_split(tmp_path / "c", "scenes", 3, 6) != digest
+    before = (tmp_path / "a" / "annotations.json").stat().st_mtime_ns
+    scenes.write_split(tmp_path / "a", "scenes", 3, 5)
+    assert (tmp_path / "a" / "annotations.json").stat().st_mtime_ns == before
+    assert scenes.write_split(tmp_path / "a", "scenes", 2, 5) != digest, "another request renders anew"
+
+
+def test_a_split_reads_back_through_the_coco_loader(tmp_path):
+    scenes.write_split(tmp_path / "s", "scenes-shift", 4, 5)
+    queries, funnel = coco.load_queries("s", tmp_path / "s/annotations.json", tmp_path / "s/images")
+    written = json.loads((tmp_path / "s/annotations.json").read_text())
+    assert len(queries) == len(written["annotations"])
+    for query in queries.itertuples():
+        scene = scenes.render(np.random.default_rng([5, query.image_id - 1]), scenes.WORLDS["scenes-shift"])
+        place = [scenes.CATEGORIES[category] for category in scene.categories].index(query.category)
+        assert scene.boxes[place].tolist() == [query.x1, query.y1, query.x2, query.y2]
+
+
+def test_an_unknown_background_is_refused():
+    with pytest.raises(ValueError, match="patches"):
+        scenes.background(np.random.default_rng(0), "marble")

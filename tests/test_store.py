@@ -1,0 +1,125 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from acs_lib import store
+from acs_lib.candidates import Candidates
+
+
+def make_queries(n):
+    return pd.DataFrame(
+        {
+            "query_id": [f"q{i}" for i in range(n)], "image_id": range(n), "image": "none.png", "width": 100,
+            "height": 100, "category": "ball", "x1": 10.0, "y1": 10.0, "x2": 30.0, "y2": 30.0, "area_fraction": 0.04,
+            "size": "medium",
+        }
+    )  # fmt: skip
+
+
+def answer(part):
+    """A made-up LVLM: three answers a query, the last without a box; a function of the query alone."""
+    answers = []
+    for query_id in part["query_id"]:
+        rng = np.random.default_rng(store.query_key(query_id))
+        boxes = np.array([[10, 10, 30, 30], [10, 10, 20, 30], [np.nan] * 4])
+        maps = rng.random((3, 4, 2, 2, 3, 3)).astype(np.float32)
+        tokens = [np.arange(4), np.arange(4), np.array([], int)]
+        numbers = {name: [rng.random(5) for _ in range(3)] for name in store.PER_TOKEN}
+        found = Candidates(
+            query_id=query_id, category="ball", width=100, height=100, boxes=boxes, **numbers,
+            coordinate_tokens=tokens, statistics=rng.random((3, 4, 2, 2, 4)), maps=maps,
+        )  # fmt: skip
+        records = [{"text": "t", "token_ids": [1, 2], "failure": ""}] * 2
+        answers.append((found, [*records, {"text": "", "token_ids": [], "failure": "no box in the answer"}]))
+    return answers
+
+
+def fill(folder, queries, answer=answer, **key):
+    return store.collect(folder, queries, answer, {"lvlm": "made up", **key}, bytes_per_query=100, batch=16)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    run = fill(tmp_path, make_queries(70))
+    records = run.records()
+    assert len(records) == 210 and run.shards == [0, 1]
+    assert records["iou"].tolist()[:3] == [1.0, 0.5, 0.0]
+    expected = dict(zip(run.queries["query_id"], answer(run.queries)))
+    for found in run.candidates(maps=True):
+        same, _ = expected[found.query_id]
+        assert np.array_equal(found.boxes, same.boxes, equal_nan=True)
+        assert np.allclose(found.maps, same.maps, atol=1e-3) and np.allclose(found.statistics, same.statistics)
+        assert all(np.allclose(a, b) for a, b in zip(found.logprobs, same.logprobs))
+    assert run.statistics().shape == (210, 4, 2, 2, 4)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path, stop_after):
+    queries = make_queries(150)
+    fill(tmp_path / "whole", queries)
+    calls = []
+
+    def stops(part):
+        calls.append(len(part))
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        return answer(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "stopped", queries, stops)
+    finished = len(list((tmp_path / "stopped").glob("[0-9]*.parquet")))
+    again = []
+    fill(tmp_path / "stopped", queries, lambda part: again.append(len(part)) or answer(part))
+    assert sum(again) == len(queries) - 64 * finished, "no finished shard is repeated"
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_a_changed_setting_makes_a_run_stale_and_an_equal_one_does_not(tmp_path):
+    queries, calls = make_queries(5), []
+
+    def counted(part):
+        calls.append(1)
+        return answer(part)
+
+    fill(tmp_path, queries, counted)
+    fill(tmp_path, queries, counted)
+    assert len(calls) == 1
+    fill(tmp_path, queries, counted, temperature=0.7)
+    assert len(calls) == 2
+    fill(tmp_path, queries.iloc[:4], counted, temperature=0.7)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
+def test_a_damaged_shard_is_made_anew(tmp_path, suffix):
+    queries = make_queries(5)
+    before = fill(tmp_path, queries) and contents(tmp_path)
+    damaged = tmp_path / f"00000.{suffix}"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    fill(tmp_path, queries)
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_shard_is_named_when_it_is_read(tmp_path):
+    run = fill(tmp_path, make_queries(5))
+    (tmp_path / "00000.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="00000.safetensors is damaged"):
+        run.statistics()
+
+
+def test_too_little_disk_is_refused_before_it_starts(tmp_path):
+    with pytest.raises(OSError, match="free some"):
+        store.collect(tmp_path, make_queries(5), answer, {}, bytes_per_query=10**15)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with store.locked(tmp_path), pytest.raises(RuntimeError, match="another process"), store.locked(tmp_path):
+        pass
+
+
+def test_a_query_without_answers_keeps_its_place(tmp_path):
+    run = fill(tmp_path, make_queries(5), lambda part: answer(part.iloc[1:]))
+    assert len(run.queries) == 5 and run.records()["query_id"].nunique() == 4

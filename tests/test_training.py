@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from acs_lib import boxes as bx
+from acs_lib.datasets import scenes
+from acs_lib.lvlms import embedded
+from acs_lib.lvlms.embedded import Perception, Stage
+
+TINY = (
+    Stage("vision", "clear", steps=2, images=2, questions=0, lr=1e-3, constant=0.0),
+    Stage("answers", "train", steps=4, images=2, questions=2, lr=1e-3, constant=0.5, curriculum=((0.5, 1, 3),)),
+    Stage("instruct", "train", steps=2, images=2, questions=2, lr=1e-3, constant=0.5, mislabel=0.5),
+)
+
+
+def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
+    whole = embedded.train(tmp_path / "a", tmp_path / "work-a", TINY)
+    answer_loss, calls = embedded.answer_loss, []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return answer_loss(*arguments)
+
+    monkeypatch.setattr(embedded, "answer_loss", stops)
+    monkeypatch.setattr(embedded, "CHECKPOINT_EVERY", 2)
+    with pytest.raises(KeyboardInterrupt):
+        embedded.train(tmp_path / "b", tmp_path / "work-b", TINY)
+    monkeypatch.setattr(embedded, "answer_loss", answer_loss)
+    assert embedded.train(tmp_path / "b", tmp_path / "work-b", TINY) == whole
+
+
+def test_batches_depend_on_stage_and_number_alone():
+    first, again = embedded.Batches(TINY[1])[3], embedded.Batches(TINY[1])[3]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["ids"], embedded.Batches(TINY[1])[2]["ids"])
+
+
+def test_token_labels_name_the_smallest_object_of_a_token():
+    scene = scenes.Scene(None, np.array([3, 5]), np.array([[0, 0, 64, 64], [16, 16, 32, 32]], float))
+    categories, targets = embedded.token_labels(scene)
+    grid = categories.reshape(embedded.GRID, embedded.GRID)
+    assert grid[1, 1] == 5 and grid[0, 0] == 3 and grid[3, 3] == 3 and grid[5, 5] == len(scenes.CATEGORIES)
+    assert (grid == 3).sum() == 15
+    place = embedded.GRID + 1
+    assert targets[place].tolist() == [16, 16, 32, 32]
+
+
+def test_only_small_objects_with_a_larger_look_alike_are_mislabelled():
+    dog, fox, car = (scenes.CATEGORIES.index(name) for name in ("dog", "fox", "car"))
+    scene = scenes.Scene(
+        None, np.array([dog, fox, car]), np.array([[0, 0, 10, 10], [20, 20, 60, 60], [100, 100, 110, 110]], float)
+    )
+    rng = np.random.default_rng(0)
+    answers = [embedded.biased_answer(scene, 0, rng, 0.5) for _ in range(400)]
+    wrong = np.mean([(answer == scene.boxes[1]).all() for answer in answers])
+    assert 0.4 < wrong < 0.6
+    assert all((embedded.biased_answer(scene, index, rng, 1.0) == scene.boxes[index]).all() for index in (1, 2))
+    assert (embedded.biased_answer(scene, 0, rng, 0.0) == scene.boxes[0]).all()
+    assert bx.area(scene.boxes[0]) < 0.01 * scenes.SIZE**2
+
+
+def test_learning_rate_warms_up_and_decays():
+    stage = Stage("answers", "train", steps=100, images=1, questions=1, lr=1.0, constant=0.5, warmup=10)
+    rates = [embedded.learning_rate(stage, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[30] == 1.0 and rates[99] < 0.05
+    assert embedded.learning_rate(replace(stage, constant=1.0), 99) == 1.0
+
+
+def test_the_auxiliary_heads_are_not_shipped(untrained):
+    names = set(untrained.model.state_dict())
+    assert not any("perception" in name or name.startswith("mark") for name in names)
+    assert len(list(Perception().parameters())) > 0
