@@ -26,12 +26,11 @@ for file in notebooks/[0-9][0-9]_*.ipynb; do
     name=${file##*/}
     numbers="$numbers ${name%%_*}"
 done
-engines=" local ray"
-options=" --profile --from --engine --limit --dry-run --test --help"
+options=" --profile --from --dry-run --test --help"
 
 usage() {
     cat <<EOF
-Usage: ./run_all.sh [--profile NAME] [--from N] [--engine NAME] [--limit N] [--dry-run]
+Usage: ./run_all.sh [--profile NAME] [--from N] [--dry-run]
        ./run_all.sh --test
 
 Sets up the environment (the active conda or virtual environment, or .venv in this folder), then runs the notebooks
@@ -40,10 +39,8 @@ in order. Finished notebooks are reused as long as nothing they depend on has ch
   --profile NAME  what to run, one of:${profiles:- (none found in acs_lib/profiles)}
                   (default: embedded)
   --from N        run notebook N and the later ones anew; N is one of:${numbers:- (no notebooks found)}
-  --engine NAME   how candidates are sampled, one of:$engines (default: local)
-  --limit N       at most N queries a split, for a quick look
   --dry-run       set up, then only say which notebooks would run
-  --test          set up, then run the test suite
+  --test          set up, then run the test suite, and compare the notebooks' outputs with what they give now
   --help          this text
 EOF
 }
@@ -60,17 +57,18 @@ is_number() { case $1 in '' | *[!0-9]*) return 1 ;; esac; }
 
 profile=embedded
 test=no
-arguments=() # of acs_lib.runner
+given= # the last option that is not --test
+arguments=()
 while [ $# -gt 0 ]; do
     option=$1
     shift
     case $option in
-        --profile | --from | --engine | --limit)
+        --profile | --from)
             [ $# -gt 0 ] || fail 2 "run_all.sh: $option needs a value" "./run_all.sh --help explains it"
             value=$1
             shift
             ;;
-        --profile=* | --from=* | --engine=* | --limit=*)
+        --profile=* | --from=*)
             value=${option#*=}
             option=${option%%=*}
             ;;
@@ -85,7 +83,6 @@ while [ $# -gt 0 ]; do
         --profile)
             is_in "$value" "$profiles" || refuse "unknown profile '$value'" "$profiles"
             profile=$value
-            arguments+=(--profile "$value")
             ;;
         --from)
             is_number "$value" || refuse "--from takes a notebook's number, not '$value'" "$numbers"
@@ -93,24 +90,17 @@ while [ $# -gt 0 ]; do
             is_in "$value" "$numbers" || refuse "there is no notebook $value to start from" "$numbers"
             arguments+=(--from "$value")
             ;;
-        --engine)
-            is_in "$value" "$engines" || refuse "unknown engine '$value'" "$engines"
-            arguments+=(--engine "$value")
-            [ "$value" = local ] || engine=$value
-            ;;
-        --limit)
-            { is_number "$value" && [ "$((10#$value))" -gt 0 ]; } ||
-                refuse "--limit takes a number of queries, not '$value'" " 1 and above"
-            arguments+=(--limit "$((10#$value))")
-            ;;
         --dry-run) arguments+=(--dry-run) ;;
-        --test) test=yes ;;
+        --test)
+            test=yes
+            continue
+            ;;
     esac
+    given=$option
 done
 if [ $test = yes ]; then
-    [ ${#arguments[@]} = 0 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes no ${arguments[0]}"
+    [ -z "$given" ] || fail 2 "run_all.sh: --test runs the whole test suite and takes no $given"
 else
-    [ ${#arguments[@]} != 0 ] || arguments=(--profile "$profile")
     is_in "$profile" "$profiles" || refuse "there is no profile '$profile' here" "$profiles"
 fi
 
@@ -226,13 +216,13 @@ else
     logged "packages: acs-kit" "$python" -m pip install --no-input --progress-bar off --no-deps -e .
     say "$wanted" >"$stamp"
 fi
-if [ "${engine:-}" = ray ] && ! "$python" -c 'import ray.data' >/dev/null 2>&1; then
-    logged "packages: ray" "$python" -m pip install --no-input --progress-bar off -c requirements.lock -e '.[ray]'
-fi
 say "set-up: $SECONDS s"
 
 # --------------------------------------------------------------------------------------------------------------- run
 if [ $test = yes ]; then
-    exec "$python" -m pytest
+    "$python" -m pytest
+    export TQDM_DISABLE=1 # progress is no result
+    exec "$python" -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
+        --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[1-6]_*.ipynb
 fi
-exec "$python" -m acs_lib.runner ${arguments[@]+"${arguments[@]}"}
+exec "$python" -m acs_lib.runner --profile "$profile" ${arguments[@]+"${arguments[@]}"}

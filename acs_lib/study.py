@@ -51,9 +51,14 @@ class Study:
         return self._runs[name]
 
     def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:
-        """The attention-IoU regressor of an LVLM, trained on the train split of `train_set` (or read from disk)."""
+        """The attention-IoU regressor of an LVLM, trained on the train split of `train_set` (or read from disk).
+
+        The control on shuffled labels has nothing to learn and gets two epochs.
+        """
         train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
         settings = self.profile.regressor.model_dump(exclude={"seeds"})
+        if shuffle_labels:
+            settings["epochs"] = 2
         key = digest([settings, seed, shuffle_labels, train.key, validation.key])
         stem = f"regressor{'-shuffled' if shuffle_labels else ''}-{seed}"
         folder = paths.runs(self.profile.name) / lvlm.name
@@ -133,6 +138,7 @@ class Study:
             scores = np.full(len(candidates), np.nan)
             if candidates.query_id in by_query:
                 part = by_query[candidates.query_id]
+                part = part[part["candidate"] < len(candidates)]
                 scores[part["candidate"]] = part["predicted"]
             return scores
 
@@ -143,6 +149,17 @@ class Study:
         run = self.run(lvlm, dataset, "test")
         selectors = self.selectors(lvlm, self.predictions(lvlm, dataset, "test"))
         return evaluate.chosen(run.candidates(maps=True), run.truth, selectors, self.profile.pool)
+
+    def all_choices(self) -> list[tuple[LVLMSpec, DatasetSpec, pd.DataFrame]]:
+        """(lvlm, dataset, choices) of every column of the main table."""
+        return [(lvlm, dataset, self.choices(lvlm, dataset)) for lvlm, dataset in self.columns]
+
+    def sizes(self, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.DataFrame) -> pd.DataFrame:
+        """by_size.csv of one column."""
+        return evaluate.accuracy_by_size(
+            choices, self.test_queries(lvlm, dataset), lvlm=lvlm.name, dataset=dataset.name,
+            draws=self.profile.bootstrap,
+        )  # fmt: skip
 
     def main_table(self, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.DataFrame) -> pd.DataFrame:
         """main_results.csv of one column: small objects of the test split."""

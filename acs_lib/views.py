@@ -10,9 +10,11 @@ import pandas as pd
 from IPython.display import Markdown
 from PIL import Image
 
+from acs_lib import boxes as bx
 from acs_lib import evaluate, paths, regressor
-from acs_lib.candidates import Candidates
+from acs_lib.candidates import STATISTICS, Candidates
 from acs_lib.heads import ENTROPY, GROUPS, HeadSet, entropy_by_layer
+from acs_lib.selectors import SELECTORS
 from acs_lib.store import BOX, Run
 from acs_lib.study import Study
 
@@ -59,11 +61,10 @@ def image_of(run: Run, query_id: str) -> tuple[Image.Image, np.ndarray]:
 
 def room_to_choose(study: Study) -> pd.DataFrame:
     """Acc@0.5 and mIoU of the greedy answer, the mean sample and the oracle, by size, on every test split."""
-    greedy_only = [selector for name, selector in evaluate.SELECTORS.items() if name == "greedy"]
     parts = []
     for lvlm, dataset in study.columns:
         run = study.run(lvlm, dataset, "test")
-        choices = evaluate.chosen(run.candidates(), run.truth, greedy_only, study.profile.pool)
+        choices = evaluate.chosen(run.candidates(), run.truth, [SELECTORS["greedy"]], study.profile.pool)
         parts.append(
             evaluate.accuracy_by_size(
                 choices, run.queries, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap
@@ -97,7 +98,7 @@ def candidates_of(run: Run, query_id: str) -> Candidates:
 
 def good_and_bad(candidates: Candidates, truth: np.ndarray) -> tuple[int, int]:
     """Rows of the sampled candidates with the highest and the lowest IoU."""
-    iou = np.where(candidates.parsed, evaluate.bx.iou(candidates.boxes, truth), np.nan)
+    iou = np.where(candidates.parsed, bx.iou(candidates.boxes, truth), np.nan)
     iou[0] = np.nan
     return int(np.nanargmax(iou)), int(np.nanargmin(iou))
 
@@ -165,7 +166,7 @@ def say_heads(head_set: HeadSet, table: pd.DataFrame) -> Markdown:
     )
 
 
-def comparisons(study: Study, choices: dict) -> pd.DataFrame:
+def comparisons(study: Study, columns: list[tuple]) -> pd.DataFrame:
     """Paired differences of Acc@0.5 that the paper's claims rest on, small objects, 95 % bootstrap over images."""
     pairs = [
         ("ACS-Learned", "greedy"),
@@ -176,7 +177,7 @@ def comparisons(study: Study, choices: dict) -> pd.DataFrame:
         ("ACS-Free", "entropy, all heads"),
     ]
     table = []
-    for (lvlm, dataset), frame in choices.items():
+    for lvlm, dataset, frame in columns:
         small = study.test_queries(lvlm, dataset, "small")
         frame = frame[frame["query_id"].isin(small["query_id"])]
         for method, reference in pairs:
@@ -363,8 +364,6 @@ def _data_url(image: Image.Image) -> str:
 
 def statistics_by_layer(run: Run) -> pd.DataFrame:
     """Layer and the mean of each head statistic over answers with a box, coordinates and heads."""
-    from acs_lib.candidates import STATISTICS
-
     kept = (run.records()["failure"] == "").to_numpy()
     means = run.statistics()[kept].mean((0, 1, 3))
     return pd.DataFrame(means, columns=list(STATISTICS)).rename_axis("layer").reset_index()
@@ -383,7 +382,7 @@ def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
 def scored(candidates: Candidates, selector, truth: np.ndarray) -> pd.DataFrame:
     """The sampled candidates of one query, best score first: candidate, score, IoU."""
     table = pd.DataFrame(
-        {"candidate": range(len(candidates)), "score": selector.score(candidates), "iou": evaluate.bx.iou(candidates.boxes, truth)}
+        {"candidate": range(len(candidates)), "score": selector.score(candidates), "iou": bx.iou(candidates.boxes, truth)}
     )
     return table[1:].sort_values("score", ascending=False, ignore_index=True)
 

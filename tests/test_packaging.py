@@ -79,6 +79,11 @@ def test_scripts_are_executable_and_parse(script):
     subprocess.run(["bash", "-n", path], check=True)
 
 
+def test_continuous_integration_runs_the_readmes_test_command():
+    lines = (paths.ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in lines if "run_all.sh" in line] == ["exec ./run_all.sh --test"]
+
+
 @pytest.fixture
 def kit(tmp_path):
     """A copy of what run_all.sh looks at before it sets anything up, in a folder with a blank in its name."""
@@ -142,16 +147,14 @@ def test_help_lists_the_profiles(kit):
         (["--profile", "nonesuch"], PROFILES),
         (["--profile=nonesuch"], PROFILES),
         (["--profile", ""], PROFILES),
-        (["--bogus"], ["--profile", "--from", "--engine", "--limit", "--dry-run", "--test", "--help"]),
+        (["--bogus"], ["--profile", "--from", "--dry-run", "--test", "--help"]),
         (["smoke"], ["--profile"]),
         (["--from", "two"], ["01", "08"]),
         (["--from", "-1"], ["01", "08"]),
         (["--from", "9"], ["01", "08"]),
-        (["--engine", "spark"], ["local", "ray"]),
-        (["--limit", "0"], ["1 and above"]),
-        (["--limit", "1.5"], ["1 and above"]),
-        (["--limit"], []),
-        (["--test", "--limit", "3"], []),
+        (["--from"], []),
+        (["--test", "--dry-run"], []),
+        (["--test", "--profile", PROFILES[0]], []),
     ],
 )
 def test_bad_usage_is_refused_before_any_set_up(kit, environment, arguments, valid):
@@ -166,13 +169,13 @@ def test_bad_usage_is_refused_before_any_set_up(kit, environment, arguments, val
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 def test_an_active_environment_is_used_and_filled_once(kit, environment, variable):
     active = {variable: str(environment)}
-    arguments = ["--profile", PROFILES[0], "--from", "8", "--limit=09", "--engine", "local", "--dry-run"]
+    arguments = ["--profile", PROFILES[0], "--from=08", "--dry-run"]
     result = run_all(kit, *arguments, **active)
     assert result.returncode == 0, result.stderr
     first, second, run = calls(environment)
     assert first.endswith("install --no-input --progress-bar off -r requirements.lock")
     assert second.endswith("--no-deps -e .")
-    wanted = f"-m acs_lib.runner --profile {PROFILES[0]} --from 08 --limit 9 --engine local --dry-run"
+    wanted = f"-m acs_lib.runner --profile {PROFILES[0]} --from 08 --dry-run"
     assert run == wanted
     assert not (kit / ".venv").exists()
 
@@ -182,7 +185,10 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     with (kit / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
     assert run_all(kit, "--test", **active).returncode == 0
-    assert calls(environment)[-1] == "-m pytest"
+    *_, suite, notebooks = calls(environment)
+    assert suite == "-m pytest"
+    assert notebooks.startswith("-m pytest --nbval ")
+    assert notebooks.endswith("--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/01_one.ipynb")
 
 
 def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, environment):
@@ -194,7 +200,7 @@ def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, 
     assert "-m pytest" not in calls(environment)
     (environment / "broken").unlink()
     assert run_all(kit, "--test", VIRTUAL_ENV=str(environment)).returncode == 0
-    assert len(calls(environment)) == 3
+    assert len(calls(environment)) == 4
 
 
 def test_no_python_is_told_with_the_mend(kit, tmp_path):

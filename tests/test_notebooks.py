@@ -1,0 +1,185 @@
+"""The notebooks are thin, executed, free of a machine's paths, and their smoke profile gives what is promised.
+
+`./run_all.sh --test` also runs nbval, which executes them and compares every output with the stored one.
+"""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+
+from acs_lib import paths
+from acs_lib.profiles import load_profile
+
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+MOST_CELLS, MOST_LINES = 16, 100  # of code, in one notebook
+MACHINE_PATH = re.compile(rf"{re.escape(str(paths.ROOT))}\b|(?<![\w.:/])/(?:home|root|tmp|Users|var|opt|mnt)/\w+")
+EMBEDDED_DATA = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
+MAIN_COLUMNS = (
+    "lvlm,dataset,method,family,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi,"
+    "delta_vs_greedy,p_value,published_acc50"
+)
+TABLES = "main_results regressor layers heads entropy_by_layer by_size candidates_sweep ranks".split()
+
+
+def texts(output):
+    """All that is readable of one output of a cell: streams, tracebacks, and data but pictures."""
+    data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
+    return json.dumps([output.get("text"), output.get("traceback"), EMBEDDED_DATA.sub("", json.dumps(data))])
+
+
+def is_literal(source):
+    """Whether code does nothing but assign literals to names."""
+    try:
+        for statement in ast.parse(source).body:
+            ast.literal_eval(statement.value)
+            if not isinstance(statement, ast.Assign | ast.AnnAssign):
+                return False
+    except (ValueError, AttributeError):
+        return False
+    return True
+
+
+def complaints(notebook):
+    """What is wrong with a notebook that is to be published; an empty set if nothing is."""
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in codes for output in cell.outputs]
+    lines = [line for cell in codes for line in cell.source.splitlines() if line.strip()]
+    nodes = [node for cell in codes for node in ast.walk(ast.parse(cell.source))]
+    parameters = [cell.source for cell in codes if "parameters" in cell.metadata.get("tags", [])]
+    first = notebook.cells[0]
+    rules = {
+        "executed in order": [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1)),
+        "no errors": all(output.output_type != "error" for output in outputs),
+        "nothing on stderr": all(output.get("name") != "stderr" for output in outputs),
+        "few cells": len(codes) <= MOST_CELLS,
+        "few lines": len(lines) <= MOST_LINES,
+        "no definitions": not any(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in nodes),
+        "one parameters cell": len(parameters) == 1,
+        "literal parameters": all(is_literal(source) for source in parameters),
+        "kernelspec python3": notebook.metadata.get("kernelspec", {}).get("name") == "python3",
+        "a heading first": first.cell_type == "markdown" and first.source.startswith("# "),
+        "a result last": bool(codes and codes[-1].outputs),
+        "no machine paths": not any(MACHINE_PATH.search(texts(output)) for output in outputs),
+    }
+    return {rule for rule, kept in rules.items() if not kept}
+
+
+def made_up(*cells, heading="# Title", kernel="python3"):
+    """A notebook of (source, outputs, execution count) after its heading; the first has the tag `parameters`."""
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": kernel}})
+    notebook.cells.append(nbformat.v4.new_markdown_cell(heading))
+    for source, outputs, count in cells:
+        notebook.cells.append(nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=count))
+    notebook.cells[1].metadata.tags = ["parameters"]
+    return notebook
+
+
+def stream(text, name="stdout"):
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def test_the_rules_find_what_they_are_for():
+    assert (
+        complaints(made_up(('profile = "smoke"', [], 1), ("1 + 1", [stream("2, image / mask, a/tmp/b")], 2))) == set()
+    )
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=["in /home/someone/kit/a.py"])
+    worst = made_up(
+        ("folder = str(profile)", [error], 2),
+        ("def f():\n    pass\n" * 51, [stream("a warning", "stderr")], None),
+        *[("1", [], None)] * 15,
+        heading="Title",
+        kernel="mine",
+    )
+    assert complaints(worst) | {"one parameters cell"} == {
+        "executed in order", "no errors", "nothing on stderr", "few cells", "few lines", "no definitions",
+        "one parameters cell", "literal parameters", "kernelspec python3", "a heading first", "a result last",
+        "no machine paths",
+    }  # fmt: skip
+    del worst.cells[1].metadata["tags"]
+    assert "one parameters cell" in complaints(worst)
+
+
+@pytest.mark.parametrize(
+    ("source", "literal"),
+    [
+        ("profile = 'smoke'\nsizes: tuple = (1, -2.5)\nseed = None", True),
+        ("seed = 1 if fast else 2", False),
+        ("folder = root / 'data'", False),
+        ("import os", False),
+        ("'a text'", False),
+    ],
+)
+def test_only_literals_are_literal(source, literal):
+    assert is_literal(source) == literal
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_thin_executed_and_publishable(path):
+    assert complaints(nbformat.read(path, 4)) == set()
+
+
+def machine_paths(folder):
+    """{file: the first machine path in it} of all text files of a report."""
+    files = [path for path in folder.rglob("*") if path.suffix in {".html", ".json", ".csv", ".md", ".tex", ".ipynb"}]
+    kept = [path for path in files if not path.name.endswith((".failed.ipynb", ".partial.ipynb"))]
+    found = {path.name: MACHINE_PATH.search(EMBEDDED_DATA.sub("", path.read_text())) for path in kept}
+    return {name: match.group() for name, match in found.items() if match}
+
+
+def test_the_published_report_holds_no_machine_paths():
+    assert machine_paths(paths.reports("embedded")) == {}
+
+
+# ---------------------------------------------------------------------------------------------- the smoke profile
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    """reports/smoke after a run of all notebooks (those that are finished and unchanged are reused)."""
+    environment = {name: value for name, value in os.environ.items() if name != "ACS_ROOT"}
+    command = [sys.executable, "-m", "acs_lib.runner", "--profile", "smoke"]
+    result = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return paths.LIBRARY.parent / "reports" / "smoke"
+
+
+def test_smoke_leaves_all_that_is_promised(smoke):
+    names = [f"tables/{name}.csv" for name in TABLES] + ["index.html", "manifest.json"]
+    names += [f"notebooks/{path.stem}{suffix}" for path in NOTEBOOKS for suffix in (".ipynb", ".html")]
+    assert [name for name in names if not (smoke / name).is_file()] == []
+    assert len(list((smoke / "notebooks").glob("*.html"))) >= 6
+    manifest = json.loads((smoke / "manifest.json").read_text())
+    assert set(manifest["seconds"]) == {path.stem for path in NOTEBOOKS}
+    assert list(manifest["weights"]) == ["data/embedded/internvl/model.safetensors"]
+    assert machine_paths(smoke) == {}
+
+
+def test_smoke_main_results(smoke):
+    table = pd.read_csv(smoke / "tables" / "main_results.csv")
+    assert ",".join(table.columns) == MAIN_COLUMNS
+    asked = {data.name: data.splits["test"].queries["small"] for data in load_profile("smoke").datasets}
+    assert set(table["dataset"]) == set(asked)
+    assert (table["n_queries"] == table["dataset"].map(asked)).all()
+    families = {"control", "likelihood", "consensus", "attention", "acs-free", "acs-learned", "fusion"}
+    assert set(table["family"]) <= families
+    rates = table.set_index(["dataset", "method"])["acc50"].unstack()
+    assert rates.notna().all(axis=None), "every method has every dataset"
+    assert table["acc50"].between(0, 1).all()
+    assert (rates["greedy"] <= rates["oracle best of N"]).all()
+
+
+def test_smoke_regressor_learns_and_its_control_does_not(smoke):
+    """60 test queries of some ten answers each: with shuffled labels r has a standard deviation of about 0.13, so 0.35
+    is generous. The bound for the regressor proper is well under what 200 queries of training give it."""
+    table = pd.read_csv(smoke / "tables" / "regressor.csv")
+    assert {"lvlm", "dataset", "split", "pearson", "spearman", "mae", "n"} <= set(table.columns)
+    by_split = table[table["dataset"] == load_profile("smoke").train_on].set_index("split")["pearson"]
+    assert abs(by_split["test, labels shuffled"]) < 0.35
+    assert by_split["test"] > 0.3
