@@ -17,7 +17,9 @@ def train_embedded(
     work: Annotated[Path, typer.Option(help="where checkpoints are kept")] = paths.DATA / "train" / "internvl",
     mislabel: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="share of small objects labelled as a larger look-alike; default: the recipe's"),
+        typer.Option(
+            min=0, max=1, help="share of small objects labelled as a larger look-alike; default: the recipe's"
+        ),
     ] = None,
     anew: Annotated[bool, typer.Option("--anew", help="throw away the checkpoints of an earlier training")] = False,
 ):

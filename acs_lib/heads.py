@@ -15,7 +15,7 @@ from acs_lib.regressor import AttentionIoURegressor, rows
 from acs_lib.store import Run
 
 ENTROPY = STATISTICS.index("entropy")
-GROUPS = {"high (> 0.6)": (0.6, 1.01), "low (0-0.3)": (1e-9, 0.3), "zero (0)": (-1.0, 1e-9)}
+GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
     queries, funnel = coco.load_queries(
         f"{dataset.name}-{split}", *split_files(dataset, split), profile.small, profile.large
     )
-    limits = dataset.splits[split].queries
+    spec, limits = dataset.splits[split], dataset.splits[split].queries
+    hashed = queries["image_id"].map(lambda image_id: query_key(str(image_id)) / 2**32)
+    queries = queries[(hashed >= spec.share[0]) & (hashed < spec.share[1])]
     place = queries.groupby("size").cumcount()
     kept = queries[place < queries["size"].map(limits).fillna(0)].reset_index(drop=True)
     chosen = pd.DataFrame({"step": "queries taken", "count": [len(kept)]})

@@ -24,19 +24,21 @@ class LVLMSpec(Strict):
 
 
 class SplitSpec(Strict):
-    """One split. Rendered worlds: `images` and `seed`. Annotation files: `annotations` and `folder`. `queries` limits
-    the number of queries of each size; a size that is not named is left out."""
+    """One split. Rendered worlds: `images` and `seed`. Annotation files: `annotations`, `folder` and, where two splits
+    share a file, the `share` of its images [from, to) by a hash of their ids. `queries` limits the number of queries
+    of each size; a size that is not named is left out."""
 
     images: int | None = None
     seed: int | None = None
     annotations: str | None = None
     folder: str | None = None
+    share: tuple[float, float] = (0.0, 1.0)
     queries: dict[Literal["small", "medium", "large"], int]
 
 
 class DatasetSpec(Strict):
     name: str
-    kind: Literal["scenes", "coco", "objects365"]
+    kind: Literal["scenes", "coco"]
     splits: dict[Literal["train", "validation", "test"], SplitSpec]
 
 

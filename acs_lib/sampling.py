@@ -77,7 +77,7 @@ def generate(
     uniform = np.stack([np.vstack([np.zeros(sampling.max_new_tokens), noise(sampling, key)]) for key in query_keys])
     uniform = torch.from_numpy(uniform.reshape(rows_in_batch, -1)).to(device)
     greedy = torch.arange(rows_in_batch, device=device) % width == 0
-    reader = None
+    reader = values = None
     if capture:
         columns = prompts[0].grid.cells.flatten().to(device)
         reader = Rows(columns, lvlm.layers, lvlm.heads, rows_in_batch)

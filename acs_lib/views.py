@@ -122,7 +122,10 @@ def say_entropy(table: pd.DataFrame) -> Markdown:
     high, low, zero = GROUPS
     wide = table.pivot(index=["lvlm", "dataset", "coordinate", "layer"], columns="group", values="mean")
     right = (wide[high] < wide[zero]).groupby(level=["lvlm", "dataset"]).mean()
-    parts = [f"{share:.0%} of the layer and coordinate pairs on {dataset} ({lvlm})" for (lvlm, dataset), share in right.items()]
+    parts = [
+        f"{share:.0%} of the layer and coordinate pairs on {dataset} ({lvlm})"
+        for (lvlm, dataset), share in right.items()
+    ]
     return say("mean entropy is lower for good boxes than for misses in " + ", ".join(parts) + ".")
 
 
@@ -142,7 +145,11 @@ def regressor_table(study: Study) -> pd.DataFrame:
 
 def _quality(predictions: pd.DataFrame) -> tuple:
     scores = regressor.quality(predictions)
-    return *(scores[name] for name in ("pearson", "spearman", "mae")), regressor.within_query_r(predictions), scores["n"]
+    return (
+        *(scores[name] for name in ("pearson", "spearman", "mae")),
+        regressor.within_query_r(predictions),
+        scores["n"],
+    )
 
 
 def say_regressor(table: pd.DataFrame, published: float) -> Markdown:
@@ -153,7 +160,11 @@ def say_regressor(table: pd.DataFrame, published: float) -> Markdown:
         text = f"on unseen images of {dataset} ({lvlm}) r = {rows['test']:.3f}"
         parts.append(text + (f", with shuffled labels {control:.3f}" if control is not None else ""))
     above = (table.loc[table["split"] == "test", "pearson"] > published).all()
-    return say("; ".join(parts) + f". The paper states r > {published}; " + ("so it is here." if above else "not everywhere here."))
+    return say(
+        "; ".join(parts)
+        + f". The paper states r > {published}; "
+        + ("so it is here." if above else "not everywhere here.")
+    )
 
 
 def say_heads(head_set: HeadSet, table: pd.DataFrame) -> Markdown:
@@ -198,7 +209,9 @@ def say_comparisons(table: pd.DataFrame, method: str) -> Markdown:
     return say(f"{method} is " + "; ".join(parts) + ".")
 
 
-def claims(regressors: pd.DataFrame, compared: pd.DataFrame, entropy: pd.DataFrame, sizes: pd.DataFrame) -> pd.DataFrame:
+def claims(
+    regressors: pd.DataFrame, compared: pd.DataFrame, entropy: pd.DataFrame, sizes: pd.DataFrame
+) -> pd.DataFrame:
     """claims.csv: each claim of the paper, the published evidence, the measured evidence and a verdict from it."""
     test = regressors[regressors["split"] == "test"]
     learned = compared[(compared["method"] == "ACS-Learned") & (compared["reference"] == "greedy")]
@@ -266,7 +279,9 @@ def outcome_cases(study: Study, lvlm, dataset, choices: pd.DataFrame, outcome: s
     IoU first; keys as report.figures.qualitative takes them."""
     run = study.run(lvlm, dataset, "test")
     small = set(study.test_queries(lvlm, dataset, "small")["query_id"])
-    wide = choices[choices["query_id"].isin(small)].pivot(index="query_id", columns="method", values=["iou", "candidate"])
+    wide = choices[choices["query_id"].isin(small)].pivot(
+        index="query_id", columns="method", values=["iou", "candidate"]
+    )
     change = wide["iou"]["ACS-Learned"] - wide["iou"]["greedy"]
     hit = evaluate.hits(wide["iou"]["ACS-Learned"]) - evaluate.hits(wide["iou"]["greedy"])
     chosen = {"gained": hit > 0, "lost": hit < 0, "unchanged": hit == 0}[outcome]
@@ -305,7 +320,9 @@ def candidates_sweep(study: Study, lvlm, dataset, methods=("ACS-Free", "ACS-Lear
     candidates = [found for found in run.candidates() if found.query_id in names]
     parts = []
     for n in range(1, study.profile.sampling.samples + 1):
-        choices = evaluate.chosen((found.first(n + 1) for found in candidates), run.truth, selectors, study.profile.pool)
+        choices = evaluate.chosen(
+            (found.first(n + 1) for found in candidates), run.truth, selectors, study.profile.pool
+        )
         table = evaluate.main_table(
             choices, small, lvlm=lvlm.name, dataset=dataset.name, draws=min(2000, study.profile.bootstrap)
         )
@@ -382,7 +399,11 @@ def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
 def scored(candidates: Candidates, selector, truth: np.ndarray) -> pd.DataFrame:
     """The sampled candidates of one query, best score first: candidate, score, IoU."""
     table = pd.DataFrame(
-        {"candidate": range(len(candidates)), "score": selector.score(candidates), "iou": bx.iou(candidates.boxes, truth)}
+        {
+            "candidate": range(len(candidates)),
+            "score": selector.score(candidates),
+            "iou": bx.iou(candidates.boxes, truth),
+        }
     )
     return table[1:].sort_values("score", ascending=False, ignore_index=True)
 
@@ -399,5 +420,7 @@ def headline(study: Study, main: pd.DataFrame, compared: pd.DataFrame) -> Markdo
         )
     sentences.append("Published (Qwen2.5-VL-7B on COCO): greedy 61.4 %, ACS-Free 63.4 %, ACS-Learned 65.3 %.")
     path = paths.reports(study.profile.name) / "tables" / "headline.json"
-    path.write_text(json.dumps({"title": "Self-Improving Small Object Grounding in LVLMs, reproduced", "sentences": sentences}))
+    path.write_text(
+        json.dumps({"title": "Self-Improving Small Object Grounding in LVLMs, reproduced", "sentences": sentences})
+    )
     return say(" ".join(sentences))

@@ -33,7 +33,9 @@ def test_answers_are_parsed_back_to_the_pixels_that_training_meant(untrained):
     assert untrained.coordinate_tokens(ids, answer.spans) == [[1], [2], [3], [4]]
 
 
-@pytest.mark.parametrize("text", ["", "<box>", "<box> 1 2 3 </box>", "<box> 5 5 5 5 </box>", "<box> 900 0 100 9 </box>"])
+@pytest.mark.parametrize(
+    "text", ["", "<box>", "<box> 1 2 3 </box>", "<box> 5 5 5 5 </box>", "<box> 900 0 100 9 </box>"]
+)
 def test_an_answer_without_a_box_says_why(untrained, text):
     answer = untrained.parse(text, scene_prompt(untrained, 0))
     assert answer.box is None and answer.failure

@@ -1,7 +1,7 @@
 """The embedded world: OpenMoji icons on procedural backgrounds, written as a COCO annotation file plus images.
 
-Worlds of one renderer: `clear` and `train` (what the embedded LVLM learns from), `scenes` (hazy and crowded; stands where
-COCO stands) and `scenes-shift` (other backgrounds, other haze; stands where Objects365 stands). Everything is a
+Worlds of one renderer: `clear` and `train` (what the embedded LVLM learns from), `scenes` (hazy and crowded; stands
+where COCO stands) and `scenes-shift` (other backgrounds, other haze; stands where Objects365 stands). Everything is a
 function of (world, seed, image index), so a split can be rendered anew, in any order, with the same pixels.
 """
 
@@ -40,9 +40,7 @@ CODE_POINTS = {
     for entry in group.split(",")
 }
 CATEGORIES = list(CODE_POINTS)
-GROUP = {
-    entry.rsplit(" ", 1)[0].strip(): name for name, group in LOOKALIKES.items() for entry in group.split(",")
-}
+GROUP = {entry.rsplit(" ", 1)[0].strip(): name for name, group in LOOKALIKES.items() for entry in group.split(",")}
 SIBLINGS = {
     index: [other for other, name in enumerate(CATEGORIES) if GROUP[name] == GROUP[category] and other != index]
     for index, category in enumerate(CATEGORIES)
@@ -153,9 +151,7 @@ def render(rng: np.random.Generator, world: World, objects: tuple[int, int] | No
     if world.fog:
         pixels = pixels * (1 - world.fog) + world.fog * np.float32(rng.uniform(90, 220))
     pixels += rng.normal(0, 1, pixels.shape).astype(np.float32) * np.float32(rng.uniform(*world.noise))
-    return Scene(
-        pixels.clip(0, 255).astype("uint8"), np.array(categories, int), np.array(placed, float).reshape(-1, 4)
-    )
+    return Scene(pixels.clip(0, 255).astype("uint8"), np.array(categories, int), np.array(placed, float).reshape(-1, 4))
 
 
 def _choose_category(rng, present: list[int], siblings: float) -> int | None:

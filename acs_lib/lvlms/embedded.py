@@ -174,9 +174,7 @@ def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
     sizes = bx.area(scene.boxes)
     for index in np.argsort(-sizes, kind="stable"):  # smaller objects overwrite larger ones
         box = scene.boxes[index]
-        shared = bx.area(
-            np.concatenate([np.maximum(tokens[:, :2], box[:2]), np.minimum(tokens[:, 2:], box[2:])], 1)
-        )
+        shared = bx.area(np.concatenate([np.maximum(tokens[:, :2], box[:2]), np.minimum(tokens[:, 2:], box[2:])], 1))
         covered = shared >= 0.25 * min(PITCH**2, sizes[index])
         categories[covered] = scene.categories[index]
         targets[covered] = box
@@ -383,7 +381,8 @@ def train(folder: Path, work: Path, recipe: tuple[Stage, ...] = RECIPE, seed: in
     lvlm, perception = build_lvlm(seed), Perception()
     logs = []
     for number, stage in enumerate(recipe):
-        logs += train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors")
+        log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors")
+        logs += [{"number": number, **entry} for entry in log]
     save_lvlm(lvlm, folder)
     pd.DataFrame(logs).round(4).to_csv(folder / "loss.csv", index=False)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

@@ -214,11 +214,12 @@ def _errors(values: pd.Series, lo: pd.Series, hi: pd.Series) -> np.ndarray:
 
 def _legend_below(figure, handles: Sequence) -> None:
     """One legend under all panels, in as few and as even rows as its width allows."""
-    widest = max(len(handle.get_label()) for handle in handles)
-    inches = figure.bbox.width / figure.dpi
-    fitting = max(1, int((inches - 0.2) / (0.068 * widest + 0.6)))
-    rows = -(-len(handles) // fitting)
-    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), handlelength=2.4)
+    inches = [0.6 + 0.06 * len(handle.get_label()) for handle in handles]  # of an entry, at 8 points
+    for rows in range(1, len(handles) + 1):
+        columns = -(-len(handles) // rows)  # matplotlib fills column by column
+        if sum(max(inches[i : i + rows]) for i in range(0, len(handles), rows)) <= figure.bbox.width / figure.dpi:
+            break
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.4)
 
 
 def _layer_ticks(axes: Axes, layers: Iterable[int]) -> None:
