@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from scipy.stats import pearsonr, spearmanr
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from acs_lib.store import Run, to_tensor
 

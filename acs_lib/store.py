@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from acs_lib import boxes as bx
 from acs_lib.candidates import Candidates

