@@ -73,7 +73,7 @@ def complaints(notebook):
 
 def made_up(*cells, heading="# Title", kernel="python3"):
     """A notebook of (source, outputs, execution count) after its heading; the first has the tag `parameters`."""
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": kernel}})
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": kernel, "display_name": kernel}})
     notebook.cells.append(nbformat.v4.new_markdown_cell(heading))
     for source, outputs, count in cells:
         notebook.cells.append(nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=count))
