@@ -184,7 +184,11 @@ def run_stage(stage: Stage) -> None:
     # Reports are published: no warnings with a machine's paths, nor papermill's note of where the notebook was.
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+            ]
     copy = stage.output(".ipynb")
     notebook.metadata.papermill.update(input_path=_from_root(stage.notebook), output_path=_from_root(copy))
     _write(copy, nbformat.writes(notebook))
