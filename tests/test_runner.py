@@ -25,7 +25,7 @@ heads: {layers: 1}
 """
 APPEND = "with open('../data/runs/tiny/log.txt', 'a') as file:\n    file.write('{} ' + profile + '\\n')"
 NOISY = """import pathlib, sys
-from tqdm.auto import tqdm
+from tqdm import tqdm
 print(pathlib.Path.cwd(), file=sys.stderr)
 print(sum(tqdm(range(7))) * 2)"""
 
