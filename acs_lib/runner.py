@@ -29,6 +29,7 @@ from nbconvert import HTMLExporter
 from acs_lib import paths
 from acs_lib.profiles import Profile, load_profile
 
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, which is no result
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
 
