@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import attention
 from acs_lib import boxes as bx
@@ -169,6 +170,7 @@ def load_lvlm(
     OSError (with the mend) where the files cannot be had.
     """
     source = str(source)
+    disable_progress_bar()  # of loading: in a notebook it would be an output that depends on the installed widgets
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         adapter = families().get(config.model_type)
