@@ -83,7 +83,10 @@ def test_capture_does_not_change_the_answers(lvlm):
     )
 
 
-@pytest.mark.parametrize("sizes", [((320, 240), (320, 240)), ((320, 240), (240, 320))], ids=["same", "turned"])
+BATCHES = {"same": ((320, 240), (320, 240)), "turned": ((320, 240), (240, 320)), "longer": ((224, 168), (336, 112))}
+
+
+@pytest.mark.parametrize("sizes", BATCHES.values(), ids=BATCHES)
 def test_candidates_do_not_depend_on_what_else_is_in_the_batch(lvlm, every_row, sizes):
     prompts = [lvlm.prompt(picture(*size, seed=seed), "dog") for seed, size in enumerate(sizes)]
     if not torch.equal(*(prompt.grid.cells.flatten() for prompt in prompts)):

@@ -92,6 +92,26 @@ def test_the_prompt_asks_for_the_object_after_one_image(lvlm):
     assert torch.equal(image, torch.arange(image[0], image[-1] + 1)), "one run of image tokens"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_positions_are_those_of_the_familys_rotary_embedding(family, lvlm, shape):
+    """Written anew from arXiv 2409.12191, section 2.1: the image's tokens share one time and count rows and columns;
+    the text goes on after the largest of them. Other families count 0, 1, 2, ..."""
+    prompt = lvlm.prompt(Image.new("RGB", SHAPES[shape]), "cat")
+    found, following = lvlm.positions(prompt.inputs)
+    expected = torch.arange(prompt.length + 1).expand(1, -1)
+    if family.adapter in (Qwen2VL, Qwen25VL, Qwen3VL):
+        cells = prompt.grid.cells
+        rows, columns = cells.shape
+        start, stop = int(cells.min()), int(cells.max()) + 1
+        expected = expected.expand(3, 1, -1).clone()
+        expected[..., stop:] += start + max(rows, columns) - stop
+        expected[0, 0, cells] = start
+        expected[1, 0, cells] = start + torch.arange(rows)[:, None]
+        expected[2, 0, cells] = start + torch.arange(columns)
+    assert torch.equal(found, expected[..., :-1])
+    assert torch.equal(following, expected[..., -1:])
+
+
 def test_a_chat_template_without_an_image_is_refused(family):
     blind = family.build()
     blind.tokenizer = type(blind.tokenizer)(tokenizer_object=blind.tokenizer.backend_tokenizer)
