@@ -159,6 +159,7 @@ def _execute(stage: Stage) -> nbformat.NotebookNode:
         notebook = papermill.execute_notebook(
             stage.notebook, executed, parameters={"profile": stage.profile}, kernel_name="python3",
             cwd=stage.notebook.parent, progress_bar=sys.stderr.isatty() and {"desc": stage.label, "leave": False},
+            extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which shares this terminal
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         cause = f"{error.ename}: {error.evalue.strip()}"[:800]

@@ -1,0 +1,255 @@
+"""Figures from small made-up frames: the right panels, lines, colours and files."""
+
+import json
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from acs_lib.report import figures
+
+COORDINATES = ("x1", "y1", "x2", "y2")
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
+
+
+def entropy_frame(dataset: str = "scenes") -> pd.DataFrame:
+    rows = [
+        ("tiny", dataset, coordinate, layer, group, 4 + layer / 10 + shift, 3.8 + shift, 4.5 + shift, 20)
+        for coordinate in COORDINATES
+        for layer in range(3)
+        for group, shift in (("high", 0.0), ("low", 0.1), ("zero", 0.2))
+    ]
+    return pd.DataFrame(rows, columns="lvlm dataset coordinate layer group mean q25 q75 n".split())
+
+
+def size_frame(methods=("greedy",)) -> pd.DataFrame:
+    rows = [
+        ("tiny", "scenes", method, size, 50, acc, acc - 0.05, acc + 0.05, acc - 0.1, acc - 0.15, acc - 0.05)
+        for method in methods
+        for size, acc in (("small", 0.5), ("medium", 0.7), ("large", 0.9))
+    ]
+    columns = "lvlm dataset method size n_queries acc50 acc50_lo acc50_hi miou miou_lo miou_hi".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def results_frame() -> pd.DataFrame:
+    rows = [
+        (method, family, acc, acc - 0.03, acc + 0.03, acc - 0.5, known)
+        for method, family, acc, known in (
+            ("greedy", "control", 0.5, 0.491),
+            ("oracle best of N", "control", 0.65, np.nan),
+            ("perplexity", "likelihood", 0.48, np.nan),
+            ("ACS-Free", "acs-free", 0.53, np.nan),
+            ("ACS-Learned", "acs-learned", 0.56, 0.586),
+        )
+    ]
+    columns = "method family acc50 acc50_lo acc50_hi delta_vs_greedy published_acc50".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sweep_frame() -> pd.DataFrame:
+    rows = [(n, method, 0.5, 0.45, 0.55) for method in ("greedy", "ACS-Free", "medoid") for n in (1, 2, 4)]
+    return pd.DataFrame(rows, columns="n method acc50 acc50_lo acc50_hi".split())
+
+
+def legend_texts(figure) -> list[str]:
+    legends = [*figure.legends, *(legend for part in figure.subfigs for legend in part.legends)]
+    return [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def boxes(axes, gid: str) -> list[Rectangle]:
+    return [patch for patch in axes.patches if patch.get_gid() == gid]
+
+
+def test_entropy_has_a_panel_a_coordinate_and_a_line_a_group():
+    figure = figures.entropy_by_layer(entropy_frame())
+    assert [axes.get_title() for axes in figure.axes] == list(COORDINATES)
+    for axes in figure.axes:
+        assert axes.get_ylabel() == "attention entropy (nats)"
+        assert len(axes.lines) == 3 and len(axes.collections) == 3
+        assert len({line.get_linestyle() for line in axes.lines}) == 3, "told apart without colour"
+        assert len({line.get_marker() for line in axes.lines}) == 3
+    assert legend_texts(figure)[:3] == ["high IoU (> 0.6)", "low IoU (0-0.3)", "zero IoU (0)"]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [4.0, 4.1, 4.2])
+
+
+def test_entropy_of_two_datasets_is_two_blocks():
+    figure = figures.entropy_by_layer(pd.concat([entropy_frame(), entropy_frame("scenes-shift")]))
+    assert len(figure.subfigs) == 2 and len(figure.axes) == 8
+
+
+def test_sizes_are_ordered_large_to_small_beside_the_published_numbers():
+    figure = figures.size_bars(size_frame())
+    accuracy, mean_iou = figure.axes
+    assert (accuracy.get_title(), mean_iou.get_title()) == ("Acc@0.5", "mean IoU")
+    assert [label.get_text().split("\n")[0] for label in accuracy.get_xticklabels()] == ["large", "medium", "small"]
+    assert [patch.get_height() for patch in accuracy.patches] == [0.9, 0.7, 0.5]
+    for axes, expected in ((accuracy, [0.8719, 0.6135]), (mean_iou, [0.8037, 0.5222])):
+        (known,) = [line for line in axes.lines if line.get_gid() == "published"]
+        assert list(known.get_ydata()) == expected and list(known.get_xdata()) == [0, 2]
+        assert known.get_markerfacecolor() == "none"
+    assert "published, Qwen2.5-VL-7B, COCO" in legend_texts(figure)
+
+
+def test_many_methods_by_size_come_down_to_the_key_ones():
+    figure = figures.size_bars(size_frame(("a", "b", "c", "ACS-Learned", "greedy", "ACS-Free")))
+    assert legend_texts(figure)[:-1] == ["greedy", "ACS-Free", "ACS-Learned"]
+
+
+def test_main_results_mark_greedy_oracle_and_published():
+    (axes,) = figures.main_results(results_frame()).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["perplexity", "greedy", "ACS-Free", "ACS-Learned", "oracle best of N"]
+    (greedy,) = [line for line in axes.lines if line.get_gid() == "greedy"]
+    assert list(greedy.get_xdata()) == [0.5, 0.5]
+    known = [line for line in axes.lines if line.get_gid() == "published"]
+    assert sorted(float(line.get_xdata()[0]) for line in known) == [0.491, 0.586]
+    heights = list(axes.get_yticks())
+    assert heights[-1] - heights[-2] > heights[1] - heights[0], "the oracle stands apart"
+
+
+def test_main_results_do_not_need_published_numbers():
+    figure = figures.main_results(results_frame().drop(columns="published_acc50"))
+    assert "published" not in legend_texts(figure)
+
+
+@pytest.mark.parametrize("how", [{"selected": [1, 2]}, {"top": 2}, {}])
+def test_selected_layers_are_hatched(how):
+    layers = pd.DataFrame(
+        {"lvlm": "tiny", "layer": range(4), "attribution": [0.1, 0.9, 0.8, 0.2], "rank": [4, 1, 2, 3]}
+    )
+    if not how:
+        layers["selected"] = [False, True, True, False]
+    figure = figures.layer_attribution(layers, **how)
+    hatched = [round(patch.get_x() + 0.4) for patch in figure.axes[0].patches if patch.get_hatch()]
+    assert hatched == [1, 2]
+    assert legend_texts(figure) == ["selected (localization-critical)", "other layers"]
+
+
+def test_selected_heads_are_outlined():
+    heads = pd.DataFrame([("tiny", layer, head, 0.5 + layer / 10) for layer in range(3) for head in range(2)])
+    heads.columns = ["lvlm", "layer", "head", "auroc"]
+    heads["selected"] = (heads["layer"] == 2) & (heads["head"] == 1)
+    axes = figures.head_heatmap(heads).axes[0]
+    assert {patch.get_xy() for patch in axes.patches} == {(1, 2)}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("head (from 0)", "decoder layer (from 0)")
+
+
+def test_predicted_against_true_shows_r_the_diagonal_and_skips_nan():
+    true = np.linspace(0, 1, 50)
+    axes = figures.predicted_vs_true(np.append(true, np.nan), np.append(true, 0.5), "tiny").axes[0]
+    assert axes.get_title() == "tiny\nPearson r = 1.000, n = 50"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted IoU", "true IoU")
+    (means,) = [line for line in axes.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(means.get_xydata()[:, 0], means.get_xydata()[:, 1])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.predicted_vs_true(np.array([np.nan]), np.array([0.2]))
+
+
+def test_sweep_has_a_line_a_method():
+    figure = figures.candidates_sweep(sweep_frame())
+    assert legend_texts(figure) == ["greedy", "ACS-Free", "medoid"]
+    assert list(figure.axes[0].get_xticks()) == [1, 2, 4]
+
+
+def test_training_lays_stages_end_to_end():
+    loss = pd.DataFrame(
+        [{"stage": "vision", "step": s, "token_loss": 1.0, "named": 0.5} for s in (50, 100)]
+        + [{"stage": "answers", "step": s, **dict.fromkeys(COORDINATES, 2.0), "marked": 0.5} for s in (50, 100)]
+    )
+    figure = figures.training_curve(loss)
+    assert len(figure.axes) == 3
+    assert [label.get_text() for label in figure.axes[0].texts] == ["vision", "answers"]
+    assert list(figure.axes[0].lines[0].get_xdata()) == []  # nothing of x1 in the first stage
+    assert max(max(line.get_xdata(), default=0) for line in figure.axes[0].lines) == 200
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.training_curve(loss[["stage", "step"]])
+
+
+def test_overlay_has_a_panel_a_map_and_the_papers_colours(image):
+    maps = np.ones((4, 3, 5))
+    figure = figures.attention_overlay(image, maps, list(COORDINATES), [10, 10, 30, 30], [12, 10, 32, 30])
+    panels = figure.axes[:4]
+    assert [axes.get_title() for axes in panels] == list(COORDINATES)
+    for axes in panels:
+        assert axes.images[1].get_array().shape == (60, 80), "up-sampled to the image"
+        assert axes.get_xlabel() == f"entropy {np.log(15):.2f} nats"
+        ((truth,), (prediction,)) = boxes(axes, "truth"), boxes(axes, "prediction")
+        assert to_hex(truth.get_edgecolor()) == "#ffff00" and to_hex(prediction.get_edgecolor()) == "#ff0000"
+        assert prediction.get_bbox().extents.tolist() == [10, 10, 30, 30]
+    with pytest.raises(ValueError, match="titles"):
+        figures.attention_overlay(image, maps, ["x1"])
+
+
+def test_qualitative_names_both_ious_and_zooms_on_the_object(image):
+    truth = [40, 30, 48, 38]
+    case = {"image": image, "category": "a $5 note", "truth": truth, "greedy": None, "greedy_iou": 0.0}
+    figure = figures.qualitative([case | {"chosen": [41, 30, 49, 38], "chosen_iou": 0.78}])
+    greedy, greedy_zoom, ours, ours_zoom = figure.axes
+    assert (greedy.get_title(), ours.get_title()) == ("greedy no box", "ours IoU=0.78")
+    for zoom in (greedy_zoom, ours_zoom):
+        (left, right), (bottom, top) = zoom.get_xlim(), zoom.get_ylim()
+        assert 0 <= left < 40 and 49 < right <= 80 and right - left < 40
+        assert 0 <= top < 30 and 38 < bottom <= 60
+    assert not boxes(greedy_zoom, "prediction")
+    assert to_hex(boxes(ours_zoom, "truth")[0].get_edgecolor()) == "#ffff00"
+    assert to_hex(boxes(ours_zoom, "prediction")[0].get_edgecolor()) == "#ff0000"
+
+
+@pytest.mark.parametrize("truth", [[0, 0, 3, 3], [76, 55, 80, 60], [0, 0, 80, 60]])
+def test_zoom_window_stays_inside_the_image(truth):
+    x1, y1, x2, y2 = figures._window([None, [70, 50, 80, 60]], np.array(truth), 80, 60)
+    assert 0 <= x1 < x2 <= 80 and 0 <= y1 < y2 <= 60
+    assert x2 - x1 == pytest.approx(y2 - y1)
+
+
+def test_candidates_are_all_drawn_but_those_without_a_box(image):
+    answers = np.array([[1, 1, 9, 9], [2, 2, 10, 10], [np.nan] * 4, [3, 3, 12, 12]])
+    scores = np.array([0.1, 0.9, np.nan, 0.4])
+    axes = figures.candidate_boxes(image, answers, scores, [2, 2, 9, 9], 1).axes[0]
+    assert [len(boxes(axes, gid)) for gid in ("candidate", "truth", "prediction")] == [2, 1, 1]
+    axes = figures.candidate_boxes(image, answers).axes[0]
+    assert [len(boxes(axes, gid)) for gid in ("candidate", "truth", "prediction")] == [3, 0, 0]
+
+
+def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
+    written = [
+        figures.save(figures.candidates_sweep(sweep_frame()), tmp_path / run, "candidates_sweep") for run in "ab"
+    ]
+    for suffix in ("png", "pdf"):
+        first, second = (paths[suffix].read_bytes() for paths in written)
+        assert first == second and len(first) > 1000
+    assert b"CreationDate" not in written[0]["pdf"].read_bytes()
+    assert {path.name for path in (tmp_path / "a" / "figures").iterdir()} == {
+        "candidates_sweep.png", "candidates_sweep.pdf", "captions.json",
+    }  # fmt: skip
+
+
+def test_captions_gather_in_one_file(tmp_path):
+    figure = figures.candidates_sweep(sweep_frame())
+    figures.save(figure, tmp_path, "candidates_sweep")
+    figures.save(figure, tmp_path, "other", caption="Another.")
+    captions = json.loads((tmp_path / "figures" / "captions.json").read_text(encoding="utf-8"))
+    assert captions == {"candidates_sweep": figures.CAPTIONS["candidates_sweep"], "other": "Another."}
+
+
+def test_nothing_leaks_into_the_callers_matplotlib():
+    before = dict(mpl.rcParams)
+    own = plt.figure()
+    figures.candidates_sweep(sweep_frame())
+    assert plt.get_fignums() == [own.number] and dict(mpl.rcParams) == before
+    plt.close(own)
+
+
+def test_an_empty_frame_is_an_error():
+    with pytest.raises(ValueError, match="empty"):
+        figures.main_results(results_frame().iloc[:0])
