@@ -141,13 +141,16 @@ def test_selected_heads_are_outlined():
     heads["selected"] = (heads["layer"] == 2) & (heads["head"] == 1)
     axes = figures.head_heatmap(heads).axes[0]
     assert {patch.get_xy() for patch in axes.patches} == {(1, 2)}
+    low, high = axes.collections[0].get_clim()
+    assert (low + high) / 2 == pytest.approx(0.5), "chance is the middle of the colours"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("head (from 0)", "decoder layer (from 0)")
 
 
 def test_predicted_against_true_shows_r_the_diagonal_and_skips_nan():
     true = np.linspace(0, 1, 50)
     axes = figures.predicted_vs_true(np.append(true, np.nan), np.append(true, 0.5), "tiny").axes[0]
-    assert axes.get_title() == "tiny\nPearson r = 1.000, n = 50"
+    assert axes.get_title() == "tiny"
+    assert [text.get_text() for text in axes.texts] == ["Pearson r = 1.000\nn = 50"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted IoU", "true IoU")
     (means,) = [line for line in axes.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(means.get_xydata()[:, 0], means.get_xydata()[:, 1])
@@ -159,6 +162,8 @@ def test_sweep_has_a_line_a_method():
     figure = figures.candidates_sweep(sweep_frame())
     assert legend_texts(figure) == ["greedy", "ACS-Free", "medoid"]
     assert list(figure.axes[0].get_xticks()) == [1, 2, 4]
+    greedy, free, _ = figure.axes[0].lines
+    assert (greedy.get_linestyle(), greedy.get_marker()) == ("--", "") and free.get_marker() == "P"
 
 
 def test_training_lays_stages_end_to_end():
@@ -182,7 +187,6 @@ def test_overlay_has_a_panel_a_map_and_the_papers_colours(image):
     assert [axes.get_title() for axes in panels] == list(COORDINATES)
     for axes in panels:
         assert axes.images[1].get_array().shape == (60, 80), "up-sampled to the image"
-        assert axes.get_xlabel() == f"entropy {np.log(15):.2f} nats"
         ((truth,), (prediction,)) = boxes(axes, "truth"), boxes(axes, "prediction")
         assert to_hex(truth.get_edgecolor()) == "#ffff00" and to_hex(prediction.get_edgecolor()) == "#ff0000"
         assert prediction.get_bbox().extents.tolist() == [10, 10, 30, 30]
@@ -195,7 +199,7 @@ def test_qualitative_names_both_ious_and_zooms_on_the_object(image):
     case = {"image": image, "category": "a $5 note", "truth": truth, "greedy": None, "greedy_iou": 0.0}
     figure = figures.qualitative([case | {"chosen": [41, 30, 49, 38], "chosen_iou": 0.78}])
     greedy, greedy_zoom, ours, ours_zoom = figure.axes
-    assert (greedy.get_title(), ours.get_title()) == ("greedy no box", "ours IoU=0.78")
+    assert (greedy.get_title(), ours.get_title()) == ("greedy, no box", "ACS-Learned, IoU=0.78")
     for zoom in (greedy_zoom, ours_zoom):
         (left, right), (bottom, top) = zoom.get_xlim(), zoom.get_ylim()
         assert 0 <= left < 40 and 49 < right <= 80 and right - left < 40
@@ -203,6 +207,11 @@ def test_qualitative_names_both_ious_and_zooms_on_the_object(image):
     assert not boxes(greedy_zoom, "prediction")
     assert to_hex(boxes(ours_zoom, "truth")[0].get_edgecolor()) == "#ffff00"
     assert to_hex(boxes(ours_zoom, "prediction")[0].get_edgecolor()) == "#ff0000"
+
+
+def test_qualitative_without_cases_says_so():
+    (axes,) = figures.qualitative([]).axes
+    assert [text.get_text() for text in axes.texts] == ["none"]
 
 
 @pytest.mark.parametrize("truth", [[0, 0, 3, 3], [76, 55, 80, 60], [0, 0, 80, 60]])
@@ -219,6 +228,11 @@ def test_candidates_are_all_drawn_but_those_without_a_box(image):
     assert [len(boxes(axes, gid)) for gid in ("candidate", "truth", "prediction")] == [2, 1, 1]
     axes = figures.candidate_boxes(image, answers).axes[0]
     assert [len(boxes(axes, gid)) for gid in ("candidate", "truth", "prediction")] == [3, 0, 0]
+
+
+def test_the_highlighted_candidate_has_its_own_name(image):
+    figure = figures.candidate_boxes(image, np.array([[1, 1, 9, 9], [2, 2, 10, 10]]), chosen=0, label="greedy")
+    assert legend_texts(figure) == ["greedy", "candidates"]
 
 
 def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
@@ -248,6 +262,26 @@ def test_nothing_leaks_into_the_callers_matplotlib():
     figures.candidates_sweep(sweep_frame())
     assert plt.get_fignums() == [own.number] and dict(mpl.rcParams) == before
     plt.close(own)
+
+
+SHOWN = """import pandas as pd
+from acs_lib.report import figures
+frame = pd.DataFrame({"layer": [0, 1], "attribution": [0.4, 0.6], "rank": [2, 1]})
+for _ in range(2):
+    figure = figures.layer_attribution(frame)
+figures.save(figure, folder, "layers")
+None"""
+
+
+def test_a_notebook_shows_each_figure_once(tmp_path):
+    import nbclient
+    import nbformat
+
+    cells = [f"folder = {str(tmp_path)!r}", SHOWN, "figure = figures.layer_attribution(frame)", "figure.axes; None"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    pictures = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells]
+    assert pictures == [0, 2, 1, 0]
 
 
 def test_an_empty_frame_is_an_error():

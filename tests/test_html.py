@@ -159,6 +159,13 @@ def test_main_results_come_first(report):
     assert text.index('id="figure-main_results"') < text.index('id="figure-zebra"')
 
 
+def test_captions_come_from_the_markdown_files(report):
+    (report / "tables" / "heads.md").write_text("Each <head>; measured.\n\n| layer | auroc |\n")
+    (report / "tables" / "claims.md").write_text("| claim |\n")
+    text = "".join(Page(html.build("smoke", report).read_text(encoding="utf-8")).text)
+    assert "Each <head>; measured." in text and "claims.csv: 1 row" in text
+
+
 def test_headline_file_goes_before_the_table(report):
     told = {"title": f"A & B {NASTY}", "sentences": ["One.", "Two."]}
     (report / "tables" / "headline.json").write_text(json.dumps(told))
@@ -188,7 +195,14 @@ def test_images_from_elsewhere_are_refused(report):
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("reproduced", "good"), ("not reproduced", "bad"), ("partly", "mid"), ("differs", "bad"), ("see notes", "")],
+    [
+        ("reproduced", "good"),
+        ("not reproduced", "bad"),
+        ("contradicted", "bad"),
+        ("partly", "mid"),
+        ("differs", "bad"),
+        ("see notes", ""),
+    ],
 )
 def test_verdicts(text, kind):
     assert html._verdict(text) == kind

@@ -138,23 +138,27 @@ RC = {
 
 def style() -> AbstractContextManager:
     """The kit's rcParams as a context; every figure here is drawn and saved in it."""
-    return mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **RC})
+    kept = ("backend", "backend_fallback", "interactive")  # the caller's: they say where a figure is shown, not how
+    return mpl.rc_context({key: value for key, value in mpl.rcParamsDefault.items() if key not in kept} | RC)
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the kit's style and leave nothing open in pyplot: the caller owns the figure."""
+    """Draw in the kit's style. A notebook shows the figure under its cell, once; elsewhere the caller owns it and
+    nothing is left open in pyplot."""
 
     @wraps(draw)
     def styled(*args, **kwargs) -> Figure:
-        opened = set(plt.get_fignums())
+        plt.draw_if_interactive()  # loads the notebook's backend, which switches pyplot to interactive
+        in_notebook, opened, figure = "inline" in mpl.get_backend(), set(plt.get_fignums()), None
         with style():
             try:
                 figure = draw(*args, **kwargs)
                 figure.draw_without_rendering()
                 return figure
             finally:
-                for number in set(plt.get_fignums()) - opened:
-                    plt.close(number)
+                if figure is None or not in_notebook:
+                    for number in set(plt.get_fignums()) - opened:
+                        plt.close(number)
 
     return styled
 
@@ -232,8 +236,8 @@ def _layer_ticks(axes: Axes, layers: Iterable[int]) -> None:
 def entropy_by_layer(frame: pd.DataFrame) -> Figure:
     """The paper's entropy figure: mean attention entropy (nats) by layer, one panel a coordinate, three IoU groups.
 
-    frame: columns coordinate (x1, y1, x2, y2), layer, group (high: IoU > 0.6, low: 0-0.3, zero: 0), mean, q25, q75, and
-        optionally lvlm, dataset, n; each (lvlm, dataset) is a block of 2 x 2 panels
+    frame: columns coordinate (x1, y1, x2, y2), layer, group (its first word: high, IoU > 0.6; low, 0-0.3; zero, 0),
+        mean, q25, q75, and optionally lvlm, dataset, n; each (lvlm, dataset) is a block of 2 x 2 panels
     """
     blocks = _panels(frame, "lvlm", "dataset")
     figure = plt.figure(figsize=(7.2, 5.4 * len(blocks) + 0.4))
@@ -243,7 +247,7 @@ def entropy_by_layer(frame: pd.DataFrame) -> Figure:
         for axes, coordinate in zip(part.subplots(2, 2).flat, COORDINATES, strict=True):
             here = block[block["coordinate"] == coordinate]
             for group, (_, colour, marker, line, _) in GROUPS.items():
-                rows = here[here["group"] == group].sort_values("layer")
+                rows = here[here["group"].str.split().str[0] == group].sort_values("layer")
                 axes.fill_between(rows["layer"], rows["q25"], rows["q75"], color=colour, alpha=0.16, linewidth=0)
                 axes.plot(
                     rows["layer"],
@@ -452,7 +456,7 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
         and optionally lvlm (a panel each)
     """
     blocks = _panels(heads, "lvlm")
-    lowest, highest = min(0.5, heads["auroc"].min()), max(0.5, heads["auroc"].max())
+    reach = max((heads["auroc"] - 0.5).abs().max(), 0.05)  # the colours are even about chance
     rows = heads["layer"].nunique()
     figure, grid = plt.subplots(
         1,
@@ -466,9 +470,9 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
         sns.heatmap(
             table,
             ax=axes,
-            vmin=lowest,
-            vmax=highest,
-            cmap="cividis",
+            vmin=0.5 - reach,
+            vmax=0.5 + reach,
+            cmap="PuOr_r",
             linewidths=0.4,
             linecolor="white",
             annot=annotated,
@@ -480,7 +484,7 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
         chosen = block[block["selected"].astype(bool)]
         for row in chosen.itertuples():
             place = (table.columns.get_loc(row.head), table.index.get_loc(row.layer))
-            for colour, width in (("white", 4), (VERMILLION, 2)):
+            for colour, width in (("white", 4.5), (BLACK, 2.2)):
                 axes.add_patch(
                     Rectangle(place, 1, 1, fill=False, edgecolor=colour, linewidth=width, clip_on=False, zorder=3)
                 )
@@ -489,9 +493,7 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
         axes.set_yticks(axes.get_yticks(), axes.get_yticklabels(), rotation=0)
         axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=0)
         axes.grid(visible=False)
-    _legend_below(
-        figure, [Patch(facecolor="none", edgecolor=VERMILLION, linewidth=2, label="discriminative heads $D_c$")]
-    )
+    _legend_below(figure, [Patch(facecolor="none", edgecolor=BLACK, linewidth=2, label="discriminative heads $D_c$")])
     return figure
 
 
@@ -501,7 +503,7 @@ def predicted_vs_true(predicted: np.ndarray, true: np.ndarray, title: str = "", 
 
     predicted: [n] regressor outputs; true: [n] IoU in 0-1; pairs with a NaN are left out
     Grey: number of answers (log scale). Points: mean true IoU in bins of predicted IoU, with 95 % normal intervals.
-    Points on the diagonal: a predicted IoU can be taken at its word. Pearson's r is in the title.
+    Points on the diagonal: a predicted IoU can be taken at its word. Pearson's r stands in the panel.
     """
     predicted, true = np.asarray(predicted, float).ravel(), np.asarray(true, float).ravel()
     kept = np.isfinite(predicted) & np.isfinite(true)
@@ -541,7 +543,17 @@ def predicted_vs_true(predicted: np.ndarray, true: np.ndarray, title: str = "", 
     )
     varied = len(true) > 1 and predicted.std() > 0 and true.std() > 0
     r = np.corrcoef(predicted, true)[0, 1] if varied else float("nan")
-    axes.set_title(f"{title}\nPearson r = {r:.3f}, n = {len(true):,}".strip())
+    axes.set_title(_plain(title))
+    axes.text(
+        0.03,
+        0.97,
+        f"Pearson r = {r:.3f}\nn = {len(true):,}",
+        transform=axes.transAxes,
+        va="top",
+        fontweight="bold",
+        bbox={"facecolor": "white", "edgecolor": "#BBBBBB", "alpha": 0.9, "pad": 3},
+        zorder=5,
+    )
     axes.set(xlabel="predicted IoU", ylabel="true IoU", xlim=(lowest, highest), ylim=(-0.02, 1.02))
     axes.grid(visible=False)
     _legend_below(figure, axes.get_legend_handles_labels()[0])
@@ -563,13 +575,15 @@ def candidates_sweep(frame: pd.DataFrame, methods: Sequence[str] | None = None) 
         for method in methods:
             rows = block[block["method"] == method].sort_values("n")
             colour, marker, line, _ = looks[method]
+            reference = method == "greedy" or method.startswith("oracle")  # a line to compare with: no markers
             axes.fill_between(rows["n"], rows["acc50_lo"], rows["acc50_hi"], color=colour, alpha=0.13, linewidth=0)
             axes.plot(
                 rows["n"],
                 rows["acc50"],
                 line,
                 color=colour,
-                marker=marker,
+                marker="" if reference else marker,
+                linewidth=1 if method.startswith("oracle") else 1.6,
                 markersize=9 if marker == "*" else 5.5,
                 markeredgecolor="white",
                 markeredgewidth=0.5,
@@ -694,7 +708,7 @@ def attention_overlay(
     titles: Sequence[str],
     box: np.ndarray | None = None,
     truth: np.ndarray | None = None,
-    columns: int = 4,
+    columns: int = 4,  # at most
 ) -> Figure:
     """The heat maps of the paper's pipeline figure: attention over the image, one panel a map.
 
@@ -702,13 +716,12 @@ def attention_overlay(
         maximum
     titles: [k], e.g. 'x1, layer 3, head 4'
     box: the candidate's box (red); truth: ground truth (yellow); xyxy in pixels of the image
-    Under each panel stands the map's entropy in nats, between 0 and ln(h w).
     """
     maps = np.asarray(maps, float)
     if maps.ndim != 3 or len(maps) != len(titles) or not len(maps):
         raise ValueError(f"maps must be [k, h, w] with k = {len(titles)} titles, at least one; got {maps.shape}")
-    columns = min(columns, len(maps))
     rows = -(-len(maps) // columns)
+    columns = -(-len(maps) // rows)  # even rows: six maps are 3 + 3
     side = 9.0 / max(columns, 3)
     aspect = image.height / image.width
     figure, grid = plt.subplots(
@@ -733,9 +746,7 @@ def attention_overlay(
             rasterized=True,
         )
         _truth_and_prediction(axes, truth, box, 1.2)
-        shares = values[values > 0] / max(values.sum(), 1e-30)
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel(f"entropy {-(shares * np.log(shares)).sum() + 0.0:.2f} nats", fontsize=8)
+        axes.set_title(_plain(title), fontsize=9)
     for axes in list(grid.flat)[len(maps) :]:
         axes.set_visible(False)
     bar = figure.colorbar(
@@ -766,14 +777,18 @@ def _window(boxes: Iterable[np.ndarray | None], truth: np.ndarray, width: int, h
 
 @_styled
 def qualitative(cases: Sequence[Mapping]) -> Figure:
-    """The paper's qualitative comparison (and its teaser): greedy decoding against ours, one row a case.
+    """The paper's qualitative comparison (and its teaser): greedy decoding against ACS-Learned, one row a case.
 
     cases: dicts with image (PIL), category, truth, greedy, chosen (xyxy boxes in pixels; greedy and chosen may be None
         or NaN where the answer held no box), greedy_iou, chosen_iou (0-1)
-    Each picture has its neighbourhood of the object enlarged beside it, the same one for both methods.
+    Each picture has its neighbourhood of the object enlarged beside it, the same one for both methods. No cases: a
+    figure that says 'none'.
     """
     if not cases:
-        raise ValueError("nothing to draw: no cases")
+        figure, axes = plt.subplots(figsize=(8.4, 1.0))
+        axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes, fontstyle="italic")
+        axes.set_axis_off()
+        return figure
     ratio = float(np.mean([case["image"].width / case["image"].height for case in cases]))
     figure, grid = plt.subplots(
         len(cases),
@@ -788,7 +803,7 @@ def qualitative(cases: Sequence[Mapping]) -> Figure:
         x1, y1, x2, y2 = _window([case["greedy"], case["chosen"]], case["truth"], *image.size)
         for axes, zoom, name, box, iou in (
             (row[0], row[1], "greedy", case["greedy"], case["greedy_iou"]),
-            (row[2], row[3], "ours", case["chosen"], case["chosen_iou"]),
+            (row[2], row[3], "ACS-Learned", case["chosen"], case["chosen_iou"]),
         ):
             for panel, width in ((axes, 1.0), (zoom, 2.0)):
                 _picture(panel, image)
@@ -813,7 +828,7 @@ def qualitative(cases: Sequence[Mapping]) -> Figure:
             for spine in zoom.spines.values():
                 spine.set(color=ORANGE, linewidth=1.4)
             answered = f"IoU={iou:.2f}" if _given(box) else "no box"
-            axes.set_title(f"{name} {answered}", fontsize=9)
+            axes.set_title(f"{name}, {answered}", fontsize=9)
         row[0].set_ylabel(_plain(str(case["category"])), fontsize=9, fontweight="bold")
     figure.get_layout_engine().set(wspace=0.05, w_pad=0.04, h_pad=0.04, hspace=0.02)
     _legend_below(figure, _box_handles())
@@ -832,12 +847,13 @@ def candidate_boxes(
     scores: np.ndarray | None = None,
     truth: np.ndarray | None = None,
     chosen: int | None = None,
+    label: str = "chosen",
 ) -> Figure:
     """The candidates b_1 to b_N of the paper's pipeline figure on one image.
 
     boxes: [n, 4] xyxy in pixels, NaN rows (no box in the answer) left out
     scores: [n], higher is better, shown as colour and width, or None
-    truth: ground truth, yellow; chosen: index of the chosen box, red
+    truth: ground truth, yellow; chosen: index of the chosen box, red; label: what the legend calls it
     """
     boxes = np.asarray(boxes, float).reshape(-1, 4)
     height = 5.0 * min(1.4, image.height / image.width) + 0.5
@@ -864,6 +880,6 @@ def candidate_boxes(
     if chosen is not None:
         _box(axes, boxes[chosen], PREDICTION, 2.0, gid="prediction")
     others = Line2D([], [], color=SKY if not finite else shade(0.6), linewidth=1.4, label="candidates")
-    label = "chosen" if chosen is not None and _given(boxes[chosen]) else None
-    _legend_below(figure, [*_box_handles(_given(truth), label), others])
+    shown = label if chosen is not None and _given(boxes[chosen]) else None
+    _legend_below(figure, [*_box_handles(_given(truth), shown), others])
     return figure

@@ -76,7 +76,7 @@ def _shown(text: str) -> str:
 def _verdict(text: str) -> str:
     """good, bad or mid, from how a verdict begins; '' where it says something else."""
     text = text.strip().lower()
-    if re.match(r"(not|no|fail|contradict|refut)\b|differ|disagree", text):
+    if re.match(r"(not|no)\b|fail|contradict|refut|differ|disagree", text):
         return "bad"
     if re.match(r"(part|mixed|weak|unclear|inconclusive|untested|within)", text):
         return "mid"
@@ -109,7 +109,10 @@ def read_table(path: Path) -> dict | None:
         rows.append({"cells": cells, "ours": any(cell["raw"] in ACS for cell in cells)})
     stem = path.stem
     title = TITLES.get(stem) or stem.replace("_", " ").capitalize()
-    caption = f"{stem}.csv: {len(rows)} row{'s' if len(rows) != 1 else ''}"
+    told = path.with_suffix(".md")
+    caption = told.read_text(encoding="utf-8").partition("\n")[0].strip() if told.exists() else ""
+    if not caption or caption.startswith("|"):  # a table without a caption
+        caption = f"{stem}.csv: {len(rows)} row{'s' if len(rows) != 1 else ''}"
     href = f"{quote(path.parent.name)}/{quote(path.name)}"
     return {"stem": stem, "title": title, "caption": caption, "href": href, "columns": columns, "rows": rows}
 
