@@ -269,15 +269,3 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     steps = p_values[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
     return adjusted
-
-
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Chance in 0-1 that a positive scores above a negative (ties count half); 0.5 is no separation, NaN one class.
-
-    scores: [n] float, higher is better; positive: [n] bool
-    """
-    scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
-    above, below = int(positive.sum()), int((~positive).sum())
-    if not above or not below:
-        return float("nan")
-    return float((stats.rankdata(scores)[positive].sum() - above * (above + 1) / 2) / (above * below))

@@ -1,7 +1,6 @@
 """Localization-critical patterns (paper, step 5): layers by gradient attribution, heads by entropy separation."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from scipy.stats import rankdata
 
 from acs_lib.candidates import COORDINATES, STATISTICS
+from acs_lib.paths import write_text
 from acs_lib.regressor import AttentionIoURegressor, rows
 from acs_lib.store import Run
 
@@ -27,16 +27,17 @@ class HeadSet:
     heads: tuple[tuple[int, int], ...]
 
     def save(self, path: Path) -> None:
-        aside = Path(path).with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(aside, path)
+        """Write the set as JSON."""
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path, lvlm: str) -> "HeadSet":
         """Read a head set; ValueError if it was found for another LVLM."""
         content = json.loads(Path(path).read_text())
         if content["lvlm"] != lvlm:
-            raise ValueError(f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; run `acs calibrate`")
+            raise ValueError(
+                f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; notebook 04 finds one for it"
+            )
         return cls(lvlm, content["found_on"], tuple((layer, head) for layer, head in content["heads"]))
 
 
@@ -57,9 +58,12 @@ def attribution(model: AttentionIoURegressor, run: Run, answers: int = 2000) -> 
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Probability [...] that a positive row's score is above a negative row's; scores [n, ...], positive [n] bool."""
+    """Probability [...] that a positive row's score is above a negative row's; scores [n, ...], positive [n] bool.
+    Ties count half; NaN where all rows are of one kind."""
     ranks = rankdata(scores, axis=0)
     n = positive.sum()
+    if n in (0, len(positive)):
+        return np.full(scores.shape[1:], np.nan)
     return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * (len(positive) - n))
 
 

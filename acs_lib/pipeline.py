@@ -52,7 +52,7 @@ def split_files(dataset: DatasetSpec, split: str) -> tuple[Path, Path]:
 
 
 def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The queries of a split (the first of each size, up to the profile's limit, in the file's order) and the funnel."""
+    """The queries of a split (the first of each size in the file's order, up to the profile's limit) and the funnel."""
     queries, funnel = coco.load_queries(
         f"{dataset.name}-{split}", *split_files(dataset, split), profile.small, profile.large
     )
@@ -101,7 +101,7 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
         "lvlm": lvlm_spec.model_dump(),
         "weights": lvlm_digest(lvlm_spec),
         "sampling": profile.sampling.model_dump(),
-        "data": scenes_digest(dataset, split),
+        "data": data_digest(dataset, split),
     }
     return collect(
         run_folder(profile, lvlm_spec, dataset, split), queries, functools.partial(answer_batch, lvlm, how), key_parts,
@@ -110,7 +110,7 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
     )  # fmt: skip
 
 
-def scenes_digest(dataset: DatasetSpec, split: str) -> str:
+def data_digest(dataset: DatasetSpec, split: str) -> str:
     """Digest of a rendered split's pixels, or of the annotation file."""
     annotations, _ = split_files(dataset, split)
     content = coco.read_annotations(annotations).dataset

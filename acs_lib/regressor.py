@@ -4,7 +4,6 @@ The LVLM is frozen; MSE loss. Maps stream from a run's shards, so memory does no
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from acs_lib.paths import replacing
 from acs_lib.store import Run, to_tensor
 
 MAP_SIDE = 16  # larger maps are averaged down to this, so that images of any shape fit one regressor
@@ -137,9 +137,8 @@ def within_query_r(predictions: pd.DataFrame, spread: float = 0.05) -> float:
 
 def save(model: AttentionIoURegressor, path: Path, lvlm: str) -> None:
     """Write weights and settings to one safetensors file, with the name of the LVLM that it belongs to."""
-    aside = Path(path).with_suffix(".tmp")
-    save_file(model.state_dict(), aside, metadata={"settings": json.dumps(model.settings), "lvlm": lvlm})
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        save_file(model.state_dict(), aside, metadata={"settings": json.dumps(model.settings), "lvlm": lvlm})
 
 
 def load(path: Path, lvlm: str) -> AttentionIoURegressor:

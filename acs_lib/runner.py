@@ -55,13 +55,6 @@ def _from_root(path: Path) -> str:
     return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name
 
 
-def _write(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never half of one."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
 # ---------------------------------------------------------------------------------------------- what is to be run
 
 
@@ -193,14 +186,14 @@ def run_stage(stage: Stage) -> None:
             ]
     copy = stage.output(".ipynb")
     notebook.metadata.papermill.update(input_path=_from_root(stage.notebook), output_path=_from_root(copy))
-    _write(copy, nbformat.writes(notebook))
+    paths.write_text(copy, nbformat.writes(notebook))
     resources = {"metadata": {"name": stage.label}}
-    _write(stage.output(".html"), HTMLExporter().from_notebook_node(notebook, resources=resources)[0])
+    paths.write_text(stage.output(".html"), HTMLExporter().from_notebook_node(notebook, resources=resources)[0])
     folders = (paths.runs(stage.profile), paths.reports(stage.profile))
     files = sorted(path for folder in folders for path in folder.rglob("[!.]*") if path.is_file())
     written = [_from_root(path) for path in files if path.stat().st_mtime >= began]
     stamp = {"digest": stage.digest, "inputs": stage.inputs, "outputs": written, "seconds": round(seconds, 2)}
-    _write(stage.output(".stamp.json"), json.dumps(stamp, indent=1))
+    paths.write_text(stage.output(".stamp.json"), json.dumps(stamp, indent=1))
 
 
 # ------------------------------------------------------------------------------------------------------- manifest
@@ -275,7 +268,7 @@ def run(name: str, start: int | None = None, dry_run: bool = False) -> Path | No
         typer.echo(f"{stage.label}: running ({reason})")
         run_stage(stage)
         typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
-    _write(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, git), indent=1))
+    paths.write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, git), indent=1))
     return importlib.import_module("acs_lib.report.html").build(name)  # late: it brings the plotting libraries
 
 

@@ -12,7 +12,6 @@ whole or absent: a killed run goes on where it stopped and ends with the same by
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from acs_lib import boxes as bx
 from acs_lib.candidates import Candidates
 from acs_lib.datasets.coco import TRUTH
+from acs_lib.paths import replacing, write_text
 
 SHARD = 64  # queries
 PER_TOKEN = ("logprobs", "entropies", "self_certainty", "confidence")
@@ -59,12 +59,6 @@ def locked(folder: Path):
         yield
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    write(aside)
-    os.replace(aside, path)
-
-
 def collect(
     folder: Path,
     queries: pd.DataFrame,
@@ -88,8 +82,9 @@ def collect(
             for path in folder.iterdir():
                 if path.name != ".lock":
                     path.unlink()
-            _replace(folder / "queries.parquet", lambda path: queries.to_parquet(path, index=False))
-            _replace(info, lambda path: path.write_text(json.dumps({"key": key, **key_parts}, indent=1, default=str)))
+            with replacing(folder / "queries.parquet") as aside:
+                queries.to_parquet(aside, index=False)
+            write_text(info, json.dumps({"key": key, **key_parts}, indent=1, default=str))
         shards = [queries.iloc[start : start + SHARD] for start in range(0, len(queries), SHARD)]
         missing = [number for number in range(len(shards)) if not _is_whole(folder, number)]
         need = bytes_per_query * sum(len(shards[number]) for number in missing)
@@ -132,8 +127,10 @@ def write_shard(folder: Path, number: int, answers: list[Answers]) -> None:
             "maps": np.concatenate([candidates.maps for candidates, _ in answers]).astype(np.float16),
             "statistics": np.concatenate([candidates.statistics for candidates, _ in answers]).astype(np.float32),
         }
-    _replace(folder / f"{number:05d}.safetensors", lambda path: save_file(tensors, path))
-    _replace(folder / f"{number:05d}.parquet", lambda path: pd.DataFrame(rows).to_parquet(path, index=False))
+    with replacing(folder / f"{number:05d}.safetensors") as aside:
+        save_file(tensors, aside)
+    with replacing(folder / f"{number:05d}.parquet") as aside:
+        pd.DataFrame(rows).to_parquet(aside, index=False)
 
 
 def _is_whole(folder: Path, number: int) -> bool:

@@ -1,7 +1,6 @@
 """One profile's study, as the notebooks tell it: runs, regressors, D_c, choices, and where tables and figures go."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -67,7 +66,7 @@ class Study:
             return regressor.load(path, lvlm.name)
         model, history = regressor.train(train, validation, **settings, seed=seed, shuffle_labels=shuffle_labels)
         regressor.save(model, path, lvlm.name)
-        _write(info, json.dumps({"key": key, "history": history.to_dict("records")}, indent=1))
+        paths.write_text(info, json.dumps({"key": key, "history": history.to_dict("records")}, indent=1))
         return model
 
     def fit_history(self, lvlm: LVLMSpec, seed: int = 0) -> pd.DataFrame:
@@ -75,7 +74,9 @@ class Study:
         info = paths.runs(self.profile.name) / lvlm.name / f"regressor-{seed}.json"
         return pd.DataFrame(json.loads(info.read_text())["history"])
 
-    def predictions(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, shuffle_labels: bool = False):
+    def predictions(
+        self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, shuffle_labels: bool = False
+    ) -> pd.DataFrame:
         """query_id, candidate, iou, predicted of every answer with a box; the mean over the profile's seeds."""
         run = self.run(lvlm, dataset, split)
         seeds = 1 if shuffle_labels else self.profile.regressor.seeds
@@ -181,14 +182,4 @@ class Study:
 
     def save_figure(self, figure, stem: str, caption: str) -> None:
         """Write reports/<profile>/figures/<stem>.png and .pdf and note the caption."""
-        folder = paths.reports(self.profile.name)
-        figures.save(figure, folder, stem)
-        file = folder / "figures" / "captions.json"
-        captions = json.loads(file.read_text()) if file.exists() else {}
-        _write(file, json.dumps({**captions, stem: caption}, indent=1, sort_keys=True))
-
-
-def _write(path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
+        figures.save(figure, paths.reports(self.profile.name), stem, caption)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import evaluate, published
+from acs_lib import evaluate, heads, published
 from acs_lib.candidates import Candidates
 from acs_lib.report import tables
 from acs_lib.selectors import FUSIONS, SELECTORS, Selector
@@ -214,9 +214,9 @@ def test_mean_ranks_by_hand():
 
 def test_auroc_by_hand():
     # positives 3, 1 against negatives 2, 1: pairs won 1 + 1 + 0 + a tie
-    assert evaluate.auroc([3, 1, 2, 1], [True, True, False, False]) == pytest.approx(2.5 / 4)
-    assert evaluate.auroc([1, 2], [False, True]) == 1
-    assert np.isnan(evaluate.auroc([1, 2], [True, True]))
+    assert heads.auroc(np.array([3, 1, 2, 1]), np.array([True, True, False, False])) == pytest.approx(2.5 / 4)
+    assert heads.auroc(np.array([1, 2]), np.array([False, True])) == 1
+    assert np.isnan(heads.auroc(np.array([1, 2]), np.array([True, True])))
 
 
 def test_a_hit_begins_at_the_threshold():

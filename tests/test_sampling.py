@@ -128,3 +128,22 @@ def test_the_image_token_is_banned(untrained):
     how = sampling.Sampling(samples=20, temperature=50.0, max_new_tokens=12)
     answers = sampling.generate(untrained, [scene_prompt(untrained, 3)], [1], how)[0]
     assert untrained.image_token_id not in sum((answer["token_ids"] for answer in answers), [])
+
+
+def test_the_row_that_predicts_a_digit_is_the_row_of_the_token_before(untrained):
+    prompt = scene_prompt(untrained, 4)
+    own, predicting = (
+        sampling.generate(
+            untrained, [prompt], [7], sampling.Sampling(samples=8, temperature=3.0, max_new_tokens=16, row=row)
+        )[0]
+        for row in ("own", "predicting")
+    )
+    compared = 0
+    for one, other in zip(own, predicting):
+        assert one["token_ids"] == other["token_ids"]
+        digits = untrained.digit_tokens[torch.tensor(one["token_ids"])].tolist()
+        assert sorted(other["rows"]) == [place for place, digit in enumerate(digits) if digit and place]
+        for place in other["rows"].keys() & {earlier + 1 for earlier in one["rows"]}:
+            assert torch.equal(other["rows"][place], one["rows"][place - 1])
+            compared += 1
+    assert compared

@@ -7,7 +7,7 @@ import torch
 from acs_lib import boxes as bx
 from acs_lib.datasets import scenes
 from acs_lib.lvlms import embedded
-from acs_lib.lvlms.embedded import Perception, Stage
+from acs_lib.lvlms.embedded import Stage
 
 TINY = (
     Stage("vision", "clear", steps=2, images=2, questions=0, lr=1e-3, constant=0.0),
@@ -72,6 +72,10 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_the_auxiliary_heads_are_not_shipped(untrained):
-    names = set(untrained.model.state_dict())
-    assert not any("perception" in name or name.startswith("mark") for name in names)
-    assert len(list(Perception().parameters())) > 0
+    assert set(untrained.model.state_dict()) == set(embedded.build_lvlm(0).state_dict())
+
+
+def test_checkpoints_of_another_recipe_are_refused(tmp_path):
+    embedded.train(tmp_path / "a", tmp_path / "work", TINY[:1])
+    with pytest.raises(ValueError, match="another recipe; .*--anew"):
+        embedded.train(tmp_path / "a", tmp_path / "work", (replace(TINY[0], lr=2e-3),))

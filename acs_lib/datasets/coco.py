@@ -37,7 +37,9 @@ def read_annotations(path: Path) -> COCO:
     try:
         content = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no annotation file at {path}; `acs data` fetches or renders one") from error
+        raise FileNotFoundError(
+            f"no annotation file at {path}; the README's section on the paper profile says what belongs there"
+        ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
     needed = {

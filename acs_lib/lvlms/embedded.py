@@ -15,7 +15,6 @@ The scenes get harder on the way: first those of the world `clear`, then those o
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 from acs_lib import boxes as bx
 from acs_lib.datasets import scenes
+from acs_lib.paths import replacing, write_text
 
 PITCH = 16  # px a LLM image token
 GRID = scenes.SIZE // PITCH
@@ -304,9 +304,12 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr * min(1, (step + 1) / stage.warmup) * (0.03 + 0.97 * decay)
 
 
-def train_stage(lvlm, perception: Perception, stage: Stage, path: Path) -> list[dict]:
+def train_stage(lvlm, perception: Perception, stage: Stage, path: Path, key: str) -> list[dict]:
     """Train in place and return the log. A checkpoint (weights, optimiser, log) is written to `path` every
-    CHECKPOINT_EVERY steps; a later call with the same settings goes on from it and ends with the same weights."""
+    CHECKPOINT_EVERY steps; a later call with the same settings goes on from it and ends with the same weights.
+
+    `key` names the stage and all before it; ValueError if the checkpoint at `path` has another.
+    """
     llm, model = lvlm.model.language_model, nn.ModuleDict({"lvlm": lvlm, "perception": perception})
     vision = stage.name == "vision"
     slow = [*lvlm.model.vision_tower.parameters(), *lvlm.model.multi_modal_projector.parameters()]
@@ -315,7 +318,7 @@ def train_stage(lvlm, perception: Perception, stage: Stage, path: Path) -> list[
     fast += [] if vision else list(perception.mark.parameters())
     groups = [{"params": slow, "share": 1.0 if vision else 0.4}, {"params": fast, "share": 1.0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.01)
-    start, log = _load_checkpoint(path, model, optimiser, slow + fast)
+    start, log = _load_checkpoint(path, key, model, optimiser, slow + fast)
     loader = torch.utils.data.DataLoader(
         Batches(stage), batch_size=None, sampler=range(start, stage.steps), num_workers=1, prefetch_factor=4
     )
@@ -334,30 +337,31 @@ def train_stage(lvlm, perception: Perception, stage: Stage, path: Path) -> list[
             log.append({"stage": stage.name, "step": step + 1, **average})
             bar.set_postfix({key: f"{value:.2f}" for key, value in average.items()})
         if (step + 1) % CHECKPOINT_EVERY == 0 or step == stage.steps - 1:
-            _save_checkpoint(path, model, optimiser, slow + fast, step + 1, log)
+            _save_checkpoint(path, key, model, optimiser, slow + fast, step + 1, log)
     return log
 
 
-def _save_checkpoint(path: Path, model, optimiser, parameters, step: int, log: list[dict]) -> None:
+def _save_checkpoint(path: Path, key: str, model, optimiser, parameters, step: int, log: list[dict]) -> None:
     state = {f"model.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
     for index, parameter in enumerate(parameters):
         for name, value in optimiser.state[parameter].items():
             state[f"optimiser.{index}.{name}"] = value.clone()
-    aside = path.with_suffix(".tmp")
-    save_file(state, aside, metadata={"step": str(step), "log": json.dumps(log)})
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        save_file(state, aside, metadata={"key": key, "step": str(step), "log": json.dumps(log)})
 
 
-def _load_checkpoint(path: Path, model, optimiser, parameters) -> tuple[int, list[dict]]:
+def _load_checkpoint(path: Path, key: str, model, optimiser, parameters) -> tuple[int, list[dict]]:
     if not path.exists():
         return 0, []
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    if metadata["key"] != key:
+        raise ValueError(f"{path} was left by another recipe; `acs train-embedded --anew` throws it away")
     state = load_file(path)
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")})
     for index, parameter in enumerate(parameters):
         prefix = f"optimiser.{index}."
         optimiser.state[parameter] = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
     return int(metadata["step"]), json.loads(metadata["log"])
 
 
@@ -381,11 +385,12 @@ def train(folder: Path, work: Path, recipe: tuple[Stage, ...] = RECIPE, seed: in
     lvlm, perception = build_lvlm(seed), Perception()
     logs = []
     for number, stage in enumerate(recipe):
-        log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors")
+        key = json.dumps([seed, *(asdict(earlier) for earlier in recipe[: number + 1])])
+        log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors", key)
         logs += [{"number": number, **entry} for entry in log]
     save_lvlm(lvlm, folder)
     pd.DataFrame(logs).round(4).to_csv(folder / "loss.csv", index=False)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     recipe_text = {"seed": seed, "stages": [asdict(stage) for stage in recipe], "sha256": digest}
-    (folder / "recipe.json").write_text(json.dumps(recipe_text, indent=2) + "\n")
+    write_text(folder / "recipe.json", json.dumps(recipe_text, indent=2) + "\n")
     return digest

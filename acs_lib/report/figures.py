@@ -8,7 +8,6 @@ Frames may hold several LVLMs and data sets (columns `lvlm`, `dataset`): each pa
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -29,6 +28,7 @@ from PIL import Image
 
 from acs_lib import published
 from acs_lib.candidates import COORDINATES
+from acs_lib.paths import replacing, write_text
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -163,12 +163,6 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-def _write_json(path: Path, value: object) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
 def save(figure: Figure, folder: str | Path, stem: str, caption: str | None = None) -> dict[str, Path]:
     """Write `folder`/figures/`stem`.pdf and .png (150 dpi), each whole or not at all. Returns suffix -> path.
 
@@ -182,15 +176,14 @@ def save(figure: Figure, folder: str | Path, stem: str, caption: str | None = No
     with style():
         for suffix, fields in metadata.items():
             paths[suffix] = figures / f"{stem}.{suffix}"
-            aside = figures / f".{stem}.{os.getpid()}.{suffix}"
-            figure.savefig(aside, format=suffix, metadata=fields)
-            aside.replace(paths[suffix])
+            with replacing(paths[suffix]) as aside:
+                figure.savefig(aside, format=suffix, metadata=fields)
     text = caption or CAPTIONS.get(stem)
     if text:
         path = figures / "captions.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if known.get(stem) != text:
-            _write_json(path, {**known, stem: text})
+            write_text(path, json.dumps({**known, stem: text}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return paths
 
 

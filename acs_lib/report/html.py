@@ -9,7 +9,6 @@ import csv
 import html
 import json
 import math
-import os
 import re
 import struct
 from collections import Counter
@@ -19,6 +18,8 @@ from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
+
+from acs_lib import paths
 
 TEMPLATE = Path(__file__).with_name("template.html")
 LIMIT = 60  # rows of a table on the page
@@ -262,15 +263,11 @@ def build(profile: str, folder: Path | None = None) -> Path:
     The page appears whole or not at all. Raises FileNotFoundError where there is no such folder.
     """
     if folder is None:
-        from acs_lib import paths  # only here: a page of any other folder needs no project root
-
         folder = paths.reports(profile)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no report at {folder}: run ./run_all.sh --profile {profile}")
     text = render(profile, folder)
     page = folder / "index.html"
-    aside = folder / f".index.html.{os.getpid()}"
-    aside.write_text(text, encoding="utf-8", newline="\n")
-    aside.replace(page)
+    paths.write_text(page, text)
     return page

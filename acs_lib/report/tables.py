@@ -1,10 +1,11 @@
 """Tables as files: CSV for programs, Markdown for reading, LaTeX (booktabs) for a paper."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from acs_lib.paths import write_text
 
 TEX_ESCAPES = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -59,9 +60,7 @@ def write_table(frame: pd.DataFrame, folder: str | Path, stem: str, caption: str
     paths = {}
     for suffix, text in texts.items():
         paths[suffix] = tables / f"{stem}.{suffix}"
-        aside = tables / f".{stem}.{suffix}.{os.getpid()}"
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        aside.replace(paths[suffix])
+        write_text(paths[suffix], text)
     return paths
 
 
