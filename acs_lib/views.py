@@ -425,7 +425,8 @@ def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
     return say(
         f"an even map of {shape[-2]} x {shape[-1]} tokens has an entropy of {np.log(shape[-2] * shape[-1]):.2f} nats; "
         f"layer {sharpest['layer']:.0f} is the sharpest with {sharpest['entropy']:.2f} on average, "
-        f"layer {widest['layer']:.0f} the most diffuse with {widest['entropy']:.2f}. The coordinate tokens spend {table['mass'].min():.0%} to "
+        f"layer {widest['layer']:.0f} the most diffuse with {widest['entropy']:.2f}. "
+        f"The coordinate tokens spend {table['mass'].min():.0%} to "
         f"{table['mass'].max():.0%} of their attention on the image."
     )
 
