@@ -38,6 +38,8 @@ from acs_lib.paths import replacing, write_text
 PITCH = 16  # px a LLM image token
 GRID = scenes.SIZE // PITCH
 CHECKPOINT_EVERY = 200  # steps
+SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an image token has to come close to its word:
+# without that the LLM does not learn to match them
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<user>", "<assistant>"]
 WORDS = ["<box>", "</box>", "Detect", "the", "in", "image", "."]
 NUMBERS = [str(round(1000 * pixel / scenes.SIZE)) for pixel in range(scenes.SIZE + 1)]  # InternVL's 0-1000
@@ -68,21 +70,17 @@ class Stage:
     warmup: int = 50
     images: int = 16  # a step
     questions: int = 4  # an image
-    sharpness: float | None = 8.0  # of the token labels' softmax over cosines; low: an image token has to be close to
-    # its word, without which the LLM does not learn to match them; None: learned
     mislabel: float = 0.0
     seed: int = 0
     curriculum: tuple[tuple[float, int, int], ...] = ()  # (until this share of the steps, objects low, high)
 
 
 RECIPE = (
-    Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.0, warmup=100, sharpness=None),
-    Stage("vision", "clear", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=7),
-    Stage("answers", "clear", steps=400, lr=1e-3, constant=0.9, seed=7, curriculum=((0.5, 1, 4),)),
-    Stage("answers", "clear", steps=800, lr=1e-3, constant=1.0, seed=8),
-    Stage("vision", "train", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.6, seed=9),
-    Stage("answers", "train", steps=900, lr=1e-3, constant=1.0, seed=10),
-    Stage("instruct", "train", steps=1000, lr=1e-3, constant=0.1, mislabel=0.4, seed=11),
+    Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
+    Stage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
+    Stage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
+    Stage("answers", "train", steps=1800, lr=1e-3, constant=1.0, seed=3),
+    Stage("instruct", "train", steps=1200, lr=1e-3, constant=0.1, mislabel=0.6, seed=4),
 )
 
 
@@ -236,14 +234,13 @@ class Perception(nn.Module):
         self.box = nn.Linear(width, 4 * width)
         self.mark = nn.Linear(width, 1)
         self.background = nn.Parameter(torch.zeros(1))
-        self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("weight", torch.tensor([1.0] * len(scenes.CATEGORIES) + [0.3]))
 
-    def token_loss(self, features, embedding, batch, sharpness: float | None) -> tuple[torch.Tensor, float]:
+    def token_loss(self, features, embedding, batch) -> tuple[torch.Tensor, float]:
         """Category and box loss of the image tokens [images, GRID^2, width], and the share of object tokens named."""
         words = F.normalize(embedding[CATEGORY_0 : CATEGORY_0 + len(scenes.CATEGORIES)], dim=-1)
-        logits = (sharpness or 20 * self.scale) * F.normalize(features, dim=-1) @ words.T
-        logits = torch.cat([logits, ((sharpness or 10) * self.background).expand(*logits.shape[:2], 1)], -1)
+        logits = SHARPNESS * F.normalize(features, dim=-1) @ words.T
+        logits = torch.cat([logits, (SHARPNESS * self.background).expand(*logits.shape[:2], 1)], -1)
         target = batch["categories"]
         is_object = target < len(scenes.CATEGORIES)
         named = (logits.argmax(-1) == target)[is_object].float().mean().item()
@@ -266,7 +263,7 @@ def answer_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torc
     """Loss of a step of the stages `answers` and `instruct`, and what is logged."""
     llm, ids = lvlm.model.language_model, batch["ids"]
     features = image_features(lvlm, batch["pixels"])
-    token_loss, named = perception.token_loss(features, llm.embed_tokens.weight, batch, stage.sharpness)
+    token_loss, named = perception.token_loss(features, llm.embed_tokens.weight, batch)
     embedded = llm.embed_tokens(ids[:, :-1])
     repeated = features.repeat_interleave(stage.questions, 0)
     embedded = torch.cat([embedded[:, :IMAGE_START], repeated, embedded[:, IMAGE_STOP:]], 1)
@@ -291,7 +288,7 @@ def answer_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torc
 def vision_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of a step of the stage `vision`, and what is logged."""
     embedding = lvlm.model.language_model.embed_tokens.weight
-    loss, named = perception.token_loss(image_features(lvlm, batch["pixels"]), embedding, batch, stage.sharpness)
+    loss, named = perception.token_loss(image_features(lvlm, batch["pixels"]), embedding, batch)
     return loss, {"token_loss": loss.item(), "named": named}
 
 
@@ -313,7 +310,7 @@ def train_stage(lvlm, perception: Perception, stage: Stage, path: Path, key: str
     llm, model = lvlm.model.language_model, nn.ModuleDict({"lvlm": lvlm, "perception": perception})
     vision = stage.name == "vision"
     slow = [*lvlm.model.vision_tower.parameters(), *lvlm.model.multi_modal_projector.parameters()]
-    slow += [llm.embed_tokens.weight, perception.background, perception.scale, *perception.box.parameters()]
+    slow += [llm.embed_tokens.weight, perception.background, *perception.box.parameters()]
     fast = [] if vision else [p for n, p in llm.named_parameters() if "embed" not in n]
     fast += [] if vision else list(perception.mark.parameters())
     groups = [{"params": slow, "share": 1.0 if vision else 0.4}, {"params": fast, "share": 1.0}]
