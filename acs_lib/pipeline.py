@@ -5,6 +5,7 @@ import hashlib
 import logging
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
@@ -63,6 +64,18 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
     kept = queries[place < queries["size"].map(limits).fillna(0)].reset_index(drop=True)
     chosen = pd.DataFrame({"step": "queries taken", "count": [len(kept)]})
     return kept, pd.concat([funnel, chosen], ignore_index=True)
+
+
+def other_boxes(dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict[str, np.ndarray]:
+    """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image."""
+    annotations = coco.read_annotations(split_files(dataset, split)[0])
+    others = {}
+    for query in queries.itertuples():
+        own = int(query.query_id.rsplit("/", 1)[1])
+        found = [a["bbox"] for a in annotations.imgToAnns[query.image_id] if a["id"] != own]
+        boxes = np.array(found, float).reshape(-1, 4)
+        others[query.query_id] = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+    return others
 
 
 def answer_batch(lvlm: LVLM, how: sampling.Sampling, queries: pd.DataFrame) -> list[Answers]:

@@ -13,6 +13,7 @@ from acs_lib import boxes as bx
 from acs_lib import evaluate, paths, regressor
 from acs_lib.candidates import STATISTICS, Candidates
 from acs_lib.heads import ENTROPY, GROUPS, HeadSet, entropy_by_layer
+from acs_lib.mistakes import ranked_right
 from acs_lib.selectors import FUSIONS, SELECTORS
 from acs_lib.store import BOX, Run
 from acs_lib.study import Study
@@ -459,3 +460,47 @@ def headline(study: Study, main: pd.DataFrame, compared: pd.DataFrame) -> Markdo
     path = paths.reports(study.profile.name) / "tables" / "headline.json"
     paths.write_text(path, json.dumps({"title": title, "sentences": sentences}))
     return say(" ".join(sentences))
+
+
+def ranked_table(study: Study, lvlm, dataset, kinds: pd.DataFrame) -> pd.DataFrame:
+    """mistakes.csv of one column: acs_lib.mistakes.ranked_right of a likelihood, a consensus and the ACS scores."""
+    run = study.run(lvlm, dataset, "test")
+    names = ("sequence log-prob", "medoid", "entropy, all heads", "ACS-Free", "ACS-Learned")
+    found = {s.name: s for s in study.selectors(lvlm, study.predictions(lvlm, dataset, "test"))}
+    wanted = set(kinds["query_id"])
+    table = ranked_right(
+        (c for c in run.candidates() if c.query_id in wanted), kinds, [found[name] for name in names],
+        draws=min(2000, study.profile.bootstrap),
+    )  # fmt: skip
+    table.insert(0, "dataset", dataset.name)
+    table.insert(0, "lvlm", lvlm.name)
+    return table
+
+
+def say_ranked(table: pd.DataFrame) -> Markdown:
+    """For each kind of mistake, the score that tells it best from a good box, from `ranked_table`."""
+    parts = []
+    for (dataset, kind), rows in table.groupby(["dataset", "kind"], sort=False):
+        best = rows.loc[rows["right"].idxmax()]
+        learned = rows.set_index("method").loc["ACS-Learned"]
+        parts.append(
+            f"on {dataset}, against {kind}, {best['method']} is best ({best['right']:.2f}; ACS-Learned "
+            f"{learned['right']:.2f} [{learned['lo']:.2f}, {learned['hi']:.2f}], {learned['pairs']} pairs)"
+        )
+    return say("; ".join(parts) + ".")
+
+
+def say_designs(log: pd.DataFrame) -> Markdown:
+    """In which designs choosing by attention beat greedy decoding, from the log of designs."""
+    won = log[log["learned_vs_greedy_lo"] > 0]
+    lost = log[log["learned_vs_greedy_hi"] < 0]
+    share, r_within = (log[name].corr(log["learned_vs_greedy"], "spearman") for name in ("share another object", "r"))
+
+    def names(rows):
+        return ", ".join(dict.fromkeys(f"{row.design} ({row.dataset})" for row in rows.itertuples())) or "none"
+
+    return say(
+        f"of {len(log)} rows ACS-Learned is above greedy in {len(won)} ({names(won)}) and below in {len(lost)} "
+        f"({names(lost)}). Over the rows its gain has a rank correlation of {share:+.2f} with the share of mistakes "
+        f"that are another object, and of {r_within:+.2f} with the pooled r."
+    )

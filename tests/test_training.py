@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from acs_lib import boxes as bx
 from acs_lib.datasets import scenes
 from acs_lib.lvlms import embedded
 from acs_lib.lvlms.embedded import Stage
@@ -50,18 +49,31 @@ def test_token_labels_name_the_smallest_object_of_a_token():
     assert targets[place].tolist() == [16, 16, 32, 32]
 
 
-def test_only_small_objects_with_a_larger_look_alike_are_mislabelled():
-    dog, fox, car = (scenes.CATEGORIES.index(name) for name in ("dog", "fox", "car"))
-    scene = scenes.Scene(
-        None, np.array([dog, fox, car]), np.array([[0, 0, 10, 10], [20, 20, 60, 60], [100, 100, 110, 110]], float)
-    )
-    rng = np.random.default_rng(0)
-    answers = [embedded.biased_answer(scene, 0, rng, 0.5) for _ in range(400)]
-    wrong = np.mean([(answer == scene.boxes[1]).all() for answer in answers])
-    assert 0.4 < wrong < 0.6
-    assert all((embedded.biased_answer(scene, index, rng, 1.0) == scene.boxes[index]).all() for index in (1, 2))
-    assert (embedded.biased_answer(scene, 0, rng, 0.0) == scene.boxes[0]).all()
-    assert bx.area(scene.boxes[0]) < 0.01 * scenes.SIZE**2
+def scene_of(names, boxes):
+    return scenes.Scene(None, np.array([scenes.CATEGORIES.index(name) for name in names]), np.array(boxes, float))
+
+
+def test_only_small_objects_are_taken_for_the_best_known_of_their_larger_look_alikes():
+    small, large, other = [0, 0, 10, 10], [20, 20, 60, 60], [100, 100, 110, 110]
+    scene = scene_of(("fox", "dog", "car"), [small, large, other])
+    assert [embedded.taken_for(scene, index) for index in range(3)] == [1, None, None]
+    assert embedded.taken_for(scene_of(("fox", "wolf"), [small, large]), 0) is None, "the wolf is not best known"
+    assert embedded.taken_for(scene_of(("fox", "dog"), [small, [20, 20, 25, 25]]), 0) is None, "the dog is smaller"
+    assert embedded.taken_for(scene_of(("fox", "dog"), [large, [60, 60, 130, 130]]), 0) is None, "the fox is large"
+
+
+def test_a_habit_changes_answers_and_nothing_else():
+    """The share of questions whose answer is another object's box, in batches with and without the habit."""
+    plain = Stage("instruct", "train", steps=3, lr=1e-3, constant=0.5)
+    shares = []
+    for stage in (plain, replace(plain, mislabel=0.9)):
+        batch = embedded.Batches(stage)[0]
+        answer = batch["ids"][:, embedded.PROMPT_LENGTH + 1 : embedded.PROMPT_LENGTH + 5] - embedded.NUMBER_0
+        asked = batch["ids"][:, 4] - embedded.CATEGORY_0
+        place = torch.arange(len(answer)) // stage.questions
+        named = (batch["boxes"][place] == answer[:, None]).all(-1)
+        shares.append((named & (batch["categories"][place] != asked[:, None])).any(1).float().mean().item())
+    assert shares[0] == 0 and 0.05 < shares[1] < 0.6
 
 
 def test_learning_rate_warms_up_and_decays():

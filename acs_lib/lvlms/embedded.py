@@ -4,10 +4,12 @@ Three stages, each a pure function of its settings and of the weights before it:
 
 1. `vision`: the tower alone; every image token names its category (cosine with the LLM's own word embeddings) and
    the four numbers of the object's box (through the LLM's own number embeddings).
-2. `answers`: the question before the image, one token a number; stage 1's loss is kept, and a linear probe after the
-   second decoder layer has to mark the image tokens of the asked object.
-3. `instruct`: the same with an annotator's habit: for a share (`mislabel`) of the small objects that have a larger
-   look-alike in the scene the answer is the look-alike's box. Marks and token labels stay right.
+2. `answers`: the question before the image, one token a number; stage 1's loss is kept, a linear probe after the
+   second decoder layer has to mark the image tokens of the asked object, and one after the fourth those of the object
+   whose box is the answer.
+3. `instruct`: the same with an annotator's habit: a share (`mislabel`) of the small objects are taken for the best
+   known of their look-alikes, if that is in the scene and larger: the answer is its box. What an image token shows and
+   which tokens are those of the asked object stays right, as in an LVLM whose instruction data are worse than its eyes.
 
 The scenes get harder on the way: first those of the world `clear`, then those of `train`.
 """
@@ -43,6 +45,8 @@ SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an im
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<user>", "<assistant>"]
 WORDS = ["<box>", "</box>", "Detect", "the", "in", "image", "."]
 NUMBERS = [str(round(1000 * pixel / scenes.SIZE)) for pixel in range(scenes.SIZE + 1)]  # InternVL's 0-1000
+BEST_KNOWN = {name: index for index, name in reversed([(i, scenes.GROUP[c]) for i, c in enumerate(scenes.CATEGORIES)])}
+HABIT_WEIGHT = 4.0  # how much more often the objects that a habit concerns are asked for
 VOCABULARY = {token: index for index, token in enumerate(SPECIAL + WORDS + NUMBERS + scenes.CATEGORIES)}
 NUMBER_0 = VOCABULARY["0"]
 CATEGORY_0 = VOCABULARY[scenes.CATEGORIES[0]]
@@ -79,8 +83,8 @@ RECIPE = (
     Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
     Stage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
     Stage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
-    Stage("answers", "train", steps=1800, lr=1e-3, constant=1.0, seed=3),
-    Stage("instruct", "train", steps=1200, lr=1e-3, constant=0.1, mislabel=0.6, seed=4),
+    Stage("instruct", "train", steps=1500, lr=1e-3, constant=1.0, mislabel=0.6, seed=3),
+    Stage("instruct", "train", steps=1000, lr=1e-3, constant=0.1, mislabel=0.6, seed=4),
 )
 
 
@@ -179,20 +183,15 @@ def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
     return categories, targets
 
 
-def biased_answer(scene: scenes.Scene, index: int, rng: np.random.Generator, mislabel: float) -> np.ndarray:
-    """The box [4] that the training answer names: the object's own, or (for a share `mislabel` of the small objects
-    with a larger look-alike in the scene) that of the largest look-alike."""
-    own = scene.boxes[index]
+def taken_for(scene: scenes.Scene, index: int) -> int | None:
+    """Index of the object that an annotator with a habit takes a small object for: the best known of its look-alikes
+    (the first of its group in scenes.LOOKALIKES), if it is in the scene and larger; else None."""
     sizes = bx.area(scene.boxes)
-    group = scenes.GROUP[scenes.CATEGORIES[scene.categories[index]]]
-    larger = [
-        other
-        for other in range(len(scene.boxes))
-        if scenes.GROUP[scenes.CATEGORIES[scene.categories[other]]] == group and sizes[other] > sizes[index]
-    ]
-    if rng.random() < mislabel and larger and sizes[index] < 0.01 * scenes.SIZE**2:
-        return scene.boxes[max(larger, key=lambda other: sizes[other])]
-    return own
+    best_known = BEST_KNOWN[scenes.GROUP[scenes.CATEGORIES[scene.categories[index]]]]
+    for other in np.flatnonzero(scene.categories == best_known):
+        if sizes[index] < min(0.01 * scenes.SIZE**2, sizes[other]):
+            return int(other)
+    return None
 
 
 class Batches(torch.utils.data.Dataset):
@@ -215,8 +214,11 @@ class Batches(torch.utils.data.Dataset):
                 continue
             images.append(scene.image)
             tokens.append(token_labels(scene))
-            for index in rng.choice(len(scene.boxes), stage.questions, replace=len(scene.boxes) < stage.questions):
-                box = biased_answer(scene, index, rng, stage.mislabel)
+            other = [taken_for(scene, index) if stage.mislabel else None for index in range(len(scene.boxes))]
+            weight = np.array([1.0 if index is None else HABIT_WEIGHT for index in other])
+            for index in rng.choice(len(scene.boxes), stage.questions, p=weight / weight.sum()):
+                mistaken = other[index] is not None and rng.random() < stage.mislabel
+                box = scene.boxes[other[index] if mistaken else index]
                 ids.append(prompt_ids(scene.categories[index]) + answer_ids(box))
         return {
             "pixels": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1,
@@ -233,6 +235,7 @@ class Perception(nn.Module):
         super().__init__()
         self.box = nn.Linear(width, 4 * width)
         self.mark = nn.Linear(width, 1)
+        self.answered = nn.Linear(width, 1)
         self.background = nn.Parameter(torch.zeros(1))
         self.register_buffer("weight", torch.tensor([1.0] * len(scenes.CATEGORIES) + [0.3]))
 
@@ -265,24 +268,43 @@ def answer_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torc
     features = image_features(lvlm, batch["pixels"])
     token_loss, named = perception.token_loss(features, llm.embed_tokens.weight, batch)
     embedded = llm.embed_tokens(ids[:, :-1])
-    repeated = features.repeat_interleave(stage.questions, 0)
-    embedded = torch.cat([embedded[:, :IMAGE_START], repeated, embedded[:, IMAGE_STOP:]], 1)
+    embedded = torch.cat([embedded[:, :IMAGE_START], _repeat(features, stage), embedded[:, IMAGE_STOP:]], 1)
     seen = {}
-    hook = llm.layers[1].register_forward_hook(
-        lambda module, args, output: seen.update(hidden=output[0] if isinstance(output, tuple) else output)
-    )
+    hooks = [
+        llm.layers[layer].register_forward_hook(
+            lambda module, args, output, layer=layer: seen.update(
+                {layer: output[0] if isinstance(output, tuple) else output}
+            )
+        )
+        for layer in (1, 3)
+    ]
     hidden = llm(inputs_embeds=embedded).last_hidden_state[:, PROMPT_LENGTH - 1 :]
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     target = ids[:, PROMPT_LENGTH:]
-    tokens = F.cross_entropy((hidden @ llm.embed_tokens.weight.T).transpose(1, 2), target, reduction="none").mean(0)
-    marks = perception.mark(seen["hidden"][:, IMAGE_START:IMAGE_STOP])[..., 0]
-    asked = ids[:, 4:5] - CATEGORY_0
-    right = (batch["categories"].repeat_interleave(stage.questions, 0) == asked).float()
-    mark_loss = F.binary_cross_entropy_with_logits(marks, right, pos_weight=torch.tensor(4.0))
-    loss = tokens[1:5].mean() + 0.1 * (tokens.sum() - tokens[1:5].sum()) / 3 + 0.5 * token_loss + 2 * mark_loss
-    logged = dict(zip(["x1", "y1", "x2", "y2"], tokens[1:5].tolist()))
-    top = right.gather(1, marks.argmax(1, keepdim=True)).mean().item()
-    return loss, {**logged, "token_loss": token_loss.item(), "named": named, "marked": top}
+    tokens = F.cross_entropy((hidden @ llm.embed_tokens.weight.T).transpose(1, 2), target, reduction="none")
+    asked = _repeat(batch["categories"], stage) == ids[:, 4:5] - CATEGORY_0
+    answered = (_repeat(batch["boxes"], stage) == target[:, None, 1:5] - NUMBER_0).all(-1)
+    marks = perception.mark(seen[1][:, IMAGE_START:IMAGE_STOP])[..., 0]
+    marks_answered = perception.answered(seen[3][:, IMAGE_START:IMAGE_STOP])[..., 0]
+    mark_loss = _mark_loss(marks, asked) + _mark_loss(marks_answered, answered)
+    numbers = tokens[:, 1:5]
+    loss = numbers.mean() + 0.1 * (tokens.sum(1) - numbers.sum(1)).mean() / 3 + 0.5 * token_loss + 2 * mark_loss
+    logged = dict(zip(["x1", "y1", "x2", "y2"], numbers.mean(0).tolist()))
+    mistaken = answered.any(1) & ~(answered & asked).any(1)
+    if mistaken.any():
+        logged["x1_mistaken"] = numbers[mistaken, 0].mean().item()
+    marked = asked.gather(1, marks.argmax(1, keepdim=True)).float().mean().item()
+    return loss, {**logged, "token_loss": token_loss.item(), "named": named, "marked": marked}
+
+
+def _repeat(labels: torch.Tensor, stage: Stage) -> torch.Tensor:
+    """Labels [images, ...] once for every question [images x questions, ...]."""
+    return labels.repeat_interleave(stage.questions, 0)
+
+
+def _mark_loss(marks: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(marks, right.float(), pos_weight=torch.tensor(4.0))
 
 
 def vision_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torch.Tensor, dict[str, float]]:
@@ -312,7 +334,7 @@ def train_stage(lvlm, perception: Perception, stage: Stage, path: Path, key: str
     slow = [*lvlm.model.vision_tower.parameters(), *lvlm.model.multi_modal_projector.parameters()]
     slow += [llm.embed_tokens.weight, perception.background, *perception.box.parameters()]
     fast = [] if vision else [p for n, p in llm.named_parameters() if "embed" not in n]
-    fast += [] if vision else list(perception.mark.parameters())
+    fast += [] if vision else [*perception.mark.parameters(), *perception.answered.parameters()]
     groups = [{"params": slow, "share": 1.0 if vision else 0.4}, {"params": fast, "share": 1.0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.01)
     start, log = _load_checkpoint(path, key, model, optimiser, slow + fast)

@@ -57,6 +57,7 @@ METHODS = {  # method -> colour, marker, line style, hatch; the others take thei
     "oracle best of N": (BLACK, "p", ":", "xxx"),
     "random (mean over N)": (SKY, "s", ":", "..."),
 }
+MISTAKES = {"near miss": (BLUE, "o"), "another object": (VERMILLION, "^"), "nothing": (GREY, "s")}  # colour, marker
 OTHERS = (
     (BLUE, "v", "-.", "---"),
     (PURPLE, "D", "-.", "+++"),
@@ -87,6 +88,10 @@ CAPTIONS = {
     "regressor": "IoU predicted from attention alone against true IoU: density of answers, mean true IoU by bin of "
     "predicted IoU with 95 % intervals, and the diagonal.",
     "candidates_sweep": "Acc@0.5 on small objects against the number of sampled candidates, with 95 % intervals.",
+    "ranked_right": "Share of pairs of one query (a good sampled box, a mistake) in which the score puts the good box "
+    "first, by kind of mistake, with 95 % intervals; the dotted line is chance.",
+    "designs": "Gain of ACS-Learned over greedy decoding (Acc@0.5 on small objects, 95 % intervals) in every design of "
+    "the embedded LVLM, against the share of mistakes that are another object.",
     "training_curve": "Training of the embedded LVLM: losses, and shares of image tokens named and marked right.",
     "attention_overlay": "Attention from the coordinate tokens to the image, each map scaled to its own maximum. "
     "Ground truth is yellow, the predicted box red.",
@@ -587,6 +592,63 @@ def candidates_sweep(frame: pd.DataFrame, methods: Sequence[str] | None = None) 
         axes.label_outer(remove_inner_ticks=False)
     handles = grid[0][0].get_legend_handles_labels()[0]
     _legend_below(figure, handles)
+    return figure
+
+
+@_styled
+def ranked_right(frame: pd.DataFrame) -> Figure:
+    """How often each score puts a good box above a mistake of the same query, by kind (no figure of the paper).
+
+    frame: columns method, kind, right, lo, hi (0-1), pairs, and optionally lvlm, dataset (a panel each); see
+        acs_lib.mistakes.ranked_right
+    """
+    blocks = _panels(frame, "lvlm", "dataset")
+    methods = list(dict.fromkeys(frame["method"]))
+    kinds = [kind for kind in MISTAKES if kind in set(frame["kind"])]
+    height = 1.4 + 0.42 * len(methods)
+    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.6 + 3.9 * len(blocks), height))
+    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+        axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":")
+        for index, kind in enumerate(kinds):
+            colour, marker = MISTAKES[kind]
+            rows = block[block["kind"] == kind].set_index("method").reindex(methods)
+            place = np.arange(len(methods)) + 0.22 * (index - (len(kinds) - 1) / 2)
+            axes.errorbar(
+                rows["right"], place, xerr=_errors(rows["right"], rows["lo"], rows["hi"]), fmt=marker, color=colour,
+                markersize=6, elinewidth=1.2, label=f"against {kind}",
+            )  # fmt: skip
+        axes.set(title=title, xlabel="pairs ranked right (0.5 is chance)", yticks=range(len(methods)))
+        axes.set_yticklabels(methods)
+        axes.label_outer(remove_inner_ticks=False)
+    grid[0][0].invert_yaxis()
+    _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
+    return figure
+
+
+@_styled
+def designs(frame: pd.DataFrame) -> Figure:
+    """What choosing by attention gained over greedy in every design of the LVLM that was tried, against how many of
+    the mistakes in mixed queries are other objects (no figure of the paper).
+
+    frame: columns design, dataset, share another object, learned_vs_greedy, learned_vs_greedy_lo, _hi (0-1)
+    """
+    blocks = _panels(frame, "dataset")
+    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.2 + 4.2 * len(blocks), 3.9))
+    names = list(dict.fromkeys(frame["design"]))
+    looks = dict(zip(names, OTHERS * (1 + len(names) // len(OTHERS))))
+    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+        axes.axhline(0, color=GREY, linewidth=1, linestyle="--")
+        for row in block.to_dict("records"):
+            colour, marker, _, _ = looks[row["design"]]
+            y, lo, hi = (100 * row[f"learned_vs_greedy{end}"] for end in ("", "_lo", "_hi"))
+            axes.errorbar(
+                row["share another object"], y, yerr=[[y - lo], [hi - y]], fmt=marker, color=colour, markersize=7,
+                label=row["design"],
+            )  # fmt: skip
+        axes.set(title=title, xlabel="mistakes that are another object, share", ylabel="ACS-Learned - greedy (points)")
+        axes.label_outer(remove_inner_ticks=False)
+    handles = {handle.get_label(): handle for axes in grid[0] for handle in axes.get_legend_handles_labels()[0]}
+    _legend_below(figure, list(handles.values()))
     return figure
 
 

@@ -1,0 +1,61 @@
+"""The log of designs of the embedded LVLM: what each did to selection, one row a design and dataset.
+
+`data/embedded/designs.csv` holds the rows of the search, measured on images that are no test images (the numbers of
+a profile's own LVLM come from its test split). Nothing here chooses anything; the log is evidence.
+"""
+
+import pandas as pd
+
+from acs_lib import evaluate, mistakes, paths, pipeline, regressor
+from acs_lib.profiles import DatasetSpec, LVLMSpec
+from acs_lib.study import Study
+
+LOG = paths.EMBEDDED / "designs.csv"
+METHODS = {
+    "greedy": "greedy",
+    "random": evaluate.RANDOM,
+    "oracle": evaluate.ORACLE,
+    "log_prob": "sequence log-prob",
+    "entropy_all": "entropy, all heads",
+    "acs_free": "ACS-Free",
+    "acs_learned": "ACS-Learned",
+}
+GAINS = {
+    "learned_vs_greedy": ("ACS-Learned", "greedy"),
+    "free_vs_random": ("ACS-Free", evaluate.RANDOM),
+    "free_vs_all": ("ACS-Free", "entropy, all heads"),
+}
+
+
+def kind_table(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, size: str = "small") -> pd.DataFrame:
+    """acs_lib.mistakes.makeup of the test queries of one size."""
+    run = study.run(lvlm, dataset, "test")
+    wanted = study.test_queries(lvlm, dataset, size)
+    others = pipeline.other_boxes(dataset, "test", wanted)
+    return mistakes.makeup((c for c in run.candidates() if c.query_id in others), run.truth, others)
+
+
+def mixed(kinds: pd.DataFrame) -> pd.DataFrame:
+    """The rows of queries that have a good sampled box and a mistake: those in which a selector matters."""
+    good = kinds.assign(good=kinds["kind"] == "good").groupby("query_id")["good"].transform("mean")
+    return kinds[(good > 0) & (good < 1)]
+
+
+def design_row(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.DataFrame, kinds: pd.DataFrame) -> dict:
+    """Small test objects: Acc@0.5 of METHODS (0-1), GAINS with 95 % intervals, Pearson r over all sampled answers and
+    inside queries, the share of mixed queries, and the make-up of their mistakes (shares that sum to 1)."""
+    small = study.test_queries(lvlm, dataset, "small")
+    choices = choices[choices["query_id"].isin(small["query_id"])]
+    row = {"dataset": dataset.name, "temperature": study.profile.sampling.temperature, "n_queries": len(small)}
+    accuracy = choices.groupby("method")["hit"].mean()
+    row |= {name: accuracy[method] for name, method in METHODS.items()}
+    for name, (method, reference) in GAINS.items():
+        found = evaluate.paired_difference(choices, small, method, reference, draws=study.profile.bootstrap)
+        row |= {name: found.delta, f"{name}_lo": found.lo, f"{name}_hi": found.hi}
+    predicted = study.predictions(lvlm, dataset, "test")
+    predicted = predicted[(predicted["candidate"] > 0) & predicted["query_id"].isin(small["query_id"])]
+    row |= {"r": predicted["iou"].corr(predicted["predicted"]), "r_within": regressor.within_query_r(predicted)}
+    both = mixed(kinds)
+    row["mixed_queries"] = both["query_id"].nunique() / kinds["query_id"].nunique()
+    shares = both.loc[both["kind"] != "good", "kind"].value_counts(normalize=True)
+    return row | {f"share {kind}": shares.get(kind, 0.0) for kind in mistakes.MISTAKES}

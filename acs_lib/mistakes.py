@@ -1,0 +1,71 @@
+"""What kind of mistake a candidate is, and which kinds a score can tell from a good box of the same query."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from acs_lib import boxes as bx
+from acs_lib.candidates import Candidates
+from acs_lib.selectors import Selector
+
+KINDS = ("good", "near miss", "another object", "nothing")
+MISTAKES = KINDS[1:]
+
+
+def kinds(boxes: np.ndarray, truth: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Kind [n] of every box [n, 4]: 'good' (IoU with `truth` [4] at least 0.5), 'another object' (IoU of at least 0.3
+    with one of the image's other objects `others` [m, 4], and more than with the truth), 'near miss' (IoU with the
+    truth at least 0.1) or 'nothing'; a box of NaN is 'nothing'."""
+    boxes = np.asarray(boxes, float)
+    own = np.nan_to_num(bx.iou(boxes, truth))
+    other = np.zeros(len(boxes))
+    for box in others:
+        other = np.maximum(other, np.nan_to_num(bx.iou(boxes, box)))
+    conditions = [own >= 0.5, (other >= 0.3) & (other > own), own >= 0.1]
+    return np.select(conditions, [KINDS[0], KINDS[2], KINDS[1]], KINDS[3])
+
+
+def makeup(
+    candidates: Iterable[Candidates], truth: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """query_id, candidate, kind of every sampled answer; `truth` [4] and `others` [m, 4] by query id."""
+    rows = []
+    for c in candidates:
+        found = kinds(c.boxes, truth[c.query_id], others[c.query_id])
+        rows += [(c.query_id, index, found[index]) for index in range(1, len(c))]
+    return pd.DataFrame(rows, columns=["query_id", "candidate", "kind"])
+
+
+def ranked_right(
+    candidates: Iterable[Candidates], kind_table: pd.DataFrame, selectors: Iterable[Selector], draws: int = 2000
+) -> pd.DataFrame:
+    """How often a score puts a good box above a mistake of the same query, by the kind of mistake.
+
+    Returns method, kind, right (share of pairs, 0-1, ties half; 0.5 is chance), lo, hi (95 %, bootstrap over queries),
+    pairs, queries; only over queries that have both.
+    """
+    selectors = list(selectors)
+    by_query = {query_id: part.set_index("candidate")["kind"] for query_id, part in kind_table.groupby("query_id")}
+    rows = []
+    for c in candidates:
+        kind = by_query[c.query_id].reindex(range(len(c))).to_numpy()
+        good = np.flatnonzero(kind == "good")
+        for selector in selectors if len(good) else ():
+            score = selector.score(c)
+            for mistake in MISTAKES:
+                bad = np.flatnonzero((kind == mistake) & ~np.isnan(score))
+                if len(bad):
+                    difference = score[good][:, None] - score[bad][None]
+                    right = (difference > 0).sum() + 0.5 * (difference == 0).sum()
+                    rows.append((selector.name, mistake, right, difference.size))
+    table = []
+    for (method, mistake), part in pd.DataFrame(rows, columns=["method", "kind", "right", "pairs"]).groupby(
+        ["method", "kind"], sort=False
+    ):
+        right, pairs = part["right"].to_numpy(float), part["pairs"].to_numpy(float)
+        picks = np.random.default_rng(0).integers(len(part), size=(draws, len(part)))
+        drawn = right[picks].sum(1) / pairs[picks].sum(1)
+        lo, hi = np.quantile(drawn, (0.025, 0.975))
+        table.append((method, mistake, right.sum() / pairs.sum(), lo, hi, int(pairs.sum()), len(part)))
+    return pd.DataFrame(table, columns=["method", "kind", "right", "lo", "hi", "pairs", "queries"])
