@@ -84,19 +84,19 @@ def separation_within(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) -
         if len(good) and len(miss):
             lower = entropy[good][:, None] < entropy[miss][None]
             right, pairs = right + lower.sum((0, 1)), pairs + len(good) * len(miss)
-    return right / pairs
+    return right / pairs if pairs else np.full(entropy.shape[1:], np.nan)
 
 
-def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int, count: int) -> list[tuple[int, int]]:
+def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int, count: int) -> tuple[tuple[int, int], ...]:
     """The `count` heads with the highest separation inside the `layers` layers with the highest attribution.
 
     layer_scores [layers], head_scores [layers, heads]; returns (layer, head) pairs, best first.
     """
     critical = np.argsort(-layer_scores, kind="stable")[:layers]
     allowed = np.full(head_scores.shape, -np.inf)
-    allowed[critical] = head_scores[critical]
+    allowed[critical] = np.nan_to_num(head_scores[critical])
     order = np.argsort(-allowed, axis=None, kind="stable")[:count]
-    return [tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order]
+    return tuple(tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order)
 
 
 def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray) -> pd.DataFrame:

@@ -64,10 +64,13 @@ class RegressorSpec(Strict):
 
 
 class HeadsSpec(Strict):
-    """D_c: the number of layers kept by attribution, and the numbers of heads that validation chooses from."""
+    """D_c: what validation chooses from (by Acc@0.5 of ACS-Free). How many layers attribution keeps, how many heads,
+    and whether they are ordered by separation over all answers ('pooled') or inside queries ('within'): the paper's
+    words fit either."""
 
-    layers: int
+    layers: tuple[int, ...]
     counts: tuple[int, ...] = (1, 2, 3, 5, 8)
+    separations: tuple[Literal["pooled", "within"], ...] = ("pooled", "within")
 
 
 class Profile(Strict):
@@ -85,7 +88,7 @@ class Profile(Strict):
     regressor: RegressorSpec = RegressorSpec()
     heads: HeadsSpec
     bootstrap: int = 10_000
-    notebooks: tuple[str, ...] = ("01", "02", "03", "04", "05", "06")
+    notebooks: tuple[str, ...] = ("01", "02", "03", "04", "05", "06", "08")
 
 
 def available() -> dict[str, Path]:

@@ -1,8 +1,9 @@
 """One profile's study, as the notebooks tell it: runs, regressors, D_c, choices, and where tables and figures go."""
 
+import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -86,8 +87,8 @@ class Study:
     def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
         """(layers, heads, D_c): attribution by layer, separation by head, and the discriminative heads.
 
-        Attribution and separation come from the train split; how many heads D_c has is the number with the best
-        Acc@0.5 of ACS-Free on the validation split.
+        Attribution and separation come from the train split; of the sets that the profile's `heads` names, the one
+        with the best Acc@0.5 of ACS-Free on the validation split is D_c.
         """
         train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
         scores = heads.attribution(self.fit(lvlm), train)
@@ -95,28 +96,31 @@ class Study:
         kept = (records["failure"] == "").to_numpy() & (records["candidate"] > 0).to_numpy()
         entropy = statistics[kept][..., ENTROPY].mean(1)
         iou, query = records["iou"].to_numpy()[kept], records["query_id"].to_numpy()[kept]
-        auroc = heads.separation(entropy, iou)
-        within = heads.separation_within(entropy, iou, query)
-        sets = [
-            heads.select_heads(scores.sum(1), auroc, self.profile.heads.layers, count)
-            for count in self.profile.heads.counts
-        ]
-        best = max(sets, key=lambda chosen: self._accuracy(validation, acs_free(chosen)))
-        head_set = HeadSet(lvlm.name, self.train_set.name, tuple(best))
+        separations = {
+            "pooled": heads.separation(entropy, iou),
+            "within": heads.separation_within(entropy, iou, query),
+        }
+        spec = self.profile.heads
+        sets = {
+            heads.select_heads(scores.sum(1), separations[separation], layers, count): None
+            for separation, layers, count in itertools.product(spec.separations, spec.layers, spec.counts)
+        }
+        best = self._most_accurate(validation, list(sets))
+        head_set = HeadSet(lvlm.name, self.train_set.name, best)
         head_set.save(paths.runs(self.profile.name) / lvlm.name / "head_set.json")
         layers = pd.DataFrame(
             {"lvlm": lvlm.name, "layer": range(len(scores)), "attribution": scores.sum(1) / scores.sum()}
         )
         layers["rank"] = layers["attribution"].rank(ascending=False, method="first").astype(int)
-        grid = [(layer, head) for layer in range(auroc.shape[0]) for head in range(auroc.shape[1])]
+        grid = [(layer, head) for layer in range(scores.shape[0]) for head in range(scores.shape[1])]
         table = pd.DataFrame(
             {
                 "lvlm": lvlm.name,
                 "layer": [layer for layer, _ in grid],
                 "head": [head for _, head in grid],
                 "attribution": (scores / scores.sum()).ravel(),
-                "auroc": auroc.ravel(),
-                "auroc_within_query": within.ravel(),
+                "auroc": separations["pooled"].ravel(),
+                "auroc_within_query": separations["within"].ravel(),
                 "selected": [pair in best for pair in grid],
             }
         )
@@ -126,9 +130,12 @@ class Study:
         """D_c as notebook 04 found it."""
         return HeadSet.load(paths.runs(self.profile.name) / lvlm.name / "head_set.json", lvlm.name)
 
-    def _accuracy(self, run: Run, selector: Selector) -> float:
-        choices = evaluate.chosen(run.candidates(), run.truth, [selector], self.profile.pool)
-        return choices.loc[choices["method"] == selector.name, "hit"].mean()
+    def _most_accurate(self, run: Run, sets: list[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
+        """The head set with which ACS-Free has the best Acc@0.5; the first on ties."""
+        selectors = [replace(acs_free(chosen), name=str(index)) for index, chosen in enumerate(sets)]
+        choices = evaluate.chosen(run.candidates(), run.truth, selectors, self.profile.pool)
+        accuracy = choices.groupby("method")["hit"].mean()
+        return sets[max(range(len(sets)), key=lambda index: accuracy[str(index)])]
 
     def selectors(self, lvlm: LVLMSpec, predictions: pd.DataFrame) -> list[Selector]:
         """All methods of the main table; `predictions` are those of the split that they will choose on."""

@@ -69,7 +69,7 @@ def test_attribution_and_separation_find_the_planted_head(runs, model):
     auroc = heads.separation(entropy, iou)
     within = heads.separation_within(entropy, iou, records["query_id"].to_numpy())
     assert auroc[1, 1] > 0.95 and within[1, 1] > 0.95 and abs(auroc[0, 0] - 0.5) < 0.1
-    assert heads.select_heads(scores.sum(1), auroc, layers=1, count=1) == [(1, 1)]
+    assert heads.select_heads(scores.sum(1), auroc, layers=1, count=1) == ((1, 1),)
 
 
 def test_separation_by_hand():
@@ -81,7 +81,7 @@ def test_separation_by_hand():
 
 def test_select_heads_stays_inside_the_critical_layers():
     head_scores = np.array([[0.9, 0.1], [0.6, 0.7], [0.5, 0.8]])
-    assert heads.select_heads(np.array([0.0, 2.0, 1.0]), head_scores, layers=2, count=3) == [(2, 1), (1, 1), (1, 0)]
+    assert heads.select_heads(np.array([0.0, 2.0, 1.0]), head_scores, layers=2, count=3) == ((2, 1), (1, 1), (1, 0))
 
 
 def test_entropy_groups(runs):

@@ -21,7 +21,7 @@ datasets:
 train_on: scenes
 sampling: {temperature: 0.5, seed: 7}
 regressor: {seeds: 2}
-heads: {layers: 1}
+heads: {layers: [1]}
 """
 APPEND = "with open('../data/runs/tiny/log.txt', 'a') as file:\n    file.write('{} ' + profile + '\\n')"
 NOISY = """import pathlib, sys
