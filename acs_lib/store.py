@@ -27,12 +27,11 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from acs_lib import boxes as bx
-from acs_lib.candidates import Candidates
+from acs_lib.candidates import PER_TOKEN, Candidates
 from acs_lib.datasets.coco import TRUTH
 from acs_lib.paths import replacing, write_text
 
 SHARD = 64  # queries
-PER_TOKEN = ("logprobs", "entropies", "self_certainty", "confidence")
 BOX = ["box_x1", "box_y1", "box_x2", "box_y2"]
 Answers = tuple[Candidates, list[dict]]
 
