@@ -46,7 +46,7 @@ def attribution(model: AttentionIoURegressor, run: Run, answers: int = 2000) -> 
     sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5)."""
     total, seen = 0.0, 0
     for shard in run.shards:
-        maps, _, _ = rows(run, shard)
+        maps, _, _ = rows(run, shard, model.grid)
         for part in maps[: answers - seen].float().split(256):
             part.requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(part).sum(), part)

@@ -233,12 +233,16 @@ def candidates(
             parsed = lvlm.parse(text, prompt)
             failure, tokens = parsed.failure, []
             if parsed.box is not None:
-                tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
-                one = coordinate_maps(answer["rows"], tokens, shape)
-                if np.isfinite(one).all():
-                    boxes[index], maps[index] = parsed.box, one
+                try:
+                    tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
+                except ValueError:
+                    failure = "a coordinate without tokens of its own"
                 else:
-                    failure = "non-finite attention"
+                    one = coordinate_maps(answer["rows"], tokens, shape)
+                    if np.isfinite(one).all():
+                        boxes[index], maps[index] = parsed.box, one
+                    else:
+                        failure, tokens = "non-finite attention", []
             numbers.append(np.array(sum(tokens, []), int))
             records.append({"text": text, "token_ids": answer["token_ids"], "failure": failure})
         coverage = cell_coverage(np.nan_to_num(boxes), prompt.width, prompt.height, shape)

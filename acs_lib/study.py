@@ -171,9 +171,9 @@ class Study:
         )  # fmt: skip
 
     def test_queries(self, lvlm: LVLMSpec, dataset: DatasetSpec, size: str | None = None) -> pd.DataFrame:
-        """The test queries that have answers, of one size or of all."""
+        """The test queries whose image could be read, of one size or of all."""
         run = self.run(lvlm, dataset, "test")
-        queries = run.queries[run.queries["query_id"].isin(run.records()["query_id"])]
+        queries = run.queries[~run.queries["query_id"].isin(run.unanswered())]
         return queries if size is None else queries[queries["size"] == size]
 
     def save_table(self, frame: pd.DataFrame, stem: str, caption: str) -> None:
