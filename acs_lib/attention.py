@@ -9,6 +9,7 @@ import contextlib
 from contextvars import ContextVar
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -17,30 +18,35 @@ NAME = "acs_sdpa"
 
 
 class Rows:
-    """The attention rows of the token that is being decoded.
+    """The attention rows of the tokens that are being decoded.
 
-    columns: [m] positions of the image tokens, the same in every row of the batch
-    values: [batch, layers, heads, m] float32 after each forward pass of one token; raw attention, 0-1
+    columns: [batch, m] positions of the image tokens among the keys
+    values: [batch, tokens, layers, heads, m] float32 after each forward pass of `tokens` tokens; raw attention, 0-1
     """
 
-    def __init__(self, columns: torch.Tensor, layers: int, heads: int, batch: int):
+    def __init__(self, columns: torch.Tensor, tokens: int, layers: int, heads: int):
+        batch, m = columns.shape
         self.columns = columns
-        self.values = torch.empty(batch, layers, heads, len(columns), device=columns.device)
+        self.values = torch.empty(batch, tokens, layers, heads, m, device=columns.device)
         self.filled = torch.zeros(layers, dtype=torch.bool)
 
     def add(self, layer: int, query, key, attention_mask, scaling: float) -> None:
-        """Store the rows of one layer: query [batch, heads, 1, d], key [batch, key-value heads, keys, d]."""
-        batch, heads, _, width = query.shape
-        grouped = query.view(batch, key.shape[1], heads // key.shape[1], width).float()
-        scores = (grouped @ key.float().transpose(-1, -2)).view(batch, heads, -1) * scaling
+        """Store the rows of one layer: query [batch, heads, tokens, d], key [batch, key-value heads, keys, d]; a mask
+        is [batch, 1, tokens, keys], bool (True: seen) or additive."""
+        scores = (_by_key_head(query, key).float() @ key.float().transpose(-1, -2)).view(*query.shape[:3], -1)
+        scores *= scaling
         if attention_mask is not None:
-            mask = attention_mask[..., -1, : scores.shape[-1]]
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        torch.index_select(scores.softmax(-1), 2, self.columns, out=self.values[:, layer])
+            if attention_mask.dtype == torch.bool:
+                scores.masked_fill_(~attention_mask, -torch.inf)
+            else:
+                scores += attention_mask
+        columns = self.columns[:, None, None].expand(*query.shape[:3], -1)
+        rows = (scores.gather(-1, columns) - scores.logsumexp(-1, keepdim=True)).exp_()
+        self.values[:, :, layer] = rows.transpose(1, 2)
         self.filled[layer] = True
 
     def take(self) -> torch.Tensor:
-        """The rows of the last token, [batch, layers, heads, m]; the next forward pass overwrites them.
+        """The rows of the last pass, [batch, tokens, layers, heads, m]; the next forward pass overwrites them.
 
         Raises RuntimeError if a layer gave nothing: its attention did not run through this module.
         """
@@ -56,7 +62,7 @@ _active: ContextVar[Rows | None] = ContextVar("rows", default=None)
 
 @contextlib.contextmanager
 def reading(rows: Rows | None):
-    """Within this context every one-token forward pass fills `rows`."""
+    """Within this context every forward pass fills `rows`."""
     token = _active.set(rows)
     try:
         yield rows
@@ -64,11 +70,23 @@ def reading(rows: Rows | None):
         _active.reset(token)
 
 
+def _by_key_head(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Queries [batch, heads, tokens, d] as [batch, key-value heads, heads of a group x tokens, d]: all that meet the
+    same keys side by side, so that grouped-query attention needs no copies of the keys."""
+    return query.reshape(len(query), key.shape[1], -1, query.shape[-1])
+
+
 def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    scaling = scaling or query.shape[-1] ** -0.5
     rows = _active.get()
-    if rows is not None and query.shape[2] == 1:
-        rows.add(module.layer_idx, query, key, attention_mask, scaling or query.shape[-1] ** -0.5)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if rows is not None:
+        rows.add(module.layer_idx, query, key, attention_mask, scaling)
+    if attention_mask is None or query.shape[2] == key.shape[2]:  # the prefill
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    mask = attention_mask.repeat(1, 1, groups, 1)
+    output = scaled_dot_product_attention(_by_key_head(query, key), key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(query.shape).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, _attention)

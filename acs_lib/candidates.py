@@ -6,6 +6,7 @@ import numpy as np
 
 STATISTICS = ("entropy", "mass", "mass_in_box", "peak")
 COORDINATES = ("x1", "y1", "x2", "y2")
+PER_TOKEN = ("logprobs", "entropies", "self_certainty", "confidence")
 
 
 @dataclass(frozen=True)

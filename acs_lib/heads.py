@@ -17,6 +17,8 @@ from acs_lib.store import Run
 ENTROPY = STATISTICS.index("entropy")
 GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
 
+Heads = tuple[tuple[int, int], ...]  # (layer, head), counted from 0
+
 
 @dataclass(frozen=True)
 class HeadSet:
@@ -24,7 +26,7 @@ class HeadSet:
 
     lvlm: str
     found_on: str
-    heads: tuple[tuple[int, int], ...]
+    heads: Heads
 
     def save(self, path: Path) -> None:
         """Write the set as JSON."""
@@ -46,7 +48,7 @@ def attribution(model: AttentionIoURegressor, run: Run, answers: int = 2000) -> 
     sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5)."""
     total, seen = 0.0, 0
     for shard in run.shards:
-        maps, _, _ = rows(run, shard)
+        maps, _, _ = rows(run, shard, model.grid)
         for part in maps[: answers - seen].float().split(256):
             part.requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(part).sum(), part)
@@ -87,7 +89,7 @@ def separation_within(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) -
     return right / pairs if pairs else np.full(entropy.shape[1:], np.nan)
 
 
-def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int, count: int) -> tuple[tuple[int, int], ...]:
+def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int, count: int) -> Heads:
     """The `count` heads with the highest separation inside the `layers` layers with the highest attribution.
 
     layer_scores [layers], head_scores [layers, heads]; returns (layer, head) pairs, best first.

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from acs_lib import paths, sampling
 from acs_lib.datasets import coco, scenes
-from acs_lib.lvlms.base import LVLM, load_lvlm
+from acs_lib.lvlms.base import LVLM, ImageRefused, load_lvlm
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.store import Answers, Run, collect, query_key
+from acs_lib.store import Answers, Run, collect, query_key, unread
 
 log = logging.getLogger(__name__)
+LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
 
 
 def lvlm_source(spec: LVLMSpec) -> str:
@@ -31,13 +32,14 @@ def load(spec: LVLMSpec) -> LVLM:
 
 
 def lvlm_digest(spec: LVLMSpec) -> str:
-    """SHA-256 of local weights, or name and revision of those on a hub."""
+    """SHA-256 of a local folder's weights and settings, or name and revision of those on a hub."""
     folder = Path(lvlm_source(spec))
     if not folder.is_dir():
         return f"{spec.source}@{spec.revision}"
     total = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        total.update(path.read_bytes())
+    for path in sorted(path for path in folder.iterdir() if path.suffix in LVLM_FILES):
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
 
 
@@ -57,6 +59,8 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
     queries, funnel = coco.load_queries(
         f"{dataset.name}-{split}", *split_files(dataset, split), profile.small, profile.large
     )
+    if queries.empty:
+        raise ValueError(f"{split_files(dataset, split)[0]} holds no query: no category that occurs once in its image")
     spec, limits = dataset.splits[split], dataset.splits[split].queries
     hashed = queries["image_id"].map(lambda image_id: query_key(str(image_id)) / 2**32)
     queries = queries[(hashed >= spec.share[0]) & (hashed < spec.share[1])]
@@ -78,28 +82,52 @@ def other_boxes(dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict
     return others
 
 
+def read_image(path: str, width: int, height: int) -> Image.Image:
+    """An RGB image of the size that the annotations say; OSError, naming the file, for anything else."""
+    try:
+        with Image.open(path) as image:
+            if image.size != (width, height):
+                raise OSError(f"it has {image.width}x{image.height} px, the annotations say {width}x{height}")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise OSError(f"{path}: no such file") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path}: {error}") from error
+
+
 def answer_batch(lvlm: LVLM, how: sampling.Sampling, queries: pd.DataFrame) -> list[Answers]:
-    """Candidates and records of a batch of queries. Queries whose prompts have the same length and grid decode
-    together. An image that cannot be read is logged and gives no answers; its query stays in queries.parquet."""
-    prompts = {}
+    """Candidates and records of a batch of queries. An image that cannot be read or shown to the LVLM gives one row
+    that says why (see store.unread)."""
+    prompts, found = {}, {}
     for query in queries.itertuples():
         try:
-            with Image.open(query.image) as image:
-                prompts[query.query_id] = lvlm.prompt(image.convert("RGB"), query.category)
-        except (OSError, UnidentifiedImageError) as error:
-            log.warning("no answer to %s: %s (%s)", query.query_id, query.image, error)
-    category = dict(zip(queries["query_id"], queries["category"]))
-    alike: dict[tuple, list[str]] = {}
-    for query_id, prompt in prompts.items():
-        alike.setdefault((prompt.length, tuple(prompt.grid.cells.flatten().tolist())), []).append(query_id)
-    found = {}
-    for group in alike.values():
+            image = read_image(query.image, query.width, query.height)
+            prompts[query.query_id] = lvlm.prompt(image, query.category)
+        except (OSError, ImageRefused) as error:
+            log.warning("no answer to %s: %s", query.query_id, error)
+            found[query.query_id] = unread(
+                query.query_id, query.category, query.width, query.height, lvlm.layers, lvlm.heads, str(error)
+            )
+    if prompts:
+        category = dict(zip(queries["query_id"], queries["category"]))
         answers = sampling.candidates(
-            lvlm, [prompts[name] for name in group], group, [query_key(name) for name in group],
-            [category[name] for name in group], how,
+            lvlm, list(prompts.values()), list(prompts), [query_key(name) for name in prompts],
+            [category[name] for name in prompts], how,
         )  # fmt: skip
-        found.update(zip(group, answers))
-    return [found[name] for name in queries["query_id"] if name in found]
+        found.update(zip(prompts, answers))
+    return [found[name] for name in queries["query_id"]]
+
+
+def mean_cells(lvlm: LVLM, queries: pd.DataFrame, sizes: int = 20) -> float:
+    """Cells of an image's grid, the mean over queries whose images have the most frequent sizes."""
+    counts = queries[["width", "height"]].value_counts().head(sizes)
+    cells = []
+    for size in counts.index:
+        try:
+            cells.append(lvlm.prompt(Image.new("RGB", size), "object").grid.cells.numel())
+        except ImageRefused:
+            cells.append(0)
+    return float(np.average(cells, weights=counts))
 
 
 def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str) -> Run:
@@ -107,8 +135,6 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
     queries, _ = load_split(profile, dataset, split)
     lvlm = load(lvlm_spec)
     how = sampling.Sampling(**profile.sampling.model_dump())
-    with Image.open(queries["image"].iloc[0]) as image:
-        cells = lvlm.prompt(image.convert("RGB"), queries["category"].iloc[0]).grid.cells.numel()
     answers = (how.samples + 1) * 4 * lvlm.layers * lvlm.heads
     key_parts = {
         "lvlm": lvlm_spec.model_dump(),
@@ -118,7 +144,7 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
     }
     return collect(
         run_folder(profile, lvlm_spec, dataset, split), queries, functools.partial(answer_batch, lvlm, how), key_parts,
-        bytes_per_query=answers * (2 * cells + 4 * 4), batch=profile.batch_queries,
+        bytes_per_query=round(answers * (2 * mean_cells(lvlm, queries) + 4 * 4)), batch=profile.batch_queries,
         progress=f"{lvlm_spec.name} on {dataset.name}, {split}",
     )  # fmt: skip
 

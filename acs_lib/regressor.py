@@ -18,49 +18,62 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from acs_lib.paths import replacing
-from acs_lib.store import Run, to_tensor
+from acs_lib.store import Run
 
-MAP_SIDE = 16  # larger maps are averaged down to this, so that images of any shape fit one regressor
+MAP_SIDE = 16  # cells: the regressor's grid has no longer side
 
 
 class AttentionIoURegressor(nn.Module):
     """Maps [n, 4, layers, heads, h, w] -> predicted IoU [n] in 0-1 (higher is better).
 
-    Every (coordinate, layer, head) is a channel of log attention; two convolutions see where the heads agree, and the
-    mean and the maximum over the image go through a small MLP.
+    Maps of another shape than `grid` are averaged onto it first, so that images of any shape fit one regressor. Every
+    (coordinate, layer, head) is a channel of log attention; two convolutions see where the heads agree, and the mean
+    and the maximum over the image go through a small MLP.
     """
 
-    def __init__(self, layers: int, heads: int, width: int = 48):
+    def __init__(self, layers: int, heads: int, width: int = 48, grid: tuple[int, int] = (MAP_SIDE, MAP_SIDE)):
         super().__init__()
-        self.settings = {"layers": layers, "heads": heads, "width": width}
+        self.settings = {"layers": layers, "heads": heads, "width": width, "grid": grid}
+        self.grid = tuple(grid)
         self.mix = nn.Conv2d(4 * layers * heads, width, 1)
         self.near = nn.Conv2d(width, width, 3, padding=1)
         self.score = nn.Sequential(nn.Dropout(0.1), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        maps = maps.float().flatten(1, 3)
-        if max(maps.shape[-2:]) > MAP_SIDE:
-            maps = F.adaptive_avg_pool2d(maps, MAP_SIDE)
+        maps = averaged(maps, self.grid).float().flatten(1, 3)
         features = F.gelu(self.mix(torch.log(maps + 1e-4) / 3 + 2))
         features = F.gelu(self.near(features)) + features
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         return torch.sigmoid(self.score(pooled))[:, 0]
 
 
-def rows(run: Run, shard: int) -> tuple[torch.Tensor, torch.Tensor, pd.DataFrame]:
-    """Maps, IoUs and records of the answers of one shard that hold a box."""
+def averaged(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Maps [n, 4, layers, heads, h, w] averaged onto a grid (rows, columns)."""
+    if maps.shape[-2:] == grid:
+        return maps
+    return F.adaptive_avg_pool2d(maps.flatten(1, 3).float(), grid).view(*maps.shape[:4], *grid).to(maps.dtype)
+
+
+def rows(run: Run, shard: int, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, pd.DataFrame]:
+    """Maps on `grid`, IoUs and records of the answers of one shard that hold a box."""
     frame = run.records(shard)
-    kept = np.flatnonzero(frame["failure"] == "")
-    iou = torch.tensor(frame["iou"].to_numpy(), dtype=torch.float32)
-    return to_tensor(run.tensor("maps", shard)[kept]), iou[kept], frame.iloc[kept]
+    kept = (frame["failure"] == "").to_numpy()
+    parts, start = [], 0
+    for maps in run.maps(shard):
+        parts.append(averaged(torch.from_numpy(maps[kept[start : start + len(maps)]]), grid))
+        start += len(maps)
+    return torch.cat(parts), torch.tensor(frame["iou"].to_numpy()[kept], dtype=torch.float32), frame[kept]
 
 
-def batches(run: Run, batch: int, rng: np.random.Generator, shuffle_labels: bool) -> Iterator[tuple]:
+def batches(
+    run: Run, grid: tuple[int, int], batch: int, rng: np.random.Generator, shuffle_labels: bool
+) -> Iterator[tuple]:
     """One pass over the run: shards in random order, two at a time, their rows shuffled together."""
     order = rng.permutation(run.shards)
     for start in range(0, len(order), 2):
-        parts = [rows(run, int(shard))[:2] for shard in order[start : start + 2]]
+        parts = [rows(run, int(shard), grid)[:2] for shard in order[start : start + 2]]
         maps, iou = (torch.cat(values) for values in zip(*parts))
+        del parts
         mixed = rng.permutation(len(iou))
         targets = iou[rng.permutation(len(iou))] if shuffle_labels else iou
         for first in range(0, len(mixed), batch):
@@ -77,8 +90,9 @@ def train(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    first = run.tensor("maps", run.shards[0])
-    model = AttentionIoURegressor(first.shape[2], first.shape[3], width)
+    shapes = np.array([maps.shape for maps in run.maps(run.shards[0])])
+    layers, heads, *grid = shapes.max(0)[2:].tolist()
+    model = AttentionIoURegressor(layers, heads, width, tuple(min(side, MAP_SIDE) for side in grid))
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     history, best, best_r = [], None, -np.inf
     label = "regressor, shuffled labels" if shuffle_labels else "regressor"
@@ -87,7 +101,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = lr * (1 - 0.95 * epoch / epochs)
         losses = []
-        for maps, target in batches(run, batch, rng, shuffle_labels):
+        for maps, target in batches(run, model.grid, batch, rng, shuffle_labels):
             loss = F.mse_loss(model(maps), target)
             optimiser.zero_grad()
             loss.backward()
@@ -108,7 +122,7 @@ def predict(model: AttentionIoURegressor, run: Run) -> pd.DataFrame:
     model.eval()
     frames = []
     for shard in run.shards:
-        maps, _, frame = rows(run, shard)
+        maps, _, frame = rows(run, shard, model.grid)
         scores = torch.cat([model(part) for part in maps.split(512)]).numpy() if len(maps) else []
         frames.append(frame[["query_id", "candidate", "iou"]].assign(predicted=scores))
     return pd.concat(frames, ignore_index=True)

@@ -1,6 +1,8 @@
 """One greedy and N sampled answers from one prefill, with the attention rows of their coordinate tokens.
 
-The image is encoded and the prompt prefilled once a query; all answers then decode as one batch over that cache.
+The image is encoded and the prompt prefilled once a query. The answers then decode as branches of one sequence: each
+pass appends one token of every answer to the cache, and a mask lets an answer see the prompt and its own tokens. So
+the prompt's keys and values are neither copied nor read once an answer.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from transformers import DynamicCache
 
 from acs_lib import boxes as bx
 from acs_lib.attention import Rows, reading
-from acs_lib.candidates import STATISTICS, Candidates
+from acs_lib.candidates import PER_TOKEN, STATISTICS, Candidates
 from acs_lib.lvlms.base import LVLM, Prompt
 
 TOP_K = 20  # of the confidence
@@ -37,15 +39,40 @@ def noise(sampling: Sampling, query_key: int) -> np.ndarray:
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Token ids [rows] by inverting the cumulative distribution at `uniform` [rows]; logits [rows, vocabulary]."""
+    """Token ids [...] by inverting the cumulative distribution at `uniform` [...]; logits [..., vocabulary]."""
     probability = (logits.double() / temperature).softmax(-1)
     if top_p < 1:
         ordered, order = probability.sort(-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
         probability = torch.zeros_like(probability).scatter_(-1, order, ordered)
     cumulative = probability.cumsum(-1)
-    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp_max(
-        logits.shape[-1] - 1
+    token = torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True)[..., 0]
+    return token.clamp_max(logits.shape[-1] - 1)
+
+
+def branches(lengths: torch.Tensor, longest: int, width: int, step: int, window: int | None = None) -> torch.Tensor:
+    """Mask [queries, 1, width, keys] bool (True: seen) of the pass that decodes token `step` of `width` answers.
+
+    The keys are the prompt, padded to `longest`, and then one token of every answer a step; `lengths` [queries] are
+    those of the prompts. An answer sees the prompt and its own tokens: with `window` only the last `window` of them.
+    """
+    key = torch.arange(longest + width * (step + 1), device=lengths.device)
+    lengths, answer = lengths[:, None, None], torch.arange(width, device=lengths.device)[:, None]
+    seen = torch.where(key < longest, key < lengths, (key - longest) % width == answer)
+    if window is not None:
+        place = torch.where(key < longest, key, lengths + (key - longest) // width)
+        seen = seen & (place > lengths + step - window)
+    return seen[:, None]
+
+
+def _padded(values: Sequence[torch.Tensor], length: int, dim: int) -> torch.Tensor:
+    """The values joined along `dim`, each filled up to `length` by repeating its last column."""
+    return torch.cat(
+        [
+            torch.cat([value, value[..., -1:].expand(*value.shape[:-1], length - value.shape[-1])], -1)
+            for value in values
+        ],
+        dim,
     )
 
 
@@ -53,92 +80,113 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p:
 def generate(
     lvlm: LVLM, prompts: Sequence[Prompt], query_keys: Sequence[int], sampling: Sampling, capture: bool = True
 ) -> list[list[dict]]:
-    """Answers of a batch of prompts of equal length and grid: for each prompt 1 + samples dictionaries (greedy first).
+    """Answers to a batch of prompts, of any lengths and grids: for each 1 + samples dictionaries (greedy first).
 
     Keys: token_ids, logprobs, entropies, self_certainty, confidence (a value a token, at temperature 1), and rows, a
-    dict answer position -> [layers, heads, image tokens] float32 of the tokens that 'own' or 'predicting' asks for.
+    dict with an entry for every number of the answer: position of its first token -> sum [layers, heads, image tokens]
+    float32 of the rows of its tokens ('own') or of the tokens before them ('predicting').
     """
-    if any(not torch.equal(prompt.grid.cells.flatten(), prompts[0].grid.cells.flatten()) for prompt in prompts):
-        raise ValueError("the prompts of a batch must have their image tokens at the same positions")
-    width = sampling.samples + 1
-    rows_in_batch = len(prompts) * width
-    device = lvlm.model.device
-    names = prompts[0].inputs.keys()
-    inputs = {name: torch.cat([prompt.inputs[name] for prompt in prompts]).to(device) for name in names}
-    positions, next_position = lvlm.positions(inputs)
+    width, steps, device = sampling.samples + 1, sampling.max_new_tokens, lvlm.model.device
+    longest = max(prompt.length for prompt in prompts)
+    lengths = torch.tensor([prompt.length for prompt in prompts], device=device)
+    inputs = {}
+    for name, first in prompts[0].inputs.items():
+        values = [prompt.inputs[name] for prompt in prompts]
+        a_value_a_token = first.shape == prompts[0].inputs["input_ids"].shape
+        inputs[name] = (_padded(values, longest, 0) if a_value_a_token else torch.cat(values)).to(device)
+    positions, next_positions = zip(*(lvlm.positions(prompt.inputs) for prompt in prompts))
+    position = torch.cat(next_positions, -2).to(device)
+    last, place = lengths.unique(return_inverse=True)
+    cache = DynamicCache()  # without its config: a cache of windows would count the other answers' tokens
     output = lvlm.model(
-        **inputs, position_ids=positions, past_key_values=DynamicCache(config=lvlm.model.config.get_text_config()),
-        use_cache=True, logits_to_keep=1,
+        **inputs, position_ids=_padded(positions, longest, -2).to(device), past_key_values=cache, use_cache=True,
+        logits_to_keep=last - 1,
     )  # fmt: skip
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(width)
-    logits = output.logits[:, -1].repeat_interleave(width, 0)
-    position = next_position.repeat_interleave(width, -2)
-    uniform = np.stack([np.vstack([np.zeros(sampling.max_new_tokens), noise(sampling, key)]) for key in query_keys])
-    uniform = torch.from_numpy(uniform.reshape(rows_in_batch, -1)).to(device)
-    greedy = torch.arange(rows_in_batch, device=device) % width == 0
-    reader = values = None
+    logits = output.logits[torch.arange(len(prompts), device=device), place][:, None].expand(-1, width, -1)
+
+    text, windows = lvlm.model.config.get_text_config(), {"full_attention": None}
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        windows["sliding_attention"] = text.sliding_window
+    uniform = torch.from_numpy(np.stack([noise(sampling, key) for key in query_keys])).to(device)
+    digit, end, banned = (ids.to(device) for ids in (lvlm.digit_tokens, lvlm.end_tokens, lvlm.banned_tokens))
+    reader = None
     if capture:
-        columns = prompts[0].grid.cells.flatten().to(device)
-        reader = Rows(columns, lvlm.layers, lvlm.heads, rows_in_batch)
-    digit, end = lvlm.digit_tokens.to(device), lvlm.end_tokens.to(device)
-    answers = [
-        {"token_ids": [], "logprobs": [], "entropies": [], "self_certainty": [], "confidence": [], "rows": {}}
-        for _ in range(rows_in_batch)
-    ]
-    running = torch.ones(rows_in_batch, dtype=torch.bool, device=device)
-    for step in range(sampling.max_new_tokens):
-        logits = logits.float()
-        logits[:, lvlm.banned_tokens] = -torch.inf
-        logprob = logits.log_softmax(-1)
-        token = torch.where(
-            greedy, logits.argmax(-1), draw(logits, uniform[:, step], sampling.temperature, sampling.top_p)
-        )
-        _note(answers, running, token, logprob, logits.shape[-1] - len(lvlm.banned_tokens))
+        cells = [prompt.grid.cells.flatten()[None] for prompt in prompts]
+        columns = _padded(cells, max(one.shape[1] for one in cells), 0).to(device)
+        reader = Rows(columns, width, lvlm.layers, lvlm.heads)
+    running = torch.ones(len(prompts), width, dtype=torch.bool, device=device)
+    tokens, numbers, lives = [], [], []
+    rows = [[{} for _ in range(width)] for _ in prompts]
+    for step in range(steps):
+        logits = logits.float().index_fill(-1, banned, -torch.inf)
+        token = logits.argmax(-1)
+        token[:, 1:] = draw(logits[:, 1:], uniform[:, :, step], sampling.temperature, sampling.top_p)
+        tokens.append(token)
+        numbers.append(_describe(logits, token, logits.shape[-1] - len(banned)))
+        lives.append(running)
+        wanted = running & digit[token]
         if step and capture and sampling.row == "predicting":
-            _keep(answers, running & digit[token], step, values)
+            _keep(lvlm, rows, tokens, wanted, reader.take())
         running = running & ~torch.isin(token, end)
-        if not running.any() or step == sampling.max_new_tokens - 1:
+        if not running.any() or step == steps - 1:
             break
-        with reading(reader):
+        read = capture and (sampling.row == "predicting" or bool(wanted.any()))
+        masks = {kind: branches(lengths, longest, width, step, window) for kind, window in windows.items()}
+        with reading(reader if read else None):
             output = lvlm.model(
-                input_ids=token[:, None], position_ids=position + step, past_key_values=cache, use_cache=True
-            )
-        logits = output.logits[:, -1]
-        if capture:
-            values = reader.take()
-            if sampling.row == "own":
-                _keep(answers, running & digit[token], step, values)
-    return [answers[start : start + width] for start in range(0, rows_in_batch, width)]
+                input_ids=token, attention_mask=masks if len(masks) > 1 else masks["full_attention"],
+                position_ids=(position + step).expand(*position.shape[:-1], width), past_key_values=cache,
+                use_cache=True,
+            )  # fmt: skip
+        logits = output.logits
+        if read and sampling.row == "own":
+            _keep(lvlm, rows, tokens, wanted, reader.take())
+    tokens, numbers = torch.stack(tokens, -1).cpu(), torch.stack(numbers, -1).cpu()
+    counts = torch.stack(lives).sum(0).tolist()
+    return [
+        [
+            {
+                "token_ids": tokens[query, answer, :count].tolist(),
+                **{name: values[query, answer, :count].tolist() for name, values in zip(PER_TOKEN, numbers)},
+                "rows": {start: row[..., : prompt.grid.cells.numel()] for start, row in rows[query][answer].items()},
+            }
+            for answer, count in enumerate(counts[query])
+        ]
+        for query, prompt in enumerate(prompts)
+    ]
 
 
-def _note(answers, running, token, logprob, vocabulary: int) -> None:
-    """Append each running answer's token and its statistics."""
-    probability = logprob.exp()
-    finite = logprob.masked_fill(~logprob.isfinite(), 0)
-    columns = {
-        "token_ids": token,
-        "logprobs": logprob.gather(1, token[:, None])[:, 0],
-        "entropies": -(probability * finite).sum(-1),
-        "self_certainty": finite.sum(-1) / vocabulary + np.log(vocabulary),
-        "confidence": logprob.topk(min(TOP_K, vocabulary)).values.mean(-1),
-    }
-    columns = {name: values.tolist() for name, values in columns.items()}
-    for index in running.nonzero()[:, 0].tolist():
-        for name, values in columns.items():
-            answers[index][name].append(values[index])
+def _describe(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """The statistics of PER_TOKEN, [4, ...], of tokens [...] and their logits [..., vocabulary + banned tokens]."""
+    logprob = logits.log_softmax(-1)
+    finite = logprob.masked_fill(logprob == -torch.inf, 0)
+    return torch.stack(
+        [
+            logprob.gather(-1, token[..., None])[..., 0],
+            -(logprob.exp() * finite).sum(-1),
+            finite.sum(-1) / vocabulary + np.log(vocabulary),
+            logprob.topk(min(TOP_K, vocabulary)).values.mean(-1),
+        ]
+    )
 
 
-def _keep(answers, wanted, step: int, values) -> None:
-    """Copy the rows of the wanted answers, out of a buffer that the next token overwrites."""
-    for index, row in zip(wanted.nonzero()[:, 0].tolist(), values[wanted].cpu()):
-        answers[index]["rows"][step] = row
+def _keep(lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted: torch.Tensor, values) -> None:
+    """Add the rows of the wanted answers' last digit, out of a buffer that the next pass overwrites, to its number."""
+    step = len(tokens) - 1
+    written = torch.stack(tokens, -1).tolist()
+    for query, answer in wanted.nonzero().tolist():
+        sums, row = rows[query][answer], values[query, answer]
+        start = max(sums, default=0)
+        if sums and lvlm.decode(written[query][answer][start:]).strip().isdigit():  # the number goes on
+            sums[start] += row
+        else:
+            sums[step] = row.clone()
 
 
 def coordinate_maps(rows: dict[int, torch.Tensor], tokens: list[list[int]], grid_shape) -> np.ndarray:
     """Maps [4, layers, heads, h, w] float32 of the four numbers: the mean of the rows of a number's tokens."""
-    maps = torch.stack([torch.stack([rows[token] for token in number]).mean(0) for number in tokens])
-    return maps.unflatten(-1, tuple(grid_shape)).numpy()
+    maps = torch.stack([sum(rows[token] for token in number if token in rows) / len(number) for number in tokens])
+    return maps.unflatten(-1, tuple(grid_shape)).cpu().numpy()
 
 
 def cell_coverage(boxes: np.ndarray, width: int, height: int, grid_shape) -> np.ndarray:
@@ -185,21 +233,22 @@ def candidates(
             parsed = lvlm.parse(text, prompt)
             failure, tokens = parsed.failure, []
             if parsed.box is not None:
-                tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
-                one = coordinate_maps(answer["rows"], tokens, shape)
-                if np.isfinite(one).all():
-                    boxes[index], maps[index] = parsed.box, one
+                try:
+                    tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
+                except ValueError:
+                    failure = "a coordinate without tokens of its own"
                 else:
-                    failure = "non-finite attention"
+                    one = coordinate_maps(answer["rows"], tokens, shape)
+                    if np.isfinite(one).all():
+                        boxes[index], maps[index] = parsed.box, one
+                    else:
+                        failure, tokens = "non-finite attention", []
             numbers.append(np.array(sum(tokens, []), int))
             records.append({"text": text, "token_ids": answer["token_ids"], "failure": failure})
         coverage = cell_coverage(np.nan_to_num(boxes), prompt.width, prompt.height, shape)
         found = Candidates(
             query_id=query_id, category=category, width=prompt.width, height=prompt.height, boxes=boxes,
-            **{
-                name: [np.array(answer[name], float) for answer in answers]
-                for name in ("logprobs", "entropies", "self_certainty", "confidence")
-            },
+            **{name: [np.array(answer[name], float) for answer in answers] for name in PER_TOKEN},
             coordinate_tokens=numbers, statistics=statistics(maps, coverage), maps=maps,
         )  # fmt: skip
         results.append((found, records))

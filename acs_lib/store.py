@@ -3,36 +3,41 @@
     run.json                 the key (a digest of everything that determines the content) and what it was made of
     queries.parquet          one row a query, with the ground truth
     00000.parquet            one row an answer: text, tokens, log-probabilities, box, or why there is none
-    00000.safetensors        the same rows' `maps` [n, 4, L, H, h, w] float16 and `statistics` [n, 4, L, H, 4]
+    00000.safetensors        the same rows' `statistics` [n, 4, L, H, 4] and, by query, `maps/0` [n, 4, L, H, h, w]
+                             float16, `maps/1`, ...: every image has a grid of its own
 
 A shard holds the answers to SHARD queries. It is written aside and renamed, its Parquet file last, so a shard is
-whole or absent: a killed run goes on where it stopped and ends with the same bytes.
+whole or absent: a killed run goes on where it stopped and ends with the same bytes. Both files carry checksums.
 """
 
 import fcntl
+import functools
 import hashlib
+import io
+import itertools
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from acs_lib import boxes as bx
-from acs_lib.candidates import Candidates
+from acs_lib.candidates import PER_TOKEN, STATISTICS, Candidates
 from acs_lib.datasets.coco import TRUTH
 from acs_lib.paths import replacing, write_text
 
 SHARD = 64  # queries
-PER_TOKEN = ("logprobs", "entropies", "self_certainty", "confidence")
+FORMAT = 2  # of a shard
+CHECKED = -1  # instead of a checksum: need not be computed again
+UNREADABLE = "unreadable image"  # how the failure of a query's only row begins, where the LVLM was never asked
 BOX = ["box_x1", "box_y1", "box_x2", "box_y2"]
 Answers = tuple[Candidates, list[dict]]
 
@@ -71,17 +76,19 @@ def collect(
     """Fill a run directory with `answer(batch of queries)` for every query, and return it.
 
     `key_parts` is everything besides the queries that determines the answers; a directory with another key is emptied
-    first. `answer` gives, for each query, its Candidates and records; a query that it leaves out has no answer rows.
-    Raises OSError if the disk has no room for what is still to come (`bytes_per_query`).
+    first. `answer` gives, for each query, its Candidates and records (see `unread` for a query without answers).
+    Raises OSError if the disk has no room for what is still to come (`bytes_per_query`), or runs out of it.
     """
     folder = Path(folder)
-    key = digest({**key_parts, "queries": digest(queries.to_dict("list")), "shard": SHARD})
+    key = digest({**key_parts, "queries": digest(queries.to_dict("list")), "shard": SHARD, "format": FORMAT})
     with locked(folder):
         info = folder / "run.json"
-        if not info.exists() or json.loads(info.read_text()).get("key") != key:
-            for path in folder.iterdir():
-                if path.name != ".lock":
-                    path.unlink()
+        for path in folder.glob(".*.*"):  # left by a killed process
+            path.unlink()
+        if _key(info) != key:
+            info.unlink(missing_ok=True)  # first: what is without it counts for nothing
+            for path in folder.glob("[!.]*"):
+                path.unlink()
             with replacing(folder / "queries.parquet") as aside:
                 queries.to_parquet(aside, index=False)
             write_text(info, json.dumps({"key": key, **key_parts}, indent=1, default=str))
@@ -94,7 +101,7 @@ def collect(
                 f"{folder} needs {need / 1e9:.1f} GB more and the disk has {free / 1e9:.1f} GB; free some, or lower "
                 "the number of queries in the profile"
             )
-        with tqdm(total=len(queries), desc=progress, unit="query", mininterval=2) as bar:
+        with tqdm(total=len(queries), desc=f"{progress} ({need / 1e9:.1f} GB)", unit="query", mininterval=2) as bar:
             bar.update(len(queries) - sum(len(shards[number]) for number in missing))
             for number in missing:
                 answers = []
@@ -102,8 +109,36 @@ def collect(
                     part = shards[number].iloc[start : start + batch]
                     answers += answer(part)
                     bar.update(len(part))
-                write_shard(folder, number, answers)
+                if len(answers) != len(shards[number]):
+                    raise ValueError(f"{len(answers)} answers to {len(shards[number])} queries; nothing may be lost")
+                try:
+                    write_shard(folder, number, answers)
+                except (OSError, SafetensorError) as error:
+                    raise OSError(
+                        f"{folder}: shard {number} could not be written ({error}); free some disk and run the same "
+                        "command again, finished shards are kept"
+                    ) from error
     return Run(folder)
+
+
+def _key(info: Path) -> str | None:
+    """The key of a run directory; None if there is none."""
+    try:
+        return json.loads(info.read_text())["key"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def unread(query_id: str, category: str, width: int, height: int, layers: int, heads: int, reason: str) -> Answers:
+    """What stands for the answers to a query whose image the LVLM never saw: one row, without text, box or tokens."""
+    none = [np.array([])]
+    candidates = Candidates(
+        query_id=query_id, category=category, width=width, height=height, boxes=np.full((1, 4), np.nan),
+        **{name: none for name in PER_TOKEN}, coordinate_tokens=[np.array([], int)],
+        statistics=np.full((1, 4, layers, heads, len(STATISTICS)), np.nan),
+        maps=np.full((1, 4, layers, heads, 1, 1), np.nan),
+    )  # fmt: skip
+    return candidates, [{"text": "", "token_ids": [], "failure": f"{UNREADABLE}: {reason}"}]
 
 
 def write_shard(folder: Path, number: int, answers: list[Answers]) -> None:
@@ -121,16 +156,16 @@ def write_shard(folder: Path, number: int, answers: list[Answers]) -> None:
                     "coordinate_tokens": candidates.coordinate_tokens[index],
                 }
             )
-    tensors = {}
-    if answers:
-        tensors = {
-            "maps": np.concatenate([candidates.maps for candidates, _ in answers]).astype(np.float16),
-            "statistics": np.concatenate([candidates.statistics for candidates, _ in answers]).astype(np.float32),
-        }
+    statistics = np.concatenate([candidates.statistics for candidates, _ in answers])
+    tensors = {"statistics": np.ascontiguousarray(statistics, np.float32)}
+    for place, (candidates, _) in enumerate(answers):
+        tensors[f"maps/{place}"] = np.ascontiguousarray(candidates.maps, np.float16)
+    records = pd.DataFrame(rows).to_parquet(index=False)
+    checksums = {"records": zlib.crc32(records), **{name: zlib.crc32(tensor) for name, tensor in tensors.items()}}
     with replacing(folder / f"{number:05d}.safetensors") as aside:
-        save_file(tensors, aside)
+        save_file(tensors, aside, {"checksums": json.dumps(checksums)})  # one entry: several would lie in random order
     with replacing(folder / f"{number:05d}.parquet") as aside:
-        pd.DataFrame(rows).to_parquet(aside, index=False)
+        aside.write_bytes(records)
 
 
 def _is_whole(folder: Path, number: int) -> bool:
@@ -150,69 +185,105 @@ class Run:
     """A finished run directory, read shard by shard."""
 
     folder: Path
+    _known: dict[int, dict[str, int]] = field(default_factory=dict, repr=False, compare=False)  # checksums by shard
 
     @property
     def key(self) -> str:
         """Digest of everything that determines the content."""
         return json.loads((self.folder / "run.json").read_text())["key"]
 
-    @property
+    @functools.cached_property
     def queries(self) -> pd.DataFrame:
         """One row a query (see datasets.coco), with the ground truth."""
         return pd.read_parquet(self.folder / "queries.parquet")
 
-    @property
+    @functools.cached_property
     def truth(self) -> dict[str, np.ndarray]:
         """query_id -> box [4]."""
-        queries = self.queries
-        return dict(zip(queries["query_id"], queries[TRUTH].to_numpy()))
+        return dict(zip(self.queries["query_id"], self.queries[TRUTH].to_numpy()))
 
     @property
     def shards(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.parquet"))
 
     def records(self, shard: int | None = None) -> pd.DataFrame:
-        """One row an answer, with `iou` (0 where there is no box); of one shard, or of all."""
+        """One row an answer, with `iou` (0 where there is no box); of one shard, or of all.
+
+        Raises ValueError if a file is damaged.
+        """
         if shard is None:
             return pd.concat([self.records(number) for number in self.shards], ignore_index=True)
-        frame = pd.read_parquet(self.folder / f"{shard:05d}.parquet")
-        if frame.empty:
-            return frame.assign(iou=pd.Series(dtype=float))
-        truth = self.truth
-        target = np.stack([truth[query_id] for query_id in frame["query_id"]])
+        path = self.folder / f"{shard:05d}.parquet"
+        content = path.read_bytes()
+        if zlib.crc32(content) != self._checksums(shard)["records"]:
+            raise _damaged(path, "it is not what was written")
+        frame = pd.read_parquet(io.BytesIO(content))
+        target = np.stack([self.truth[query_id] for query_id in frame["query_id"]])
         return frame.assign(iou=np.nan_to_num(bx.iou(frame[BOX].to_numpy(), target)))
 
-    def tensor(self, name: str, shard: int) -> np.ndarray:
-        """'maps' [n, 4, L, H, h, w] or 'statistics' [n, 4, L, H, 4] of one shard, rows as in `records(shard)`."""
+    def unanswered(self) -> set[str]:
+        """The queries whose image could not be read."""
+        records = self.records()
+        return set(records.loc[records["failure"].str.startswith(UNREADABLE), "query_id"])
+
+    def _tensors(self, shard: int, names: Iterable[str] | None = None) -> Iterator[np.ndarray]:
+        """Tensors of a shard, by default the maps of every query in turn; each is checked when it is first read.
+
+        Raises ValueError if the file is damaged.
+        """
         path = self.folder / f"{shard:05d}.safetensors"
+        checksums = self._checksums(shard)
         try:
             with safe_open(path, "np") as file:
-                return file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run again, the rest is kept") from error
+                for name in names or [f"maps/{place}" for place in range(len(file.keys()) - 1)]:
+                    tensor = file.get_tensor(name)
+                    if checksums.get(name) not in (CHECKED, zlib.crc32(tensor)):
+                        raise ValueError(f"{name} is not what was written")
+                    checksums[name] = CHECKED
+                    yield tensor
+        except (OSError, SafetensorError, ValueError) as error:
+            raise _damaged(path, error) from error
 
-    def statistics(self) -> np.ndarray:
-        """Per-head statistics [n, 4, L, H, 4] of all answers, rows as in `records()`."""
-        return np.concatenate([self.tensor("statistics", shard) for shard in self.shards])
+    def _checksums(self, shard: int) -> dict[str, int]:
+        """What the tensors and records of a shard were written with; CHECKED where they were found undamaged."""
+        if shard not in self._known:
+            path = self.folder / f"{shard:05d}.safetensors"
+            try:
+                with safe_open(path, "np") as file:
+                    self._known[shard] = json.loads(file.metadata()["checksums"])
+            except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+                raise _damaged(path, error) from error
+        return self._known[shard]
+
+    def maps(self, shard: int) -> Iterator[np.ndarray]:
+        """The maps [n, 4, L, H, h, w] float16 of each query of a shard in turn; rows as in `records(shard)`."""
+        return self._tensors(shard)
+
+    def statistics(self, shard: int | None = None) -> np.ndarray:
+        """Per-head statistics [n, 4, L, H, 4] of one shard or of all answers, rows as in `records()`."""
+        if shard is None:
+            return np.concatenate([self.statistics(number) for number in self.shards])
+        return next(self._tensors(shard, ["statistics"]))
 
     def candidates(self, maps: bool = False) -> Iterator[Candidates]:
-        """The candidates of each query in turn, as a selector sees them."""
+        """The candidates of each query in turn, as a selector sees them, but for those whose image was unreadable."""
         queries = self.queries.set_index("query_id")
         for shard in self.shards:
-            frame = pd.read_parquet(self.folder / f"{shard:05d}.parquet")
-            statistics = self.tensor("statistics", shard)
-            images = self.tensor("maps", shard) if maps else None
-            for query_id, rows in frame.groupby("query_id", sort=False):
-                place = rows.index.to_numpy()
+            frame = self.records(shard)
+            statistics = self.statistics(shard)
+            groups = frame.groupby("query_id", sort=False)
+            images = self.maps(shard) if maps else itertools.repeat(None)
+            for (query_id, rows), image in zip(groups, images):
+                if rows["failure"].iloc[0].startswith(UNREADABLE):
+                    continue
                 query = queries.loc[query_id]
                 yield Candidates(
                     query_id=query_id, category=query["category"], width=query["width"], height=query["height"],
                     boxes=rows[BOX].to_numpy(), **{name: rows[name].tolist() for name in PER_TOKEN},
-                    coordinate_tokens=rows["coordinate_tokens"].tolist(), statistics=statistics[place],
-                    maps=None if images is None else images[place].astype(np.float32),
+                    coordinate_tokens=rows["coordinate_tokens"].tolist(), statistics=statistics[rows.index],
+                    maps=None if image is None else image.astype(np.float32),
                 )  # fmt: skip
 
 
-def to_tensor(maps: np.ndarray) -> torch.Tensor:
-    """Maps [n, 4, L, H, h, w] as a tensor; NaN (an answer without a box) becomes 0."""
-    return torch.nan_to_num(torch.from_numpy(np.ascontiguousarray(maps)))
+def _damaged(path: Path, error: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}); delete it and run again, the rest is kept")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib import evaluate, heads, paths, pipeline, published, regressor
-from acs_lib.heads import ENTROPY, HeadSet
+from acs_lib.heads import ENTROPY, Heads, HeadSet
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
 from acs_lib.regressor import AttentionIoURegressor
 from acs_lib.report import figures, tables
@@ -130,7 +130,7 @@ class Study:
         """D_c as notebook 04 found it."""
         return HeadSet.load(paths.runs(self.profile.name) / lvlm.name / "head_set.json", lvlm.name)
 
-    def _most_accurate(self, run: Run, sets: list[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, int], ...]:
+    def _most_accurate(self, run: Run, sets: list[Heads]) -> Heads:
         """The head set with which ACS-Free has the best Acc@0.5; the first on ties."""
         selectors = [replace(acs_free(chosen), name=str(index)) for index, chosen in enumerate(sets)]
         choices = evaluate.chosen(run.candidates(), run.truth, selectors, self.profile.pool)
@@ -178,9 +178,9 @@ class Study:
         )  # fmt: skip
 
     def test_queries(self, lvlm: LVLMSpec, dataset: DatasetSpec, size: str | None = None) -> pd.DataFrame:
-        """The test queries that have answers, of one size or of all."""
+        """The test queries whose image could be read, of one size or of all."""
         run = self.run(lvlm, dataset, "test")
-        queries = run.queries[run.queries["query_id"].isin(run.records()["query_id"])]
+        queries = run.queries[~run.queries["query_id"].isin(run.unanswered())]
         return queries if size is None else queries[queries["size"] == size]
 
     def save_table(self, frame: pd.DataFrame, stem: str, caption: str) -> None:

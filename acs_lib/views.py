@@ -27,18 +27,39 @@ def say(text: str) -> Markdown:
 
 
 def answer_rates(study: Study) -> pd.DataFrame:
-    """One row an LVLM, dataset and split: queries, those without an answer, answers, and the share that hold a box."""
+    """One row an LVLM, dataset and split: queries, those whose image could not be read, answers to the others, and the
+    share of answers that hold a box."""
     table = []
     for lvlm, dataset, split, run in study.runs():
-        records = run.records()
+        unanswered, records = run.unanswered(), run.records()
+        records = records[~records["query_id"].isin(unanswered)]
         parsed = records["failure"] == ""
         greedy = records["candidate"] == 0
-        unanswered = len(run.queries) - records["query_id"].nunique()
         table.append(
-            (lvlm, dataset, split, len(run.queries), unanswered, len(records), parsed[greedy].mean(), parsed.mean())
+            (
+                lvlm,
+                dataset,
+                split,
+                len(run.queries),
+                len(unanswered),
+                len(records),
+                parsed[greedy].mean(),
+                parsed.mean(),
+            )
         )
     names = ["lvlm", "dataset", "split", "queries", "unanswered", "answers", "greedy_parsed", "all_parsed"]
     return pd.DataFrame(table, columns=names)
+
+
+def failures(study: Study) -> pd.DataFrame:
+    """failures.csv: how many answers of an LVLM on a split have no box, by reason; a split without any has one row
+    with 0. What follows a colon in a reason is of one query alone and left out."""
+    table = []
+    for lvlm, dataset, split, run in study.runs():
+        reasons = run.records()["failure"].str.split(":").str[0]
+        counts = reasons[reasons != ""].value_counts().sort_index()
+        table += [(lvlm, dataset, split, *count) for count in counts.items()] or [(lvlm, dataset, split, "none", 0)]
+    return pd.DataFrame(table, columns=["lvlm", "dataset", "split", "failure", "answers"])
 
 
 def answers_of(run: Run, query_id: str) -> pd.DataFrame:

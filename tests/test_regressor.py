@@ -1,3 +1,6 @@
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,5 +112,52 @@ def test_training_is_reproducible(runs, model):
         assert torch.allclose(value, model.state_dict()[name], atol=1e-6)
 
 
-def test_maps_larger_than_the_regressors_grid_are_averaged_down(model):
-    assert model(torch.rand(2, 4, LAYERS, HEADS, 17, 40)).shape == (2,)
+def test_maps_of_any_shape_are_averaged_onto_the_regressors_grid(model):
+    assert model.grid == (SIDE, SIDE)
+    maps = torch.rand(2, 4, LAYERS, HEADS, SIDE, SIDE)
+    finer = maps.repeat_interleave(3, -1).repeat_interleave(2, -2)
+    assert torch.allclose(regressor.averaged(finer, model.grid), maps)
+    assert torch.allclose(model(finer), model(maps), atol=1e-6)
+    assert model(torch.rand(2, 4, LAYERS, HEADS, 2, 40)).shape == (2,)
+
+
+def test_a_run_of_images_of_all_shapes_trains_one_regressor(tmp_path):
+    def of_all_shapes(part):
+        return [
+            (replace(found, maps=np.resize(found.maps, (*found.maps.shape[:4], 3 + i % 4, 40 - i % 5))), records)
+            for i, (found, records) in enumerate(planted(part))
+        ]
+
+    run = store.collect(tmp_path, make_queries(80), of_all_shapes, {}, 100)
+    model, _ = regressor.train(run, run, width=4, epochs=1, batch=64, lr=1e-3, seed=0)
+    assert model.grid == (6, regressor.MAP_SIDE)
+    assert len(regressor.predict(model, run)) == 80 * CANDIDATES
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    """The most maps' bytes that were alive at once while the regressor read them from shards."""
+    made, most = [], [0]
+    rows = regressor.rows
+
+    def counted(*arguments):
+        found = rows(*arguments)
+        made.append(weakref.ref(found[0]))
+        most[0] = max(most[0], sum(maps().nbytes for maps in made if maps() is not None))
+        return found
+
+    monkeypatch.setattr(regressor, "rows", counted)
+    return most
+
+
+def test_memory_does_not_grow_with_the_number_of_candidates(runs, alive):
+    """4 shards are read, no more than 2 of them are in memory at a time: those whose rows are shuffled together."""
+    train = runs["train"]
+    assert len(train.shards) == 4
+    largest = max(sum(maps.nbytes for maps in train.maps(shard)) for shard in train.shards)
+    for _ in regressor.batches(train, (SIDE, SIDE), 64, np.random.default_rng(0), False):
+        pass
+    assert 0 < alive[0] <= 2 * largest
+    alive[0] = 0
+    regressor.predict(regressor.AttentionIoURegressor(LAYERS, HEADS, 4, (SIDE, SIDE)), train)
+    assert 0 < alive[0] <= 2 * largest

@@ -89,20 +89,20 @@ def test_rows_equal_eager_attention(untrained):
 def force(lvlm, prompt, ids):
     """Rows [layers, heads, image tokens] of each forced token but the last."""
     output = lvlm.model(**prompt.inputs, use_cache=True)
-    reader = Rows(prompt.grid.cells.flatten(), lvlm.layers, lvlm.heads, 1)
+    reader = Rows(prompt.grid.cells.flatten()[None], 1, lvlm.layers, lvlm.heads)
     found = []
     for token in ids[:-1]:
         with reading(reader):
             output = lvlm.model(
                 input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True
             )
-        found.append(reader.take()[0].clone())
+        found.append(reader.take()[0, 0].clone())
     return found
 
 
 def test_a_layer_that_gives_nothing_is_an_error(untrained):
     with pytest.raises(RuntimeError, match=r"layers \[0, 1, 2, 3, 4, 5\]"):
-        Rows(torch.arange(4), 6, 8, 1).take()
+        Rows(torch.arange(4)[None], 1, 6, 8).take()
 
 
 def test_draw_inverts_the_cumulative_distribution():

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import store
+from acs_lib import regressor, store
 from acs_lib.candidates import Candidates
 
 
@@ -103,11 +105,38 @@ def test_a_damaged_shard_is_made_anew(tmp_path, suffix):
     assert contents(tmp_path) == before
 
 
-def test_a_damaged_shard_is_named_when_it_is_read(tmp_path):
-    run = fill(tmp_path, make_queries(5))
-    (tmp_path / "00000.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="00000.safetensors is damaged"):
-        run.statistics()
+@pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_a_flipped_byte_is_named_when_it_is_read(tmp_path, suffix, place):
+    fill(tmp_path, make_queries(5))
+    whole = contents(tmp_path)
+    path = tmp_path / f"00000.{suffix}"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 0x10
+    path.write_bytes(content)
+    run = fill(tmp_path, make_queries(5))  # the headers are whole, or it is made anew here
+    if contents(tmp_path) == whole:
+        return
+    with pytest.raises(ValueError, match=rf"00000\.{suffix} is damaged .*; delete it and run again"):
+        list(run.candidates(maps=True))
+    path.unlink()
+    fill(tmp_path, make_queries(5))
+    assert contents(tmp_path) == whole, "the advice helps"
+
+
+def test_images_have_grids_of_their_own(tmp_path):
+    sides = {"q0": (3, 3), "q1": (2, 7), "q2": (5, 4)}
+
+    def of_all_shapes(part):
+        return [
+            (replace(found, maps=np.resize(found.maps, (3, 4, 2, 2, *sides[found.query_id]))), records)
+            for found, records in answer(part)
+        ]
+
+    run = fill(tmp_path, make_queries(3), of_all_shapes)
+    expected = [found.maps for found, _ in of_all_shapes(run.queries)]
+    for found, same in zip(run.candidates(maps=True), expected):
+        assert found.maps.shape[-2:] == sides[found.query_id] and np.allclose(found.maps, same, atol=1e-3)
 
 
 def test_too_little_disk_is_refused_before_it_starts(tmp_path):
@@ -120,6 +149,34 @@ def test_a_second_writer_is_refused(tmp_path):
         pass
 
 
+def test_no_query_is_lost(tmp_path):
+    with pytest.raises(ValueError, match="4 answers to 5 queries"):
+        fill(tmp_path, make_queries(5), lambda part: answer(part.iloc[1:]))
+
+
 def test_a_query_without_answers_keeps_its_place(tmp_path):
-    run = fill(tmp_path, make_queries(5), lambda part: answer(part.iloc[1:]))
-    assert len(run.queries) == 5 and run.records()["query_id"].nunique() == 4
+    def blind_to_the_first(part):
+        return [store.unread("q0", "ball", 100, 100, 2, 2, "a.png: no such file"), *answer(part.iloc[1:])]
+
+    run = fill(tmp_path, make_queries(5), blind_to_the_first)
+    records = run.records()
+    assert records["query_id"].nunique() == 5 and run.unanswered() == {"q0"}
+    first = records.iloc[0]
+    assert (first["candidate"], first["failure"], first["iou"]) == (0, "unreadable image: a.png: no such file", 0)
+    assert [found.query_id for found in run.candidates(maps=True)] == ["q1", "q2", "q3", "q4"]
+    assert [len(maps) for maps in run.maps(0)] == [1, 3, 3, 3, 3] and len(run.statistics()) == 13
+    for found, same in zip(run.candidates(maps=True), answer(run.queries.iloc[1:])):
+        assert np.allclose(found.maps, same[0].maps, atol=1e-3), "the maps of the others are still their own"
+    maps, iou, frame = regressor.rows(run, 0, (3, 3))
+    assert maps.shape == (8, 4, 2, 2, 3, 3) and len(iou) == 8 and set(frame["query_id"]) == {"q1", "q2", "q3", "q4"}
+
+
+def test_a_shard_of_nothing_but_failures(tmp_path):
+    def blind(part):
+        return [store.unread(name, "ball", 100, 100, 2, 2, "gone") for name in part["query_id"]]
+
+    run = fill(tmp_path, make_queries(store.SHARD + 2), lambda part: blind(part) if len(part) == 2 else answer(part))
+    assert len(run.unanswered()) == 2 and len(list(run.candidates())) == store.SHARD
+    assert regressor.rows(run, 1, (3, 3))[0].shape == (0, 4, 2, 2, 3, 3)
+    model = regressor.AttentionIoURegressor(2, 2, 4, (3, 3))
+    assert len(regressor.predict(model, run)) == 2 * store.SHARD

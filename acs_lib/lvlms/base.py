@@ -60,6 +60,10 @@ class Answer:
     failure: str = ""
 
 
+class ImageRefused(ValueError):
+    """This LVLM cannot be shown this image."""
+
+
 class LVLM(ABC):
     """A model of one family with its tokenizer and image processor.
 
@@ -78,7 +82,10 @@ class LVLM(ABC):
 
     @abstractmethod
     def prompt(self, image: Image.Image, category: str) -> Prompt:
-        """The question about one object, with the image, as the family's chat template writes it."""
+        """The question about one object, with the image, as the family's chat template writes it.
+
+        Raises ImageRefused for an image that the family cannot be shown.
+        """
 
     @abstractmethod
     def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:

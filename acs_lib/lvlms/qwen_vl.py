@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from acs_lib.lvlms.base import LVLM, Grid, Prompt
+from acs_lib.lvlms.base import LVLM, Grid, ImageRefused, Prompt
 
 NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
 COMMA = r"\s*,\s*"
@@ -20,8 +20,11 @@ class _QwenVL(LVLM):
     image_token = "<|image_pad|>"
 
     def prompt(self, image: Image.Image, category: str) -> Prompt:
-        """Raises ValueError for an aspect ratio over 200, and for a chat template that does not show one image."""
-        processed = self.image_processor(images=[image], return_tensors="pt")
+        """Raises ImageRefused for an aspect ratio over 200, ValueError for a chat template that shows no image."""
+        try:
+            processed = self.image_processor(images=[image], return_tensors="pt")
+        except ValueError as error:
+            raise ImageRefused(str(error)) from error
         _, *patches = processed["image_grid_thw"][0].tolist()
         rows, columns = (side // self.image_processor.merge_size for side in patches)
         messages = [
