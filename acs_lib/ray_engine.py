@@ -30,24 +30,21 @@ class Worker:
 
     def __init__(self, answer: Callable[[pd.DataFrame], list[Answers]], seconds: float):
         self.answer, self.seconds = answer, seconds
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # that answers travel as objects needs no warning
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """rows: one batch of queries, `queries` [1] of data frames; returns `answers` [1], a list of Answers each."""
+        """rows: `queries` [1], a batch; returns `answers` [1], a list of Answers, or the error that there was instead."""
         overdue = threading.Timer(self.seconds, os._exit, [1])
         overdue.daemon = True
         overdue.start()
+        answers = np.empty(1, object)
         try:
-            return {"answers": _objects(self.answer(part) for part in rows["queries"])}
+            answers[0] = self.answer(rows["queries"][0])
+        except Exception as error:
+            answers[0] = error
         finally:
             overdue.cancel()
-
-
-def _objects(values) -> np.ndarray:
-    """[n] of Python objects, which numpy would otherwise try to look into."""
-    values = list(values)
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+        return {"answers": answers}
 
 
 @contextlib.contextmanager
@@ -86,8 +83,11 @@ def cluster(workers: int | None = None, seconds: float = SECONDS):
             max_restarts=-1, max_task_retries=ATTEMPTS - 1, **{resource: 1},
         )  # fmt: skip
         try:
-            for row in rows.iter_rows():
-                yield row["answers"]
+            with contextlib.closing(iter(rows.iter_rows())) as found:
+                for row in found:
+                    if isinstance(row["answers"], Exception):
+                        raise row["answers"]
+                    yield row["answers"]
         except ray.exceptions.RayActorError as error:
             raise RuntimeError(
                 f"{ATTEMPTS} workers died one after the other, or took longer than {seconds:.0f} s, over one batch; "
