@@ -100,9 +100,7 @@ def answer_batch(lvlm: LVLM, how: sampling.Sampling, queries: pd.DataFrame) -> l
     return [found[name] for name in queries["query_id"] if name in found]
 
 
-def answer_stored(
-    spec: LVLMSpec, how: sampling.Sampling, map_side: int | None, queries: pd.DataFrame
-) -> list[Answers]:
+def answer_stored(spec: LVLMSpec, how: sampling.Sampling, map_side: int | None, queries: pd.DataFrame) -> list[Answers]:
     """`answer_batch` as a run keeps it, a function of plain settings, so that a process elsewhere computes the same;
     the LVLM is loaded once a process."""
     answers = answer_batch(load(spec), how, queries)
@@ -118,9 +116,7 @@ def averaged(maps: np.ndarray, side: int) -> np.ndarray:
     return pooled.unflatten(1, maps.shape[1:4]).numpy()
 
 
-def collect_run(
-    profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map
-) -> Run:
+def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map) -> Run:
     """Answers and attention of one LVLM on one split; finished shards are reused if nothing they depend on changed.
 
     `engine`: see store.collect. Raises ValueError if no image of the split is on disk.

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ import pandas as pd
 from acs_lib.store import Answers
 
 SECONDS = 1800  # a batch may take, the loading of the LVLM included
-ATTEMPTS = 4  # at a batch, before the run stops
+ATTEMPTS = 3  # at a batch, before the run stops
 MEND = 'python -m pip install "acs-kit[ray]"'
 
 
@@ -33,7 +34,7 @@ class Worker:
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # that answers travel as objects needs no warning
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """rows: `queries` [1], a batch; returns `answers` [1], a list of Answers, or the error that there was instead."""
+        """rows: `queries` [1], a batch; returns `answers` [1], a list of Answers, or the error instead."""
         overdue = threading.Timer(self.seconds, os._exit, [1])
         overdue.daemon = True
         overdue.start()
@@ -48,8 +49,9 @@ class Worker:
 
 
 @contextlib.contextmanager
-def cluster(workers: int | None = None, seconds: float = SECONDS):
-    """The engine for `store.collect`, on the Ray cluster that RAY_ADDRESS names, or on this machine.
+def cluster(workers: int | None = None):
+    """Within this context: the engine for `store.collect`, on the Ray cluster that RAY_ADDRESS names or on this
+    machine.
 
     One worker a GPU, or a CPU where the cluster has no GPU, unless `workers` says how many. Raises RuntimeError with
     the mend where Ray is not installed or the cluster cannot be reached.
@@ -72,16 +74,18 @@ def cluster(workers: int | None = None, seconds: float = SECONDS):
     count = workers or int(ray.cluster_resources().get("GPU" if resource == "num_gpus" else "CPU", 1))
 
     def engine(
-        answer: Callable[[pd.DataFrame], list[Answers]], batches: Sequence[pd.DataFrame]
+        answer: Callable[[pd.DataFrame], list[Answers]], batches: Sequence[pd.DataFrame], seconds: float = SECONDS
     ) -> Iterator[list[Answers]]:
         if not batches:
             return
         rows = ray.data.from_items([{"queries": part} for part in batches], override_num_blocks=len(batches))
-        rows = rows.map_batches(
-            Worker, batch_size=1, fn_constructor_args=[answer, seconds],
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(batches)), max_tasks_in_flight_per_actor=2),
-            max_restarts=-1, max_task_retries=ATTEMPTS - 1, **{resource: 1},
-        )  # fmt: skip
+        pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)), max_tasks_in_flight_per_actor=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60 warns of the arguments for restarts
+            rows = rows.map_batches(
+                Worker, batch_size=1, fn_constructor_args=[answer, seconds], compute=pool, max_restarts=-1,
+                max_task_retries=ATTEMPTS - 1, **{resource: 1},
+            )  # fmt: skip
         try:
             with contextlib.closing(iter(rows.iter_rows())) as found:
                 for row in found:
