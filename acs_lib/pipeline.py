@@ -3,11 +3,16 @@
 import functools
 import hashlib
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from torch.nn import functional
+from transformers import AutoConfig, PreTrainedConfig
 
 from acs_lib import paths, sampling
 from acs_lib.datasets import coco, scenes
@@ -29,6 +34,11 @@ def lvlm_source(spec: LVLMSpec) -> str:
 def load(spec: LVLMSpec) -> LVLM:
     """The LVLM of a profile; kept while the next call asks for the same."""
     return load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+
+
+def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
+    """The LVLM's configuration, without its weights."""
+    return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
 
 
 def lvlm_digest(spec: LVLMSpec) -> str:
@@ -130,22 +140,50 @@ def mean_cells(lvlm: LVLM, queries: pd.DataFrame, sizes: int = 20) -> float:
     return float(np.average(cells, weights=counts))
 
 
-def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str) -> Run:
-    """Answers and attention of one LVLM on one split; finished shards are reused if nothing they depend on changed."""
+def answer_stored(spec: LVLMSpec, how: sampling.Sampling, map_side: int | None, queries: pd.DataFrame) -> list[Answers]:
+    """`answer_batch` as a run keeps it, a function of plain settings, so that a process elsewhere computes the same;
+    the LVLM is loaded once a process."""
+    answers = answer_batch(load(spec), how, queries)
+    if map_side is None:
+        return answers
+    return [(replace(found, maps=averaged(found.maps, map_side)), records) for found, records in answers]
+
+
+def averaged(maps: np.ndarray, side: int) -> np.ndarray:
+    """Maps [n, 4, L, H, side, side] float32: means over equal parts of the image of maps [n, 4, L, H, h, w], whatever
+    the shape of their grid. NaN (an answer without a box) stays."""
+    pooled = functional.adaptive_avg_pool2d(torch.from_numpy(maps).flatten(1, 3), side)
+    return pooled.unflatten(1, maps.shape[1:4]).numpy()
+
+
+def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map) -> Run:
+    """Answers and attention of one LVLM on one split; finished shards are reused if nothing they depend on changed.
+
+    `engine`: see store.collect. Raises ValueError if no image of the split is on disk.
+    """
     queries, _ = load_split(profile, dataset, split)
-    lvlm = load(lvlm_spec)
+    if not any(Path(image).is_file() for image in queries["image"]):
+        raise ValueError(
+            f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}; `acs data` fetches them "
+            "or links those that you have"
+        )
     how = sampling.Sampling(**profile.sampling.model_dump())
-    answers = (how.samples + 1) * 4 * lvlm.layers * lvlm.heads
+    cells = profile.map_side**2 if profile.map_side else mean_cells(load(lvlm_spec), queries)
+    config = lvlm_config(lvlm_spec).get_text_config()
+    maps = (how.samples + 1) * 4 * config.num_hidden_layers * config.num_attention_heads
     key_parts = {
         "lvlm": lvlm_spec.model_dump(),
         "weights": lvlm_digest(lvlm_spec),
         "sampling": profile.sampling.model_dump(),
         "data": data_digest(dataset, split),
     }
+    if profile.map_side:
+        key_parts["map_side"] = profile.map_side
     return collect(
-        run_folder(profile, lvlm_spec, dataset, split), queries, functools.partial(answer_batch, lvlm, how), key_parts,
-        bytes_per_query=round(answers * (2 * mean_cells(lvlm, queries) + 4 * 4)), batch=profile.batch_queries,
-        progress=f"{lvlm_spec.name} on {dataset.name}, {split}",
+        run_folder(profile, lvlm_spec, dataset, split), queries,
+        functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts,
+        bytes_per_query=round(maps * (2 * cells + 4 * 4)), batch=profile.batch_queries,
+        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=engine,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """A profile: everything that a run depends on, in one YAML file of `acs_lib/profiles/`."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +74,18 @@ class HeadsSpec(Strict):
     separations: tuple[Literal["pooled", "within"], ...] = ("pooled", "within")
 
 
+class GPUSpec(Strict):
+    """What the plan (acs_lib.plan) reckons with. Peak figures are NVIDIA's data sheet of the A100 SXM 80 GB (dense
+    bfloat16, HBM2e); the shares of the peak that are reached are assumptions, for transformers without a compiler."""
+
+    name: str = "A100 SXM 80 GB"
+    tflops: float = Field(312, gt=0)
+    bandwidth: float = Field(2039, gt=0)  # GB/s
+    memory: float = Field(80, gt=0)  # GB
+    compute_share: float = Field(0.4, gt=0, le=1)  # of tflops, in the vision tower and the prefill
+    bandwidth_share: float = Field(0.3, gt=0, le=1)  # of bandwidth, while decoding
+
+
 class Profile(Strict):
     name: str
     description: str
@@ -85,6 +98,8 @@ class Profile(Strict):
     sampling: SamplingSpec
     pool: Literal["sampled", "all"] = "sampled"
     batch_queries: int = 16
+    map_side: int | None = Field(None, ge=1)  # maps are averaged to this many rows and columns; None: the grid's own
+    gpu: GPUSpec | None = None
     regressor: RegressorSpec = RegressorSpec()
     heads: HeadsSpec
     bootstrap: int = 10_000
@@ -96,9 +111,31 @@ def available() -> dict[str, Path]:
     return {path.stem: path for path in sorted(paths.PROFILES.glob("*.yaml"))}
 
 
-def load_profile(name: str) -> Profile:
-    """Read a profile; ValueError lists the valid names, or says which setting is wrong."""
-    found = available()
-    if name not in found:
+FIRST = re.compile(r"(?P<profile>.+)-first-(?P<limit>[1-9][0-9]*)")
+
+
+def profile_file(name: str) -> Path:
+    """The YAML file of a profile; ValueError lists the valid names."""
+    found, first = available(), FIRST.fullmatch(name)
+    base = first["profile"] if first and name not in found else name
+    if base not in found:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(found)}")
-    return Profile.model_validate(yaml.safe_load(found[name].read_text()))
+    return found[base]
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile; ValueError lists the valid names, or says which setting is wrong.
+
+    `<profile>-first-N` is the profile with at most N queries of each size in each split: a first look, with run
+    directories and a report of its own.
+    """
+    path = profile_file(name)
+    profile = Profile.model_validate(yaml.safe_load(path.read_text()))
+    if name == path.stem:
+        return profile
+    content, limit = profile.model_dump(), int(FIRST.fullmatch(name)["limit"])
+    content["name"] = name
+    for dataset in content["datasets"]:
+        for split in dataset["splits"].values():
+            split["queries"] = {size: min(count, limit) for size, count in split["queries"].items()}
+    return Profile.model_validate(content)

@@ -72,12 +72,15 @@ def collect(
     bytes_per_query: int,
     batch: int = 16,
     progress: str = "sampling",
+    engine: Callable[..., Iterable[list[Answers]]] = map,
 ) -> "Run":
     """Fill a run directory with `answer(batch of queries)` for every query, and return it.
 
     `key_parts` is everything besides the queries that determines the answers; a directory with another key is emptied
     first. `answer` gives, for each query, its Candidates and records (see `unread` for a query without answers).
-    Raises OSError if the disk has no room for what is still to come (`bytes_per_query`), or runs out of it.
+    `engine(answer, batches)` yields what `answer` gives for each batch, in order: `map` here, a cluster in
+    `ray_engine`. Raises OSError if the disk has no room for what is still to come (`bytes_per_query`), or runs out of
+    it.
     """
     folder = Path(folder)
     key = digest({**key_parts, "queries": digest(queries.to_dict("list")), "shard": SHARD, "format": FORMAT})
@@ -103,11 +106,15 @@ def collect(
             )
         with tqdm(total=len(queries), desc=f"{progress} ({need / 1e9:.1f} GB)", unit="query", mininterval=2) as bar:
             bar.update(len(queries) - sum(len(shards[number]) for number in missing))
+            parts = {
+                number: [shards[number].iloc[start : start + batch] for start in range(0, len(shards[number]), batch)]
+                for number in missing
+            }
+            found = iter(engine(answer, [part for number in missing for part in parts[number]]))
             for number in missing:
                 answers = []
-                for start in range(0, len(shards[number]), batch):
-                    part = shards[number].iloc[start : start + batch]
-                    answers += answer(part)
+                for part in parts[number]:
+                    answers += next(found)
                     bar.update(len(part))
                 if len(answers) != len(shards[number]):
                     raise ValueError(f"{len(answers)} answers to {len(shards[number])} queries; nothing may be lost")

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,8 @@ from pycocotools.coco import COCO
 from acs_lib import boxes as bx
 
 TRUTH = ["x1", "y1", "x2", "y2"]
+# Images of Objects365 v2 that are annotated and in none of the archives, as MMDetection's `objv2_ignore_list` has them.
+ABSENT = {"objects365_v2_00908726.jpg", "objects365_v1_00320532.jpg", "objects365_v1_00320534.jpg"}
 
 
 def size_bin(area_fraction: float, small: float = 0.01, large: float = 0.05) -> str:
@@ -30,6 +33,19 @@ def image_path(root: Path, file_name: str) -> Path:
     if not path.is_relative_to(Path(root).resolve()):
         raise ValueError(f"file name {file_name!r} leads out of {root}; mend the annotation file")
     return path
+
+
+def find_image(root: Path, file_name: str) -> Path:
+    """The image's path under `root` where it is: as the annotation file says, or without leading folders of that.
+
+    Objects365 v2 names `images/v1/patch8/objects365_v1_00420917.jpg`; its archives unpack to `patch8/...`, some people
+    keep `v1/patch8/...`, others all images in one folder. Where there is none of these the first one is returned.
+    """
+    path, parts = image_path(root, file_name), Path(file_name).parts
+    if path.is_file():
+        return path
+    shorter = (str(Path(*parts[start:])) for start in range(1, len(parts)))
+    return next((image_path(root, name) for name in shorter if (Path(root) / name).is_file()), path)
 
 
 def read_annotations(path: Path) -> COCO:
@@ -68,15 +84,26 @@ def load_queries(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All queries of an annotation file, and the funnel (step, count) that led to them.
 
-    Crowd boxes are no queries, and a category that also occurs as a crowd is ambiguous. Boxes are clipped to the
-    image; those that are empty, not finite or of an image of no size are dropped and counted.
+    Crowd boxes are no queries, and a category that also occurs as a crowd is ambiguous. A box that is annotated twice
+    (same image, category and numbers, as in Objects365) counts once. Images known to be in no archive (`ABSENT`) are
+    left out. Boxes are clipped to the image; those that are empty, not finite or of an image of no size are dropped
+    and counted. Images are looked for by `find_image`; whether they are there is not asked here.
     """
     coco = read_annotations(annotations)
-    rows, counts = [], {"images": len(coco.imgs), "instances": len(coco.anns), "unambiguous": 0, "usable boxes": 0}
+    steps = ("images", "instances", "instances in the archives", "annotated once", "unambiguous", "usable boxes")
+    counts = dict.fromkeys(steps, 0)
+    counts["images"], counts["instances"] = len(coco.imgs), len(coco.anns)
+    rows = []
     for image_id, image in coco.imgs.items():
-        found = coco.imgToAnns.get(image_id, [])
-        per_category = pd.Series([annotation["category_id"] for annotation in found], dtype=object).value_counts()
-        path = image_path(images, image["file_name"])
+        if Path(image["file_name"]).name in ABSENT:
+            continue
+        annotated = coco.imgToAnns.get(image_id, [])
+        found = {(row["category_id"], str(row["bbox"]), bool(row.get("iscrowd"))): row for row in annotated[::-1]}
+        found = list(found.values())[::-1]  # the first of equal ones, in the file's order
+        counts["instances in the archives"] += len(annotated)
+        counts["annotated once"] += len(found)
+        per_category = Counter(annotation["category_id"] for annotation in found)
+        path = str(find_image(images, image["file_name"]))
         for annotation in found:
             if per_category[annotation["category_id"]] > 1 or annotation.get("iscrowd"):
                 continue
@@ -90,10 +117,10 @@ def load_queries(
                 {
                     "query_id": f"{name}/{image_id}/{annotation['id']}",
                     "image_id": image_id,
-                    "image": str(path),
+                    "image": path,
                     "width": image["width"],
                     "height": image["height"],
-                    "category": coco.cats[annotation["category_id"]]["name"],
+                    "category": coco.cats[annotation["category_id"]]["name"].strip(),
                     **dict(zip(TRUTH, box.tolist())),
                     "area_fraction": share,
                     "size": size_bin(share, small, large),

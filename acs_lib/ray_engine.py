@@ -1,0 +1,105 @@
+"""`--engine ray`: sampling and extraction on many workers, by Ray Data's `map_batches` over stateful actors.
+
+Each actor keeps one warm LVLM and answers batches with the very function that the local engine calls; the answers come
+back in order, and `store.collect` writes the same shards. So one process writes (no shared disk is needed for results;
+images and weights must be readable on every node), a run that was stopped goes on with its unfinished shards under
+either engine, and the run directories of the two engines are equal.
+
+An actor that dies is started again and its batch is given to another one. A batch that takes longer than the time
+limit ends its actor, whatever hangs in it, and counts as such a death.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from acs_lib.store import Answers
+
+SECONDS = 1800  # a batch may take, the loading of the LVLM included
+ATTEMPTS = 3  # at a batch, before the run stops
+MEND = 'python -m pip install "acs-kit[ray]"'
+
+
+class Worker:
+    """One actor: answers one batch a call."""
+
+    def __init__(self, answer: Callable[[pd.DataFrame], list[Answers]], seconds: float):
+        self.answer, self.seconds = answer, seconds
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # that answers travel as objects needs no warning
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """rows: `queries` [1], a batch; returns `answers` [1], a list of Answers, or the error instead."""
+        overdue = threading.Timer(self.seconds, os._exit, [1])
+        overdue.daemon = True
+        overdue.start()
+        answers = np.empty(1, object)
+        try:
+            answers[0] = self.answer(rows["queries"][0])
+        except Exception as error:
+            answers[0] = error
+        finally:
+            overdue.cancel()
+        return {"answers": answers}
+
+
+@contextlib.contextmanager
+def cluster(workers: int | None = None):
+    """Within this context: the engine for `store.collect`, on the Ray cluster that RAY_ADDRESS names or on this
+    machine.
+
+    One worker a GPU, or a CPU where the cluster has no GPU, unless `workers` says how many. Raises RuntimeError with
+    the mend where Ray is not installed or the cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RuntimeError(f"--engine ray needs Ray, which is not installed here; {MEND}") from error
+    try:
+        ray.init(include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError) as error:
+        raise RuntimeError(f"no Ray cluster at {os.environ['RAY_ADDRESS']} ({error}); start one: ray start") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the run has its own
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    resource = "num_gpus" if ray.cluster_resources().get("GPU", 0) >= 1 else "num_cpus"
+    count = workers or int(ray.cluster_resources().get("GPU" if resource == "num_gpus" else "CPU", 1))
+
+    def engine(
+        answer: Callable[[pd.DataFrame], list[Answers]], batches: Sequence[pd.DataFrame], seconds: float = SECONDS
+    ) -> Iterator[list[Answers]]:
+        if not batches:
+            return
+        rows = ray.data.from_items([{"queries": part} for part in batches], override_num_blocks=len(batches))
+        pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)), max_tasks_in_flight_per_actor=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60 warns of the arguments for restarts
+            rows = rows.map_batches(
+                Worker, batch_size=1, fn_constructor_args=[answer, seconds], compute=pool, max_restarts=-1,
+                max_task_retries=ATTEMPTS - 1, **{resource: 1},
+            )  # fmt: skip
+        try:
+            with contextlib.closing(iter(rows.iter_rows())) as found:
+                for row in found:
+                    if isinstance(row["answers"], Exception):
+                        raise row["answers"]
+                    yield row["answers"]
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(
+                f"{ATTEMPTS} workers died one after the other, or took longer than {seconds:.0f} s, over one batch; "
+                "finished shards are kept. Mend what the workers' logs say (often memory: lower `batch_queries`), "
+                "then start again"
+            ) from error
+
+    try:
+        yield engine
+    finally:
+        ray.shutdown()

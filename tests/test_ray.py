@@ -1,0 +1,133 @@
+"""`--engine ray`: two CPU actors on the embedded LVLM give the local engine's bytes, also when an actor dies."""
+
+import functools
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason='Ray is not installed: pip install "acs-kit[ray]"')
+
+from test_store import answer, contents, make_queries  # noqa: E402
+
+from acs_lib import paths, pipeline, ray_engine, store  # noqa: E402
+from acs_lib.profiles import Profile  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    """The engine, on a cluster of this machine that the tests of this file share."""
+    with pytest.MonkeyPatch.context() as patch:
+        # workers import the functions of this file, and the library that is tested
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(paths.ROOT)]))
+        with ray_engine.cluster(workers=2) as engine:
+            yield engine
+
+
+def fill(folder, answer, engine=map, n=150):
+    """150 made-up queries are three shards of four batches (the last shard: two)."""
+    return store.collect(folder, make_queries(n), answer, {}, bytes_per_query=100, batch=16, engine=engine)
+
+
+def once(folder: Path, query_id: str) -> bool:
+    """True the first time that any process asks."""
+    try:
+        (folder / query_id).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def noted(folder: Path, part):
+    """Leaves a file for every query that it is asked for."""
+    for query_id in part["query_id"]:
+        (folder / query_id).touch()
+    return answer(part)
+
+
+def dies_once(folder: Path, answer, part):
+    """Ends the process of the worker that gets the third batch first."""
+    if part.index[0] == 16 and once(folder, "died"):
+        os._exit(1)
+    return answer(part)
+
+
+def always_dies(part):
+    if part["query_id"].iloc[0] == "q80":
+        os._exit(1)
+    return answer(part)
+
+
+def fails(part):
+    if part["query_id"].iloc[0] == "q80":
+        raise ValueError("something is wrong with q80")
+    return answer(part)
+
+
+def hangs_once(folder: Path, part):
+    if part["query_id"].iloc[0] == "q0" and once(folder, "q0"):
+        time.sleep(600)
+    return answer(part)
+
+
+def test_a_batch_that_kills_every_worker_stops_the_run_and_the_next_one_resumes(tmp_path, two_workers):
+    fill(tmp_path / "local", answer)
+    with pytest.raises(RuntimeError, match="3 workers died .* finished shards are kept"):
+        fill(tmp_path / "ray", always_dies, two_workers)
+    assert (tmp_path / "ray" / "00000.parquet").exists() and not (tmp_path / "ray" / "00001.parquet").exists()
+    (tmp_path / "asked").mkdir()
+    fill(tmp_path / "ray", functools.partial(noted, tmp_path / "asked"), two_workers)
+    assert {path.name for path in (tmp_path / "asked").iterdir()} == {f"q{n}" for n in range(64, 150)}
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_an_error_is_the_local_engines(tmp_path, two_workers):
+    for name, engine in (("local", map), ("ray", two_workers)):
+        with pytest.raises(ValueError, match="^something is wrong with q80$"):
+            fill(tmp_path / name, fails, engine)
+        assert (tmp_path / name / "00000.parquet").exists()
+
+
+def test_a_batch_over_its_time_limit_ends_its_worker_and_is_tried_again(tmp_path, two_workers):
+    (tmp_path / "hung").mkdir()
+    fill(tmp_path / "local", answer, n=40)
+    engine = functools.partial(two_workers, seconds=4)
+    fill(tmp_path / "ray", functools.partial(hangs_once, tmp_path / "hung"), engine, n=40)
+    assert (tmp_path / "hung" / "q0").exists()
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+@pytest.fixture
+def small_profile(tmp_path, monkeypatch) -> Profile:
+    """The embedded LVLM on 12 scenes, in a data folder of its own."""
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "local")
+    return Profile(
+        name="small", description="", duration="", train_on="scenes", heads={"layers": 1}, batch_queries=8,
+        lvlms=[{"name": "internvl-embedded", "source": "data/embedded/internvl", "dtype": "float32"}],
+        datasets=[
+            {
+                "name": "scenes", "kind": "scenes",
+                "splits": {"test": {"images": 16, "seed": 5, "queries": {"small": 32}}},
+            }
+        ],
+        sampling={"samples": 3, "temperature": 0.5, "max_new_tokens": 16},
+    )  # fmt: skip
+
+
+def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile, monkeypatch, tmp_path, two_workers):
+    monkeypatch.setattr(store, "SHARD", 16)
+    column = small_profile, small_profile.lvlms[0], small_profile.datasets[0], "test"
+    local = pipeline.collect_run(*column)
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "ray")
+
+    def engine(answer, batches):
+        return two_workers(functools.partial(dies_once, tmp_path, answer), batches)
+
+    run = pipeline.collect_run(*column, engine=engine)
+    assert (tmp_path / "died").exists()
+    assert len(run.queries) == 32 and run.shards == [0, 1]
+    assert run.records().equals(local.records())
+    assert (run.records()["failure"] == "").mean() > 0.5
+    assert contents(run.folder) == contents(local.folder)
