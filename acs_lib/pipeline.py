@@ -35,7 +35,7 @@ def lvlm_digest(spec: LVLMSpec) -> str:
     if not folder.is_dir():
         return f"{spec.source}@{spec.revision}"
     total = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):
         total.update(path.read_bytes())
     return total.hexdigest()
 
