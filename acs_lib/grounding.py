@@ -31,7 +31,18 @@ from acs_lib.paths import replacing
 from acs_lib.profiles import LVLMSpec
 from acs_lib.regressor import AttentionIoURegressor
 from acs_lib.report import figures
-from acs_lib.selectors import FUSIONS, SELECTORS, Fusion, Selector, acs_free, acs_learned, choose, spatial_entropy
+from acs_lib.selectors import (
+    FUSIONS,
+    METHODS,
+    SELECTORS,
+    Fusion,
+    Selector,
+    acs_free,
+    acs_learned,
+    choose,
+    slug,
+    spatial_entropy,
+)
 from acs_lib.selectors.likelihood import sequence_logprob
 from acs_lib.store import query_key, to_tensor
 
@@ -42,19 +53,7 @@ NEED_HEADS = (ACS_FREE, SPATIAL)
 Picture = str | Path | Image.Image | np.ndarray
 
 
-def slug(name: str) -> str:
-    """A method's name as a word for the command line: 'mass inside the box (MTLA)' -> 'mass-inside-the-box-mtla'."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-METHODS = (ACS_FREE, ACS_LEARNED, SPATIAL, *map(slug, SELECTORS), *map(slug, FUSIONS))
-
 # ---------------------------------------------------------------------------------------------------------- LVLMs
-
-
-def known_lvlms() -> dict[str, LVLMSpec]:
-    """Name -> LVLM of every profile, the embedded one first."""
-    return {spec.name: spec for name in profiles.available() for spec in profiles.load_profile(name).lvlms}
 
 
 def lvlm_spec(source: str | Path) -> LVLMSpec:
@@ -63,15 +62,15 @@ def lvlm_spec(source: str | Path) -> LVLMSpec:
     ValueError for what can be none of them.
     """
     folder = Path(source).expanduser().resolve()
-    for spec in known_lvlms().values():
+    for spec in profiles.known_lvlms().values():
         if str(source) in (spec.name, spec.source) or folder == (paths.ROOT / spec.source).resolve():
             return spec
     if folder.is_dir():
         return LVLMSpec(name=folder.name, source=str(folder))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise ValueError(
-            f"there is no LVLM {str(source)!r}: give {', '.join(known_lvlms())}, a folder that holds a model, or a "
-            "hub name like owner/model"
+            f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
+            "or a hub name like owner/model"
         )
     return LVLMSpec(name=folder.name, source=str(source))
 
@@ -248,10 +247,10 @@ class Grounding:
         settings = {"samples": self.settings.samples, "temperature": self.settings.temperature}
         rows = self.table.drop(columns=[*COORDINATES]).replace([np.inf, -np.inf], np.nan).astype(object)
         rows = rows.where(rows.notna(), None).to_dict("records")
-        boxes = [_finite(box) for box in self.candidates.boxes]
+        boxes = [_finite(box) for box in self.candidates.boxes.round(3)]
         return {
             "category": self.category,
-            "box": None if self.box is None else self.box.tolist(),
+            "box": None if self.box is None else _finite(self.box.round(3)),
             "score": _finite(self.score),
             "predicted_iou": _finite(self.quality),
             "chosen": self.chosen,

@@ -99,3 +99,8 @@ def load_profile(name: str) -> Profile:
     if name not in found:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(found)}")
     return Profile.model_validate(yaml.safe_load(found[name].read_text()))
+
+
+def known_lvlms() -> dict[str, LVLMSpec]:
+    """Name -> LVLM of every profile, the embedded one first."""
+    return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}
