@@ -25,7 +25,7 @@ from acs_lib import paths, pipeline, profiles, regressor
 from acs_lib import sampling as sampling_
 from acs_lib.candidates import COORDINATES, Candidates
 from acs_lib.datasets import coco
-from acs_lib.heads import ENTROPY, HeadSet
+from acs_lib.heads import ENTROPY, HeadSet, mean_share
 from acs_lib.lvlms.base import LVLM
 from acs_lib.paths import replacing
 from acs_lib.profiles import LVLMSpec
@@ -199,13 +199,7 @@ class Grounding:
     def attention(self) -> np.ndarray:
         """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over the coordinates
         and the heads in D_c (over all heads where there is no head set); zeros where no answer held a box."""
-        maps = self.candidates.maps[self._rows].astype(float)
-        if not len(maps):
-            return np.zeros(maps.shape[-2:])
-        layers, heads = np.array(self.heads, int).reshape(-1, 2).T
-        maps = maps[:, :, layers, heads] if self.heads else maps.reshape(*maps.shape[:2], -1, *maps.shape[-2:])
-        share = maps / np.maximum(maps.sum((-2, -1), keepdims=True), 1e-12)
-        return share.mean((0, 1, 2))
+        return mean_share(self.candidates.maps[self._rows], self.heads)
 
     @property
     def entropies(self) -> pd.DataFrame:

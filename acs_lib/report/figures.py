@@ -711,6 +711,14 @@ def _heat(axes: Axes, image: Image.Image, values: np.ndarray):
     )
 
 
+def heat_image(values: np.ndarray) -> Image.Image:
+    """A map [h, w] as an RGBA picture of h x w pixels to lay over an image: `HEAT`, the more opaque the stronger."""
+    values = np.clip(values, 0, None) / max(values.max(), 1e-12)
+    shade = HEAT(values)
+    shade[..., 3] = 0.85 * np.sqrt(values)
+    return Image.fromarray((255 * shade).round().astype(np.uint8))
+
+
 @_styled
 def attention_overlay(
     image: Image.Image,
