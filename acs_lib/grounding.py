@@ -14,9 +14,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
@@ -223,9 +225,11 @@ class Grounding:
     def show(self) -> Figure:
         """The candidates with the chosen box, and its attention, side by side. A notebook shows what is returned."""
         boxes, scores = self.candidates.boxes, self.table["score"].to_numpy()
-        return figures.grounding(
+        figure = figures.grounding(
             self.image, boxes, scores, self.chosen, self.box, self.attention, f"{self.category}, {self.selector}"
         )
+        plt.close(figure)  # else a notebook would show it a second time
+        return figure
 
     def save(self, path: str | Path) -> None:
         """Write the picture of `show`; the suffix says the format (png, pdf, svg, jpg). ValueError for another one."""
@@ -258,7 +262,7 @@ class Grounding:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.show().savefig(buffer, format="png", dpi=100)
+        self.show().savefig(buffer, format="png", dpi=80)
         return buffer.getvalue()
 
     def _repr_html_(self) -> str:
@@ -384,3 +388,36 @@ def ground(
         quality=np.nan if chosen is None else float(predicted[chosen]),
         table=table, candidates=candidates, heads=() if found_heads is None else found_heads.heads,
     )  # fmt: skip
+
+
+def explore(lvlm: LVLM):
+    """A form to ask `ground` with: image, object, selector, samples, temperature, seed, and a button. It works where a
+    notebook is live; a static page shows a sentence instead."""
+    import ipywidgets as widgets
+
+    class Form(widgets.interactive):
+        def _repr_mimebundle_(self, **kwargs):
+            told = "A form to choose image, object and selector with: open this notebook in JupyterLab and run it."
+            return {**super()._repr_mimebundle_(**kwargs), "text/plain": told}
+
+    def answer(image, category, selector, samples, temperature, seed):
+        try:
+            result = ground(lvlm, paths.ROOT / image, category, selector, samples, temperature, seed)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}")
+            return None
+        display(result)
+        return result
+
+    known = samples()
+    scenes = [Path(path).relative_to(paths.ROOT).as_posix() for path in known["image"].unique()]
+    return Form(
+        answer,
+        {"manual": True, "manual_name": "Find it"},
+        image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False),
+        category=widgets.Text(value=known["category"][0], description="object"),
+        selector=widgets.Dropdown(options=METHODS),
+        samples=widgets.IntSlider(10, 1, 30),
+        temperature=widgets.FloatSlider(value=0.5, min=0.1, max=1.5, step=0.1),
+        seed=widgets.IntText(0),
+    )
