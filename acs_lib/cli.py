@@ -1,19 +1,335 @@
-"""The command line: `acs --help`."""
+"""The command line: `acs --help`.
 
+Results go to standard output, progress and complaints to standard error. Exit codes: 0 done; 1 something went wrong
+or, for `acs ground`, an image could not be read or an object was not found; 2 wrong usage; 130 interrupted.
+"""
+
+import csv
+import errno
+import json
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from acs_lib import paths
+from acs_lib import paths, profiles
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
+
+
+def complain(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What a user can mend is one line on standard error and an exit code, not a traceback."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        complain("\nstopped")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+            message = f"out of memory ({str(error).partition('.')[0]}); ask for fewer --samples or take a smaller LVLM"
+        elif getattr(error, "errno", None) == errno.ENOSPC:
+            message = f"the disk is full{f' at {error.filename}' if error.filename else ''}; free some space"
+        elif getattr(error, "filename", None):
+            message = f"{error.strerror}: {error.filename}"
+        elif isinstance(error, ValueError | OSError) or "another process" in str(error):
+            message = str(error)
+        else:
+            raise
+        complain(f"error: {message}")
+        raise typer.Exit(1) from None
+
+
+# ------------------------------------------------------------------------------------- what the shell can complete
+
+
+def _methods(incomplete: str) -> list[str]:
+    from acs_lib.selectors import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def _lvlms(incomplete: str) -> list[str]:
+    return [name for name in profiles.known_lvlms() if name.startswith(incomplete)]
+
+
+def _profiles(incomplete: str) -> list[str]:
+    return [name for name in profiles.available() if name.startswith(incomplete)]
+
+
+LVLMOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="A profile's LVLM, a folder, or a hub name (owner/model).", autocompletion=_lvlms
+    ),
+]
+ProfileOption = Annotated[
+    str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
+]
+SamplesOption = Annotated[int, typer.Option(min=1, help="How many answers are sampled.")]
+TemperatureOption = Annotated[float, typer.Option(help="Of sampling; above 0.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same boxes.")]
 
 
 @app.callback()
 def main() -> None:
     """Choose the best of several LVLM boxes by the LVLM's own attention."""
+
+
+# ---------------------------------------------------------------------------------------------------------- ground
+
+
+def _images(names: list[str]) -> list[Path]:
+    """The image files that are meant; a folder stands for the images in it, by name."""
+    from PIL import Image
+
+    known, found = Image.registered_extensions(), []
+    for name in names:
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            found.append(path)
+        elif inside := sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file()):
+            found += inside
+        else:
+            raise typer.BadParameter(f"there is no image in the folder {path}")
+    return found
+
+
+def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path | None]:
+    """Where the picture of each question goes: `save` itself, or a file of its own in the folder `save`."""
+    from acs_lib.selectors import slug
+
+    if save is None:
+        return [None] * len(questions)
+    if save.suffix and not save.is_dir():
+        if save.suffix.lower() not in PICTURES:
+            raise typer.BadParameter(f"--save {save}: name it {', '.join(PICTURES)}")
+        if len(questions) > 1:
+            raise typer.BadParameter(f"--save {save} is one file for {len(questions)} pictures; give a folder")
+        if not save.resolve().parent.is_dir():
+            raise typer.BadParameter(f"--save {save}: there is no folder {save.parent}")
+        if save.resolve() == questions[0][0].resolve():
+            raise typer.BadParameter(f"--save {save} would overwrite the image")
+        return [save]
+    save.mkdir(parents=True, exist_ok=True)
+    names = [f"{image.stem}-{slug(wanted)}" for image, wanted in questions]
+    counted = [
+        f"{name}-{names[:index].count(name) + 1}" if name in names[:index] else name for index, name in enumerate(names)
+    ]
+    return [save / f"{name}.png" for name in counted]
+
+
+@app.command()
+def ground(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files or folders of images and, unless --object says it, last what to look for.",
+        ),
+    ],
+    objects: Annotated[
+        list[str] | None,
+        typer.Option("--object", "-o", metavar="OBJECT", help="What to look for; can be given several times."),
+    ] = None,
+    lvlm: LVLMOption = "internvl-embedded",
+    selector: Annotated[
+        str, typer.Option(metavar="NAME", help="How the box is chosen.", autocompletion=_methods)
+    ] = "acs-free",
+    samples: SamplesOption = 10,
+    temperature: TemperatureOption = 0.5,
+    seed: SeedOption = 0,
+    head_set: Annotated[Path | None, typer.Option(help="Discriminative heads (JSON), instead of the LVLM's.")] = None,
+    regressor: Annotated[Path | None, typer.Option(help="Regressor (safetensors), instead of the LVLM's.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Draw box, candidates and attention: a file, or a folder for several.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")] = False,
+) -> None:
+    """Find an object in an image: sample several boxes and choose one of them by attention.
+
+    Prints one line for each image and object, tab-separated under a header: box in pixels of the image (empty if
+    there is none), score, predicted IoU.
+
+    \b
+    acs ground street.jpg "traffic light"
+    acs ground street.jpg park/ -o dog -o "sports ball" --json > boxes.jsonl
+    acs ground street.jpg dog --lvlm Qwen2.5-VL-7B --selector acs-learned --save found.png
+
+    The default LVLM knows the 50 icons of its rendered scenes only: try it on data/embedded/samples/images.
+    """
+    with told():
+        from acs_lib.selectors import METHODS, slug
+
+        names = list(arguments)
+        if not objects:
+            *names, last = names
+            if not names or Path(last).is_file():
+                raise typer.BadParameter(
+                    'name the object to look for: acs ground IMAGE... OBJECT, such as "sports ball"'
+                )
+            objects = [last]
+        if not all(wanted.strip() for wanted in objects):
+            raise typer.BadParameter('the object is empty; name what to look for, such as "sports ball"')
+        if slug(selector) not in METHODS:
+            raise typer.BadParameter(f"there is no selector {selector!r}; choose one of {', '.join(METHODS)}")
+        if not temperature > 0:
+            raise typer.BadParameter(f"the temperature has to be above 0, not {temperature}")
+        questions = [(image, wanted) for image in _images(names) for wanted in objects]
+        targets = _pictures(save, questions)
+        failed = _ground(
+            questions,
+            targets,
+            lvlm,
+            as_json,
+            selector=selector,
+            samples=samples,
+            temperature=temperature,
+            seed=seed,
+            head_set=head_set,
+            regressor=regressor,
+        )
+    raise typer.Exit(int(failed))
+
+
+def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bool:
+    """Answer all questions and print the answers; True if an image could not be read or an object was not found."""
+    import torch  # late: it takes seconds
+    from tqdm import tqdm
+
+    from acs_lib import grounding
+
+    if lvlm_name != grounding.EMBEDDED and not torch.cuda.is_available():
+        complain(f"note: there is no GPU here; {lvlm_name} may take minutes for an image")
+    lvlm = grounding.load_lvlm(lvlm_name)
+    quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
+    lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
+    if not as_json:
+        lines.writerow(COLUMNS)
+    failed, opened, picture = False, None, None
+    for (path, wanted), target in tqdm(list(zip(questions, targets)), unit="box", disable=quiet):
+        if path != opened:
+            opened, picture = path, None
+            try:
+                picture = grounding.read_image(path)
+            except (ValueError, OSError) as error:
+                complain(f"error: {error}")
+                failed = True
+        if picture is None:
+            continue
+        result = grounding.ground(lvlm, picture, wanted, **settings)
+        if result.box is None:
+            complain(f"warning: {path}: {result.summary}")
+            failed = True
+        if target is not None:
+            result.save(target)
+        if as_json:
+            typer.echo(json.dumps({"image": str(path), **result.to_dict()}))
+        else:
+            box = [""] * 4 if result.box is None else [f"{value:.1f}" for value in result.box]
+            numbers = ["" if value != value else f"{value:.6g}" for value in (result.score, result.quality)]
+            lines.writerow([path, result.category, *box, *numbers])
+            sys.stdout.flush()
+    return failed
+
+
+# -------------------------------------------------------------------------------------------------- calibrate
+
+
+@app.command()
+def calibrate(
+    lvlm: LVLMOption = "internvl-embedded",
+    annotations: Annotated[Path | None, typer.Option(help="COCO-format file with boxes.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of its images.")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Take over from this profile's finished run.", autocompletion=_profiles),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to.", show_default="where acs ground finds the files")
+    ] = None,
+    regressor: Annotated[bool, typer.Option(help="Write the regressor, too.")] = True,
+    queries: Annotated[int, typer.Option(min=10, help="Objects to train on, at most.")] = 2000,
+    small: Annotated[float, typer.Option(help="Objects up to this share of the image are taken.")] = 0.01,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers that D_c may lie in.", show_default="half of all, 10 at most")
+    ] = None,
+    samples: SamplesOption = 10,
+    temperature: TemperatureOption = 0.5,
+    seed: SeedOption = 0,
+) -> None:
+    """Find the discriminative heads (D_c) of an LVLM, and train its regressor, from images with known boxes.
+
+    Writes head_set.json and regressor.safetensors. An interrupted calibration goes on where it stopped.
+
+    \b
+    acs calibrate --lvlm Qwen/Qwen2.5-VL-7B-Instruct --annotations instances.json --images train/
+    acs calibrate --profile embedded
+    """
+    with told():
+        if (profile is None) == (annotations is None) or (annotations is None) != (images is None):
+            raise typer.BadParameter("give --annotations and --images, or --profile")
+        from acs_lib import calibrate as calibration  # late: it brings torch
+        from acs_lib import grounding
+
+        if profile is not None:
+            chosen = profiles.load_profile(profile)
+            if out is not None and len(chosen.lvlms) > 1:
+                raise typer.BadParameter(f"profile {profile} has {len(chosen.lvlms)} LVLMs; leave --out away")
+        else:
+            spec = grounding.lvlm_spec(lvlm)
+            chosen = calibration.make_profile(
+                spec, annotations, images, queries=queries, small=small, layers=layers, samples=samples,
+                temperature=temperature, seed=seed,
+            )  # fmt: skip
+            head_set, table, r = calibration.calibrate(chosen)
+            complain(f"D_c of {head_set.lvlm}, AUROC of low entropy for good boxes (chance is 0.5):")
+            complain(table.to_string(index=False, float_format="{:.3f}".format))
+            complain(f"regressor: Pearson r {r:.3f} on the validation images")
+        for path in calibration.publish(chosen, out, regressor):
+            typer.echo(path)
+
+
+# ------------------------------------------------------------------------------------------------- run and report
+
+
+@app.command()
+def run(
+    profile: ProfileOption = "embedded",
+    start: Annotated[
+        int | None, typer.Option("--from", metavar="N", min=0, help="Run notebook N and the later ones anew.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which notebooks would run.")] = False,
+) -> None:
+    """Run a profile's notebooks in order and write its report; what is finished and unchanged is reused."""
+    with told():
+        from acs_lib import runner  # late: it brings Jupyter
+
+        runner.main(profile=profile, start=start, dry_run=dry_run)
+
+
+@app.command()
+def report(profile: ProfileOption = "embedded") -> None:
+    """Build index.html of a finished run anew and say where it is."""
+    with told():
+        profiles.load_profile(profile)
+        if not (paths.reports(profile) / "manifest.json").is_file():
+            raise FileNotFoundError(f"profile {profile} has no finished run; run acs run --profile {profile}")
+        from acs_lib.report import html
+
+        typer.echo(html.build(profile))
 
 
 @app.command()
@@ -23,15 +339,13 @@ def train_embedded(
     anew: Annotated[bool, typer.Option("--anew", help="throw away the checkpoints of an earlier training")] = False,
 ) -> None:
     """Train the embedded LVLM on rendered scenes (over an hour on 2 cores); goes on from its last checkpoint."""
-    from acs_lib.lvlms import embedded  # late: it brings torch
+    with told():
+        from acs_lib.lvlms import embedded  # late: it brings torch
 
-    if anew:
-        shutil.rmtree(work, ignore_errors=True)
-    try:
+        if anew:
+            shutil.rmtree(work, ignore_errors=True)
         digest = embedded.train(folder, work)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo(f"{folder}: weights {digest}")
+        typer.echo(f"{folder}: weights {digest}")
 
 
 @app.command()
@@ -70,4 +384,4 @@ def data(
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="acs")

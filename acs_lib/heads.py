@@ -89,6 +89,18 @@ def separation_within(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) -
     return right / pairs if pairs else np.full(entropy.shape[1:], np.nan)
 
 
+def mean_share(maps: np.ndarray, heads: Heads = ()) -> np.ndarray:
+    """Where some heads look: [h, w] share (sums to 1) of their attention on the image tokens, each map counting alike.
+
+    maps [n, 4, layers, heads, h, w]; `heads` as (layer, head), without them all. Zeros without an answer, or a box.
+    """
+    if not len(maps):
+        return np.zeros(maps.shape[-2:])
+    layers, columns = np.array(heads or list(np.ndindex(maps.shape[2:4]))).T
+    picked = np.nan_to_num(np.asarray(maps[:, :, layers, columns], float))
+    return (picked / np.maximum(picked.sum((-2, -1), keepdims=True), 1e-12)).mean((0, 1, 2))
+
+
 def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int, count: int) -> Heads:
     """The `count` heads with the highest separation inside the `layers` layers with the highest attribution.
 

@@ -22,6 +22,7 @@ from acs_lib.store import Answers, Run, collect, query_key, unread
 
 log = logging.getLogger(__name__)
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
+NOT_THE_LVLM = ("head_set.json", "regressor.safetensors", "recipe.json")  # what else may lie beside them
 
 
 def lvlm_source(spec: LVLMSpec) -> str:
@@ -47,7 +48,9 @@ def lvlm_digest(spec: LVLMSpec) -> str:
     if not folder.is_dir():
         return f"{spec.source}@{spec.revision}"
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in LVLM_FILES):
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in LVLM_FILES or path.name in NOT_THE_LVLM:
+            continue
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

@@ -139,3 +139,8 @@ def load_profile(name: str) -> Profile:
         for split in dataset["splits"].values():
             split["queries"] = {size: min(count, limit) for size, count in split["queries"].items()}
     return Profile.model_validate(content)
+
+
+def known_lvlms() -> dict[str, LVLMSpec]:
+    """Name -> LVLM of every profile, the embedded one first."""
+    return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}

@@ -12,8 +12,9 @@ from PIL import Image
 from acs_lib import boxes as bx
 from acs_lib import evaluate, paths, regressor
 from acs_lib.candidates import STATISTICS, Candidates
-from acs_lib.heads import ENTROPY, GROUPS, HeadSet, entropy_by_layer
+from acs_lib.heads import ENTROPY, GROUPS, HeadSet, entropy_by_layer, mean_share
 from acs_lib.mistakes import ranked_right
+from acs_lib.report import figures
 from acs_lib.selectors import FUSIONS, SELECTORS
 from acs_lib.store import BOX, Run
 from acs_lib.study import Study
@@ -390,37 +391,48 @@ def candidates_sweep(study: Study, lvlm, dataset, methods=("ACS-Free", "ACS-Lear
 
 
 def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int = 12) -> None:
-    """reports/<profile>/browser.json: test queries for the page's browser, gained, lost and unchanged ones."""
+    """reports/<profile>/browser.json: test queries for the page's browser, gained, lost and unchanged ones; the
+    overlay is the selected box's attention in D_c."""
     run = study.run(lvlm, dataset, "test")
     predicted = study.predictions(lvlm, dataset, "test").set_index(["query_id", "candidate"])["predicted"]
+    cases = {
+        case["query_id"]: (outcome, case)
+        for outcome in ("gained", "lost", "unchanged")
+        for case in outcome_cases(study, lvlm, dataset, choices, outcome, each)
+    }
+    heads = study.head_set(lvlm).heads
+    overlays = {
+        found.query_id: figures.heat_image(mean_share(found.maps[[cases[found.query_id][1]["candidate"]]], heads))
+        for found in run.candidates(maps=True)
+        if found.query_id in cases
+    }
+    answers = run.records()
     entries = []
-    for outcome in ("gained", "lost", "unchanged"):
-        for case in outcome_cases(study, lvlm, dataset, choices, outcome, each):
-            query_id = case["query_id"]
-            records = run.records()
-            records = records[(records["query_id"] == query_id) & (records["failure"] == "")]
-            rows = [
-                {"box": row[BOX].tolist(), "iou": row["iou"], "score": float(predicted[(query_id, row["candidate"])])}
-                for _, row in records.iterrows()
-            ]
-            entries.append(
-                {
-                    "id": query_id,
-                    "category": case["category"],
-                    "image": _data_url(case["image"]),
-                    "width": case["image"].width,
-                    "height": case["image"].height,
-                    "truth": case["truth"].tolist(),
-                    "greedy": {"box": _finite(case["greedy"]), "iou": case["greedy_iou"]},
-                    "chosen": {
-                        "box": _finite(case["chosen"]),
-                        "iou": case["chosen_iou"],
-                        "score": float(predicted.get((query_id, case["candidate"]), np.nan)),
-                    },
-                    "candidates": rows,
-                    "outcome": outcome,
-                }
-            )
+    for query_id, (outcome, case) in cases.items():
+        records = answers[(answers["query_id"] == query_id) & (answers["failure"] == "")]
+        rows = [
+            {"box": row[BOX].tolist(), "iou": row["iou"], "score": float(predicted[(query_id, row["candidate"])])}
+            for _, row in records.iterrows()
+        ]
+        entries.append(
+            {
+                "id": query_id,
+                "category": case["category"],
+                "image": _data_url(case["image"]),
+                "overlay": _data_url(overlays[query_id]),
+                "width": case["image"].width,
+                "height": case["image"].height,
+                "truth": case["truth"].tolist(),
+                "greedy": {"box": _finite(case["greedy"]), "iou": case["greedy_iou"]},
+                "chosen": {
+                    "box": _finite(case["chosen"]),
+                    "iou": case["chosen_iou"],
+                    "score": float(predicted.get((query_id, case["candidate"]), np.nan)),
+                },
+                "candidates": rows,
+                "outcome": outcome,
+            }
+        )
     paths.write_text(paths.reports(study.profile.name) / "browser.json", json.dumps(entries))
 
 

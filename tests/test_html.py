@@ -5,13 +5,16 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
+from acs_lib import paths
 from acs_lib.report import html
 
 NASTY = "<img src=x onerror=alert(1)></script><b>&\"'"
@@ -213,40 +216,164 @@ def test_numbers_as_shown(raw, shown):
     assert html._shown(raw) == shown
 
 
-PROBE = """<script>
-const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-const place = () => document.getElementById("place").textContent;
-const seen = [place()];
-document.getElementById("browser").scrollIntoView();
-press("ArrowRight"); seen.push(place());
-press("ArrowLeft"); press("ArrowLeft"); seen.push(place());
-document.querySelector("[data-filter=gained]").click(); seen.push(place());
-document.getElementById("show-overlay").click();
-for (const name of ["image", "rect"]) seen.push(document.querySelectorAll(`#picture svg ${name}`).length);
-const head = [...document.querySelectorAll("#table-main_results th")].find((th) => th.textContent === "acc50");
-head.querySelector("button").click();
-seen.push(document.querySelector("#table-main_results tbody td:nth-child(3)").textContent);
-seen.push(head.getAttribute("aria-sort"));
-document.body.dataset.seen = JSON.stringify(seen);
-</script></body>"""
+# ------------------------------------------------------------------------------------------------- in a real browser
+
+CONTRAST = """
+const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const light = (rgb) => {
+  const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const [r, g, b, alpha = 1] = numbers(getComputedStyle(at).backgroundColor);
+    if (alpha > 0) return [r, g, b];
+  }
+  return [255, 255, 255];
+};
+const weak = [], seen = new Set();
+for (const element of document.body.querySelectorAll("*")) {
+  const written = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+  if (!written || element.disabled || !element.getClientRects().length) continue;
+  const [text, back] = [numbers(getComputedStyle(element).color).slice(0, 3), behind(element)];
+  const [low, high] = [light(text), light(back)].sort((a, b) => a - b);
+  const ratio = (high + 0.05) / (low + 0.05);
+  seen.add(element.tagName);
+  if (ratio < 4.5) weak.push(`${element.tagName} ${element.className} ${ratio.toFixed(2)}`);
+}
+return [weak, seen.size];
+"""
+BROKEN = """
+const done = arguments[0];
+const inside = [...document.querySelectorAll("svg image")].map((part) => {
+  const image = new Image();
+  image.src = part.getAttribute("href");
+  return image;
+});
+const all = [...document.images, ...inside];
+Promise.allSettled(all.map((image) => image.decode())).then((results) =>
+  done([all.length, results.filter((result) => result.status === "rejected").length]));
+"""
 
 
-def test_scripts_run_in_a_browser(report, tmp_path_factory):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium, driven by Selenium; it has no page yet."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium or Chrome on this machine: the page's scripts are not run")
-    page = html.build("smoke", report)
-    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    options += ["--disable-background-networking", "--disable-component-update", "--window-size=1000,800"]
-    command = [chromium, *options, f"--user-data-dir={tmp_path_factory.mktemp('browser')}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    dom = Page(done.stdout)
-    (body,) = dom.all("body")
-    assert body["data-ready"] == "true"
-    start, after_right, after_left, gained, images, rectangles, best, order = json.loads(body["data-seen"])
-    assert start == "1 of 4 · gained · query q0" and after_right == "2 of 4 · lost · query q1"
-    assert after_left == "4 of 4 · unchanged · query q3" and gained == "1 of 2 · gained · query q0"
-    assert images == 2 and rectangles == 4, "picture and overlay; truth and selected box, each with its casing"
-    assert best == "oracle best of N" and order == "descending"
-    assert "alert" not in " ".join(attrs.get("onerror", "") for _, attrs in dom.tags)
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with its chromedriver on this machine: the page's scripts are not run")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    profile = f"user-data-dir={tmp_path_factory.mktemp('browser')}"
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1000,800"):
+        options.add_argument(f"--{argument}")
+    for argument in ("disable-background-networking", profile):
+        options.add_argument(f"--{argument}")
+    session = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield session
+    session.quit()
+
+
+@pytest.fixture
+def look(browser):
+    """A function that opens a page as a screen of that width and colour scheme shows it."""
+
+    def opened(page, width=1000, scheme="light"):
+        screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        scheme = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+        browser.get_log("browser")  # empties it
+        browser.get(page.as_uri())
+        assert browser.find_element(By.TAG_NAME, "body").get_attribute("data-ready") == "true"
+        return browser
+
+    return opened
+
+
+def texts(browser, selector):
+    return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
+
+
+def click(browser, selector):
+    element = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+
+
+def test_queries_are_filtered_and_walked_through(report, look):
+    browser = look(html.build("smoke", report))
+    place = browser.find_element(By.ID, "place")
+    assert place.text == "1 of 4 · gained · query q0"
+    assert NASTY in texts(browser, "#category"), "shown, not obeyed"
+    click(browser, "[data-filter=all]")
+    keys = browser.switch_to.active_element
+    seen = []
+    for key in (Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_LEFT):
+        keys.send_keys(key)
+        seen.append(place.text)
+    assert seen == ["2 of 4 · lost · query q1", "1 of 4 · gained · query q0", "4 of 4 · unchanged · query q3"]
+    for name, wanted in (("gained", "1 of 2 · gained · query q0"), ("lost", "1 of 1 · lost · query q1")):
+        click(browser, f"[data-filter={name}]")
+        assert place.text == wanted
+    assert not browser.find_element(By.ID, "next").is_enabled(), "there is one query"
+    browser.switch_to.active_element.send_keys(Keys.TAB, Keys.ENTER)  # the next filter, without a mouse
+    assert place.text == "1 of 1 · unchanged · query q3"
+    assert texts(browser, "[data-filter][aria-pressed=true]") == ["unchanged (1)"]
+    assert browser.get_log("browser") == []
+
+
+def test_overlay_boxes_and_scores_of_a_query(report, look):
+    browser = look(html.build("smoke", report))
+    drawn = "return ['image', 'rect'].map((name) => document.querySelectorAll(`#picture svg ${name}`).length)"
+    assert browser.execute_script(drawn) == [1, 4], "the picture; truth and selected box, each with its casing"
+    click(browser, "#show-overlay")
+    click(browser, "#show-candidates")
+    assert browser.execute_script(drawn) == [2, 6]
+    assert texts(browser, "#candidates tr") == ["0 0.900 1.000", "1 – 0.000"]
+    assert browser.find_element(By.CSS_SELECTOR, "#picture svg").get_attribute("aria-label").endswith("IoU 1.000")
+
+
+def test_tables_sort_by_every_column(report, look):
+    browser = look(html.build("smoke", report))
+    names = "#table-main_results tbody td:nth-child(3)"
+    click(browser, "#table-main_results th:nth-child(6) button")
+    assert texts(browser, names)[0] == "oracle best of N"
+    click(browser, "#table-main_results th:nth-child(6) button")
+    assert texts(browser, names)[0] == NASTY
+    assert browser.find_element(By.CSS_SELECTOR, "th[aria-sort]").get_attribute("aria-sort") == "ascending"
+    click(browser, "#table-main_results th:nth-child(9) button")
+    assert texts(browser, names)[-1] == NASTY, "a missing value comes last"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1000, 360])
+def test_page_is_readable_on_every_screen(report, look, width, scheme):
+    browser = look(html.build("smoke", report), width, scheme)
+    back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 380) == (scheme == "dark")
+    weak, kinds = browser.execute_script(CONTRAST)
+    assert weak == [] and kinds > 10
+    page, screen = browser.execute_script("return [document.scrollingElement.scrollWidth, window.innerWidth]")
+    assert page <= screen, "no scrolling to the side"
+    assert browser.execute_async_script(BROKEN) == [3, 0]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.skipif(not (paths.reports("embedded") / "index.html").is_file(), reason="no published report here")
+def test_published_page_works_offline(look):
+    folder = paths.reports("embedded")
+    browser = look(folder / "index.html", 360, "dark")
+    images, broken = browser.execute_async_script(BROKEN)
+    assert images > len(list((folder / "figures").glob("*.png"))) and broken == 0, "the figures and a query"
+    counts = {}
+    for name in ("gained", "lost", "unchanged"):
+        click(browser, f"[data-filter={name}]")
+        (label,), (place,) = texts(browser, f"[data-filter={name}]"), texts(browser, "#place")
+        counts[name] = int(label.split("(")[1].rstrip(")"))
+        assert place.startswith(f"1 of {counts[name]} · {name}") if counts[name] else place == ""
+    assert sum(counts.values()) == len(json.loads((folder / "browser.json").read_text()))
+    assert browser.execute_script(CONTRAST)[0] == []
+    assert browser.get_log("browser") == []

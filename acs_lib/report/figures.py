@@ -756,6 +756,31 @@ def _given(box: np.ndarray | None) -> bool:
     return box is not None and bool(np.isfinite(np.asarray(box, float)).all())
 
 
+def _heat(axes: Axes, image: Image.Image, values: np.ndarray):
+    """A map [h, w] divided by its maximum, up-sampled bilinearly, over the dimmed image; the artist of its colours."""
+    dimmed = Image.fromarray((25 + 0.6 * np.asarray(image.convert("L"), float)).astype(np.uint8)).convert("RGB")
+    fine = np.asarray(Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
+    fine = np.clip(fine, 0, None) / max(fine.max(), 1e-12)
+    _picture(axes, dimmed)
+    return axes.imshow(
+        fine,
+        cmap=HEAT,
+        vmin=0,
+        vmax=1,
+        alpha=0.85 * np.sqrt(fine),
+        extent=(0, image.width, image.height, 0),
+        rasterized=True,
+    )
+
+
+def heat_image(values: np.ndarray) -> Image.Image:
+    """A map [h, w] as an RGBA picture of h x w pixels to lay over an image: `HEAT`, the more opaque the stronger."""
+    values = np.clip(values, 0, None) / max(values.max(), 1e-12)
+    shade = HEAT(values)
+    shade[..., 3] = 0.85 * np.sqrt(values)
+    return Image.fromarray((255 * shade).round().astype(np.uint8))
+
+
 @_styled
 def attention_overlay(
     image: Image.Image,
@@ -786,20 +811,8 @@ def attention_overlay(
         layout="compressed",
         figsize=(side * columns + 0.9, (side * aspect + 0.5) * rows + 0.4),
     )
-    dimmed = Image.fromarray((25 + 0.6 * np.asarray(image.convert("L"), float)).astype(np.uint8)).convert("RGB")
     for axes, values, title in zip(grid.flat, maps, titles, strict=False):
-        fine = np.asarray(Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
-        fine = np.clip(fine, 0, None) / max(fine.max(), 1e-12)
-        _picture(axes, dimmed)
-        shown = axes.imshow(
-            fine,
-            cmap=HEAT,
-            vmin=0,
-            vmax=1,
-            alpha=0.85 * np.sqrt(fine),
-            extent=(0, image.width, image.height, 0),
-            rasterized=True,
-        )
+        shown = _heat(axes, image, values)
         _truth_and_prediction(axes, truth, box, 1.2)
         axes.set_title(_plain(title), fontsize=9)
     for axes in list(grid.flat)[len(maps) :]:
@@ -895,6 +908,22 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def _scored(axes: Axes, boxes: np.ndarray, scores: np.ndarray | None, chosen: int | None) -> Line2D:
+    """Draw all boxes [n, 4] but the chosen one, the score [n] as colour and width; returns their legend entry."""
+    values = np.full(len(boxes), np.nan) if scores is None else np.asarray(scores, float)
+    finite = np.isfinite(values)
+    if finite.any():
+        lowest, highest = values[finite].min(), values[finite].max()
+        norm = mpl.colors.Normalize(lowest, highest if highest > lowest else lowest + 1)
+        shade = mpl.cm.ScalarMappable(norm, HEAT)
+        axes.figure.colorbar(shade, ax=axes, label="score (higher is better)", pad=0.02)
+    for i in np.argsort(values, kind="stable"):
+        if i != chosen:
+            colour, width = (shade.to_rgba(values[i]), 0.9 + 0.7 * norm(values[i])) if finite[i] else (SKY, 1.1)
+            _box(axes, boxes[i], colour, width, gid="candidate")
+    return Line2D([], [], color=HEAT(0.6) if finite.any() else SKY, linewidth=1.4, label="candidates")
+
+
 @_styled
 def candidate_boxes(
     image: Image.Image,
@@ -915,26 +944,41 @@ def candidate_boxes(
     figure, axes = plt.subplots(layout="compressed", figsize=(5.2 if scores is None else 5.9, height))
     _picture(axes, image.convert("RGB"))
     _box(axes, truth, TRUTH, 3.6, gid="truth")
-    values = None if scores is None else np.asarray(scores, float)
-    finite = values is not None and np.isfinite(values).any()
-    if finite:
-        lowest, highest = np.nanmin(values), np.nanmax(values)
-        norm = mpl.colors.Normalize(lowest, highest if highest > lowest else lowest + 1)
-        shade = HEAT
-        figure.colorbar(mpl.cm.ScalarMappable(norm, shade), ax=axes, label="score (higher is better)", pad=0.02)
-    for i in np.argsort(values, kind="stable") if values is not None else range(len(boxes)):
-        if i != chosen:
-            known = finite and np.isfinite(values[i])
-            _box(
-                axes,
-                boxes[i],
-                shade(norm(values[i])) if known else SKY,
-                0.9 + 0.7 * norm(values[i]) if known else 1.1,
-                gid="candidate",
-            )
+    others = _scored(axes, boxes, scores, chosen)
     if chosen is not None:
         _box(axes, boxes[chosen], PREDICTION, 2.0, gid="prediction")
-    others = Line2D([], [], color=SKY if not finite else shade(0.6), linewidth=1.4, label="candidates")
     shown = label if chosen is not None and _given(boxes[chosen]) else None
     _legend_below(figure, [*_box_handles(_given(truth), shown), others])
+    return figure
+
+
+@_styled
+def grounding(
+    image: Image.Image,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    chosen: int | None,
+    box: np.ndarray | None,
+    attention: np.ndarray,
+    title: str = "",
+) -> Figure:
+    """One answer about one image, after the paper's pipeline figure: the candidates and the chosen box (red), and the
+    attention that goes with it.
+
+    boxes: [n, 4] xyxy in pixels, NaN rows left out; scores: [n], higher is better, NaN where there is none
+    chosen: row of the chosen box, or None where it is none of them; box: [4], or None
+    attention: [h, w] >= 0 over the image-token grid
+    """
+    boxes = np.asarray(boxes, float).reshape(-1, 4)
+    height = 4.4 * min(1.6, max(0.5, image.height / image.width)) + 0.9
+    figure, (left, right) = plt.subplots(1, 2, layout="compressed", figsize=(9.6, height))
+    _picture(left, image)
+    others = _scored(left, boxes, scores, chosen)
+    shade = _heat(right, image, np.asarray(attention, float))
+    figure.colorbar(mpl.cm.ScalarMappable(shade.norm, shade.cmap), ax=right, label="attention / its maximum", pad=0.02)
+    for axes, name in ((left, "candidates"), (right, "attention")):
+        _box(axes, box, PREDICTION, 2.0, gid="prediction")
+        axes.set_title(name)
+    figure.suptitle(_plain(title))
+    _legend_below(figure, [*_box_handles(False, "chosen" if _given(box) else None), others])
     return figure

@@ -2,7 +2,10 @@
 
 `SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads or a regressor are
 made by `spatial_entropy`, `acs_free` and `acs_learned`; `FUSIONS` holds those whose box is outside the pool.
+`METHODS` has the names of all of them as one writes them on a command line.
 """
+
+import re
 
 from acs_lib.selectors import attention, consensus, controls, likelihood
 from acs_lib.selectors.acs import acs_free, acs_learned
@@ -13,6 +16,7 @@ from acs_lib.selectors.consensus import FUSIONS
 __all__ = [
     "FAMILIES",
     "FUSIONS",
+    "METHODS",
     "POOLS",
     "SELECTORS",
     "Fusion",
@@ -20,6 +24,7 @@ __all__ = [
     "acs_free",
     "acs_learned",
     "choose",
+    "slug",
     "spatial_entropy",
 ]
 
@@ -45,3 +50,11 @@ SELECTORS: dict[str, Selector] = {
         Selector("entropy, random heads", "attention", attention.entropy_random_heads, "ablation of arXiv 2606.01612"),
     )
 }
+
+
+def slug(name: str) -> str:
+    """A method's name as a word for the command line: 'mass inside the box (MTLA)' -> 'mass-inside-the-box-mtla'."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+METHODS = ("acs-free", "acs-learned", "spatial-entropy", *map(slug, SELECTORS), *map(slug, FUSIONS))

@@ -1,0 +1,423 @@
+"""A box for one object in one image of your own: candidates, attention and a selector, as in the paper's steps 1 to 6.
+
+The candidates come from `acs_lib.sampling.candidates`, as they do for the notebooks. D_c and the regressor are files
+that belong to one LVLM: `head_set.json` and `regressor.safetensors`. They are looked for beside the LVLM's weights,
+then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM.
+"""
+
+import base64
+import html
+import io
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+
+from acs_lib import paths, pipeline, profiles, regressor
+from acs_lib import sampling as sampling_
+from acs_lib.candidates import COORDINATES, Candidates
+from acs_lib.datasets import coco
+from acs_lib.heads import ENTROPY, HeadSet, mean_share
+from acs_lib.lvlms.base import LVLM
+from acs_lib.paths import replacing
+from acs_lib.profiles import LVLMSpec
+from acs_lib.regressor import AttentionIoURegressor
+from acs_lib.report import figures
+from acs_lib.selectors import (
+    FUSIONS,
+    METHODS,
+    SELECTORS,
+    Fusion,
+    Selector,
+    acs_free,
+    acs_learned,
+    choose,
+    slug,
+    spatial_entropy,
+)
+from acs_lib.selectors.likelihood import sequence_logprob
+from acs_lib.store import query_key, to_tensor
+
+EMBEDDED = "internvl-embedded"  # the LVLM that is shipped
+SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
+ACS_FREE, ACS_LEARNED, SPATIAL = "acs-free", "acs-learned", "spatial-entropy"
+NEED_HEADS = (ACS_FREE, SPATIAL)
+Picture = str | Path | Image.Image | np.ndarray
+
+
+# ---------------------------------------------------------------------------------------------------------- LVLMs
+
+
+def lvlm_spec(source: str | Path) -> LVLMSpec:
+    """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name).
+
+    ValueError for what can be none of them.
+    """
+    folder = Path(source).expanduser().resolve()
+    for spec in profiles.known_lvlms().values():
+        if str(source) in (spec.name, spec.source) or folder == (paths.ROOT / spec.source).resolve():
+            return spec
+    if folder.is_dir():
+        return LVLMSpec(name=folder.name, source=str(folder))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise ValueError(
+            f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
+            "or a hub name like owner/model"
+        )
+    return LVLMSpec(name=folder.name, source=str(source))
+
+
+def load_lvlm(source: str | Path = EMBEDDED) -> LVLM:
+    """Load an LVLM (see `lvlm_spec`); without `source` the embedded one. The last one loaded is kept.
+
+    A GPU is used if there is one. ValueError for an unknown name or family, OSError where the files cannot be had.
+    """
+    return pipeline.load(lvlm_spec(source))
+
+
+def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
+    """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
+    return paths.EMBEDDED / "internvl" if lvlm.name == EMBEDDED else paths.DATA / "calibrated" / lvlm.name
+
+
+def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
+    """The LVLM's file of that name, if there is one."""
+    places = (Path(lvlm.model.name_or_path), calibration_folder(lvlm))
+    return next((folder / file_name for folder in places if (folder / file_name).is_file()), None)
+
+
+def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
+    """D_c as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
+    path = given or _calibrated(lvlm, "head_set.json")
+    if path is None:
+        return None
+    try:
+        found = path if isinstance(path, HeadSet) else HeadSet.load(Path(path), lvlm.name)
+        inside = [0 <= layer < lvlm.layers and 0 <= head < lvlm.heads for layer, head in found.heads]
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} holds no head set; make it anew with acs calibrate") from error
+    if found.lvlm != lvlm.name:
+        raise ValueError(f"the head set belongs to the LVLM {found.lvlm!r}, not {lvlm.name!r}; acs calibrate finds one")
+    if not inside or not all(inside):
+        raise ValueError(
+            f"the head set {found.heads} does not fit the {lvlm.layers} x {lvlm.heads} heads of {lvlm.name}"
+        )
+    return found
+
+
+def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> AttentionIoURegressor | None:
+    """The regressor as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
+    path = given or _calibrated(lvlm, "regressor.safetensors")
+    if path is None or isinstance(path, AttentionIoURegressor):
+        return path
+    try:
+        return regressor.load(Path(path), lvlm.name)
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no regressor; make it anew with acs calibrate --regressor") from error
+
+
+# --------------------------------------------------------------------------------------------------------- images
+
+
+def read_image(image: Picture) -> Image.Image:
+    """An RGB image from a path, a PIL image or an array ([h, w] or [h, w, 3 or 4], uint8), turned as its EXIF
+    orientation says. FileNotFoundError or ValueError with what is wrong."""
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+            raise ValueError(
+                f"an image array has to be uint8 and [h, w] or [h, w, 3 or 4], not {image.dtype} {list(image.shape)}"
+            )
+        return Image.fromarray(image).convert("RGB")
+    path = Path(image).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give an image in it")
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no image {path}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image {path} cannot be read ({error}); save or fetch it again") from error
+
+
+def samples() -> pd.DataFrame:
+    """The objects in the shipped sample scenes: image (path), category, the box x1, y1, x2, y2 and its size."""
+    queries, _ = coco.load_queries("samples", SAMPLES / "annotations.json", SAMPLES / "images")
+    return queries[["image", "category", *coco.TRUTH, "size"]]
+
+
+# ------------------------------------------------------------------------------------------------------- the answer
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grounding:
+    """Where an LVLM finds one object in one image.
+
+    image: RGB; lvlm, selector: their names; settings: how the candidates were drawn
+    box: [4] xyxy in pixels of the image, None where no answer held one
+    chosen: the box's row in `table`, None where it is none of the candidates (fusions)
+    score: of the chosen row, higher is better; its scale is the selector's; NaN for greedy's and fusions' boxes
+    quality: IoU (0-1) that the regressor predicts for the chosen row; NaN without a regressor and for fusions
+    table: one row a candidate (0 is the greedy answer): candidate, x1, y1, x2, y2 (NaN without a box), text, score,
+        logprob (sum over the coordinate tokens), predicted_iou, failure ('' or why there is no box)
+    candidates: the same as selectors see them, attention maps included
+    heads: D_c as (layer, head), counted from 0; empty if there is no head set
+    """
+
+    image: Image.Image
+    category: str
+    lvlm: str
+    selector: str
+    settings: sampling_.Sampling
+    box: np.ndarray | None
+    chosen: int | None
+    score: float
+    quality: float
+    table: pd.DataFrame
+    candidates: Candidates
+    heads: tuple[tuple[int, int], ...]
+
+    @property
+    def _rows(self) -> np.ndarray:
+        """The chosen row if it holds a box; all rows with a box where the box was made of them."""
+        rows = np.arange(len(self.candidates)) if self.chosen is None else np.array([self.chosen])
+        return rows[self.candidates.parsed[rows]]
+
+    @property
+    def attention(self) -> np.ndarray:
+        """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over the coordinates
+        and the heads in D_c (over all heads where there is no head set); zeros where no answer held a box."""
+        return mean_share(self.candidates.maps[self._rows], self.heads)
+
+    @property
+    def entropies(self) -> pd.DataFrame:
+        """Attention entropy in nats of the chosen box, mean over the coordinates: one row a layer, one column a head.
+        Low is sharp; even attention has ln(h w)."""
+        values = self.candidates.statistics[self._rows][..., ENTROPY].mean((0, 1))
+        return pd.DataFrame(values).rename_axis("layer").rename_axis("head", axis=1)
+
+    @property
+    def summary(self) -> str:
+        """One sentence: what was found, by which method, and how good it is expected to be."""
+        if self.box is None:
+            return f"{self.lvlm} gave no box for '{self.category}'"
+        where = ", ".join(f"{value:.0f}" for value in self.box)
+        expected = f", predicted IoU {self.quality:.2f}" if np.isfinite(self.quality) else ""
+        return f"'{self.category}' at ({where}) px, chosen by {self.selector}{expected}"
+
+    def __repr__(self) -> str:
+        return f"<Grounding: {self.summary}>"
+
+    def show(self) -> Figure:
+        """The candidates with the chosen box, and its attention, side by side. A notebook shows what is returned."""
+        boxes, scores = self.candidates.boxes, self.table["score"].to_numpy()
+        figure = figures.grounding(
+            self.image, boxes, scores, self.chosen, self.box, self.attention, f"{self.category}, {self.selector}"
+        )
+        plt.close(figure)  # else a notebook would show it a second time
+        return figure
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture of `show`; the suffix says the format (png, pdf, svg, jpg). ValueError for another one."""
+        path = Path(path)
+        figure, kind = self.show(), path.suffix[1:].lower()
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise ValueError(f"a picture cannot be written as {path.name!r}; name it .png, .pdf, .svg or .jpg")
+        with replacing(path) as aside:
+            figure.savefig(aside, format=kind)
+
+    def to_dict(self) -> dict:
+        """The answer without pixels and attention, ready for JSON; what is not finite is None."""
+        settings = {"samples": self.settings.samples, "temperature": self.settings.temperature}
+        rows = self.table.drop(columns=[*COORDINATES]).replace([np.inf, -np.inf], np.nan).astype(object)
+        rows = rows.where(rows.notna(), None).to_dict("records")
+        boxes = [_finite(box) for box in self.candidates.boxes.round(3)]
+        return {
+            "category": self.category,
+            "box": None if self.box is None else _finite(self.box.round(3)),
+            "score": _finite(self.score),
+            "predicted_iou": _finite(self.quality),
+            "chosen": self.chosen,
+            "width": self.image.width,
+            "height": self.image.height,
+            "lvlm": self.lvlm,
+            "selector": self.selector,
+            "settings": settings | {"seed": self.settings.seed},
+            "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
+        }
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.show().savefig(buffer, format="png", dpi=80)
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self._repr_png_()).decode()
+        summary = html.escape(self.summary)
+        table = self.table.round(3).to_html(index=False, na_rep="")
+        return (
+            f'<figure><img alt="{summary}" src="data:image/png;base64,{picture}"><figcaption>{summary}</figcaption>'
+            f"</figure><details><summary>{len(self.table)} candidates (0 is the greedy answer)</summary>{table}"
+            "</details>"
+        )
+
+
+def _finite(value) -> list[float] | float | None:
+    return np.asarray(value, float).tolist() if np.isfinite(value).all() else None
+
+
+def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> np.ndarray:
+    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box."""
+    predicted = np.full(len(candidates), np.nan)
+    if model is not None and candidates.parsed.any():
+        with torch.inference_mode():
+            predicted[candidates.parsed] = model(to_tensor(candidates.maps[candidates.parsed])).numpy()
+    return predicted
+
+
+def _method(name: str, lvlm: LVLM, head_set: HeadSet | None, model: AttentionIoURegressor | None) -> Selector | Fusion:
+    """The selector or fusion of that name, in any case and spacing; ValueError with the names, or what it lacks."""
+    wanted = slug(name)
+    if wanted not in METHODS:
+        raise ValueError(f"there is no selector {name!r}; choose one of {', '.join(METHODS)}")
+    if wanted in NEED_HEADS and head_set is None:
+        raise ValueError(
+            f"{wanted} needs the discriminative heads of {lvlm.name}, and there is no head set for it; acs calibrate "
+            "--lvlm finds one, or take a selector that needs none, such as sequence-log-prob"
+        )
+    if wanted == ACS_LEARNED and model is None:
+        raise ValueError(
+            f"{wanted} needs a regressor trained for {lvlm.name}, and there is none; acs calibrate --lvlm --regressor "
+            "trains one, or take a selector that needs none, such as sequence-log-prob"
+        )
+    made = {
+        ACS_FREE: lambda: acs_free(head_set.heads),
+        SPATIAL: lambda: spatial_entropy(head_set.heads),
+        ACS_LEARNED: lambda: acs_learned(lambda candidates: _predicted(model, candidates)),
+    }
+    if wanted in made:
+        return made[wanted]()
+    return next(method for method in (*SELECTORS.values(), *FUSIONS.values()) if slug(method.name) == wanted)
+
+
+def _check_words(lvlm: LVLM, category: str) -> None:
+    """ValueError if the LVLM's vocabulary has no token for a part of the object's name (the embedded one knows 50)."""
+    unknown = lvlm.tokenizer.unk_token_id
+    if unknown is not None and unknown in lvlm.tokenizer(category, add_special_tokens=False)["input_ids"]:
+        known = ""
+        if lvlm.name == EMBEDDED:
+            known = f": {', '.join(category['name'] for category in _categories())}"
+        raise ValueError(f"{lvlm.name} has no word for {category!r}; ask for something it knows{known}")
+
+
+def _categories() -> list[dict]:
+    return coco.read_annotations(SAMPLES / "annotations.json").dataset["categories"]
+
+
+def ground(
+    lvlm: LVLM | str | Path | None,
+    image: Picture,
+    category: str,
+    selector: str = ACS_FREE,
+    samples: int = 10,
+    temperature: float = 0.5,
+    seed: int = 0,
+    head_set: HeadSet | str | Path | None = None,
+    regressor: AttentionIoURegressor | str | Path | None = None,
+) -> Grounding:
+    """Ask for one object in one image `samples` times and let `selector` choose the box.
+
+    lvlm: from `load_lvlm`, or what that takes; None is the embedded one
+    image: a path, a PIL image, or a uint8 array; boxes are in its pixels, turned as its EXIF orientation says
+    selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor) or another one of METHODS
+    head_set, regressor: loaded or as files, instead of those that belong to the LVLM
+    The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
+    with an argument, RuntimeError comes from a full GPU.
+    """
+    if not category.strip():
+        raise ValueError("name the object to look for, such as 'sports ball'")
+    if samples < 1 or not temperature > 0:
+        raise ValueError(f"at least 1 sample and a temperature above 0 are needed, not {samples} and {temperature}")
+    category, picture = category.strip(), read_image(image)
+    if not isinstance(lvlm, LVLM):
+        lvlm = load_lvlm(lvlm or EMBEDDED)
+    _check_words(lvlm, category)
+    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
+    method = _method(selector, lvlm, found_heads, model)
+    settings = sampling_.Sampling(samples=samples, temperature=temperature, seed=seed)
+    name = f"{zlib.crc32(picture.tobytes()):08x}/{category}"
+    [(candidates, records)] = sampling_.candidates(
+        lvlm, [lvlm.prompt(picture, category)], [name], [query_key(name)], [category], settings
+    )
+    predicted = _predicted(model, candidates)
+    if isinstance(method, Fusion):
+        box, chosen, scores = method.fuse(candidates), None, np.full(len(candidates), np.nan)
+    else:
+        scores = np.asarray(method.score(candidates), float)
+        chosen = choose(scores, candidates.parsed, method.pool or "sampled")
+        box = candidates.boxes[chosen]
+    table = pd.DataFrame(
+        {
+            "candidate": range(len(candidates)),
+            **dict(zip(COORDINATES, candidates.boxes.T)),
+            "text": [record["text"] for record in records],
+            "score": scores,
+            "logprob": np.where(candidates.parsed, sequence_logprob(candidates), np.nan),
+            "predicted_iou": predicted,
+            "failure": [record["failure"] for record in records],
+        }
+    )
+    return Grounding(
+        image=picture, category=category, lvlm=lvlm.name, selector=method.name, settings=settings,
+        box=box if np.isfinite(box).all() else None, chosen=chosen,
+        score=np.nan if chosen is None else float(scores[chosen]),
+        quality=np.nan if chosen is None else float(predicted[chosen]),
+        table=table, candidates=candidates, heads=() if found_heads is None else found_heads.heads,
+    )  # fmt: skip
+
+
+def explore(lvlm: LVLM):
+    """A form to ask `ground` with: image, object, selector, samples, temperature, seed, and a button. It works where a
+    notebook is live; a static page shows a sentence instead."""
+    import ipywidgets as widgets
+
+    class Form(widgets.interactive):
+        def _repr_mimebundle_(self, **kwargs):
+            told = "A form to choose image, object and selector with: open this notebook in JupyterLab and run it."
+            return {**super()._repr_mimebundle_(**kwargs), "text/plain": told}
+
+    def answer(image, category, selector, samples, temperature, seed):
+        try:
+            result = ground(lvlm, paths.ROOT / image, category, selector, samples, temperature, seed)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}")
+            return None
+        display(result)
+        return result
+
+    known = samples()
+    scenes = [Path(path).relative_to(paths.ROOT).as_posix() for path in known["image"].unique()]
+    return Form(
+        answer,
+        {"manual": True, "manual_name": "Find it"},
+        image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False),
+        category=widgets.Text(value=known["category"][0], description="object"),
+        selector=widgets.Dropdown(options=METHODS),
+        samples=widgets.IntSlider(10, 1, 30),
+        temperature=widgets.FloatSlider(value=0.5, min=0.1, max=1.5, step=0.1),
+        seed=widgets.IntText(0),
+    )

@@ -1,0 +1,273 @@
+"""The command line as a shell user meets it: output for pipes, exit codes, one sentence for each mistake."""
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from acs_lib import cli, grounding, paths, runner
+from acs_lib.heads import HeadSet
+from acs_lib.profiles import load_profile
+from acs_lib.report import html
+
+FEW = ["--samples", "1"]
+SCENES = sorted((paths.EMBEDDED / "samples" / "images").glob("*.png"))
+SCENE = str(SCENES[0])
+
+
+def acs(*arguments):
+    """(exit code, standard output, standard error); an exception that reaches the shell fails the test."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "Traceback" not in result.output
+    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+
+
+def table(text):
+    return list(csv.DictReader(io.StringIO(text), dialect="excel-tab"))
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """The arguments of every call of `ground`, which is still made."""
+    calls, real = [], grounding.ground
+
+    def recorded(lvlm, image, category, **settings):
+        calls.append({"category": category, **settings})
+        return real(lvlm, image, category, **settings)
+
+    monkeypatch.setattr(grounding, "ground", recorded)
+    return calls
+
+
+# ------------------------------------------------------------------------------------------------------------ ground
+
+
+def test_one_image_and_one_object(answered):
+    code, out, err = acs("ground", SCENE, "fire truck", "--seed", 3, "--selector", "Medoid", *FEW)
+    (row,) = table(out)
+    assert list(row) == cli.COLUMNS
+    assert (row["image"], row["object"]) == (SCENE, "fire truck")
+    if code == 0:
+        x1, y1, x2, y2 = (float(row[name]) for name in ("x1", "y1", "x2", "y2"))
+        assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160 and err == ""
+    assert answered == [
+        {"category": "fire truck", "selector": "Medoid", "samples": 1, "temperature": 0.5, "seed": 3,
+         "head_set": None, "regressor": None}
+    ]  # fmt: skip
+
+
+def test_a_folder_and_several_objects_as_json(tmp_path):
+    for scene, name in zip(SCENES[:2], ("b c.png", "a.PNG")):
+        shutil.copy(scene, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    _, out, _ = acs("ground", tmp_path, SCENES[2], "-o", "clock", "--object", "cup", "--json", *FEW)
+    answers = [json.loads(line) for line in out.splitlines()]
+    images = [str(tmp_path / "a.PNG"), str(tmp_path / "b c.png"), str(SCENES[2])]
+    assert [(a["image"], a["category"]) for a in answers] == [(i, o) for i in images for o in ("clock", "cup")]
+    assert all(len(answer["candidates"]) == 2 for answer in answers)
+
+
+def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    code, out, err = acs("ground", tmp_path / "nowhere.png", broken, SCENE, "-o", "clock", "-o", "car", *FEW)
+    assert code == 1
+    assert [row["image"] for row in table(out)] == [SCENE, SCENE]
+    assert err.count("there is no image") == err.count("broken.png is not an image") == 1
+
+
+def test_an_object_that_is_not_found_is_an_empty_box_and_exit_code_1(monkeypatch):
+    monkeypatch.setattr(type(grounding.load_lvlm()), "box_pattern", re.compile(r"(x)(x)(x)(x)"))
+    code, out, err = acs("ground", SCENE, "car", *FEW)
+    assert code == 1 and "gave no box for 'car'" in err
+    assert [table(out)[0][name] for name in ("x1", "y2", "predicted_iou")] == ["", "", ""]
+
+
+def test_pictures_are_saved(tmp_path):
+    acs("ground", SCENE, "car", "--save", tmp_path / "found.png", *FEW)
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    shutil.copy(SCENE, tmp_path / SCENES[0].name)
+    both = (SCENE, tmp_path / SCENES[0].name)
+    acs("ground", *both, "-o", "fire truck", "--save", tmp_path / "new" / "folder", *FEW)
+    names = [path.name for path in sorted((tmp_path / "new" / "folder").iterdir())]
+    assert names == ["000000-fire-truck-2.png", "000000-fire-truck.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'IMAGE"),
+        ([SCENE], "name the object to look for"),
+        ([SCENE, SCENE], "name the object to look for"),
+        ([SCENE, " "], "the object is empty"),
+        ([SCENE, "-o", ""], "the object is empty"),
+        ([SCENE, "car", "--selector", "best"], "no selector 'best'; choose one of acs-free, acs-learned"),
+        ([SCENE, "car", "--samples", "0"], "0 is not in the range"),
+        ([SCENE, "car", "--temperature", "0"], "temperature has to be above 0"),
+        ([SCENE, "car", "--save", "a.txt"], "name it .png"),
+        ([SCENE, "car", "--save", SCENE], "would overwrite the image"),
+        ([SCENE, "car", "--save", "no/such/folder/a.png"], "there is no folder no/such/folder"),
+        ([SCENE, SCENE, "-o", "car", "--save", "a.png"], "one file for 2 pictures; give a folder"),
+        ([paths.LIBRARY, "car"], "there is no image in the folder"),
+        ([SCENE, "car", "--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments, message):
+    code, out, err = acs("ground", *arguments)
+    assert (code, out) == (2, "") and message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
+        ([SCENE, "car", "--lvlm", "gpt"], "there is no LVLM 'gpt': give internvl-embedded, Qwen2.5-VL-7B"),
+        ([SCENE, "car", "--lvlm", paths.DATA], "cannot load the LVLM"),
+        ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),
+        ([SCENE, "car", "--regressor", SCENE], "holds no regressor"),
+        (["nowhere.png", "car"], "there is no image nowhere.png"),
+    ],
+)
+def test_what_can_be_mended_is_one_sentence_and_exit_code_1(arguments, message):
+    code, out, err = acs("ground", *arguments)
+    assert code == 1 and message in err and not table(out)
+
+
+def test_no_network_is_told(monkeypatch):
+    def unreachable(*arguments, **settings):
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheckout your connection")
+
+    monkeypatch.setattr("acs_lib.lvlms.base.AutoConfig.from_pretrained", unreachable)
+    code, _, err = acs("ground", SCENE, "car", "--lvlm", "someone/model")
+    assert code == 1
+    assert "cannot load the LVLM 'someone/model'" in err and "or a hub name with the network at hand" in err
+    assert ("no GPU here" in err) == (not torch.cuda.is_available())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "the disk is full at a.png; free some space"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full; free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.png"), 1, "Permission denied: a.png"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to"),
+            1,
+            "out of memory (CUDA out of memory); ask for fewer",
+        ),
+        (MemoryError(), 1, "out of memory"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_befalls_the_machine(monkeypatch, error, code, message):
+    def befallen(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr(grounding, "ground", befallen)
+    found, _, err = acs("ground", SCENE, "car")
+    assert found == code and message in err
+
+
+def test_a_defect_of_the_kit_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(grounding, "ground", lambda *arguments, **settings: [].missing)
+    with pytest.raises(AttributeError):
+        acs("ground", SCENE, "car")
+
+
+# --------------------------------------------------------------------------------------------------- other commands
+
+
+def test_help_is_quick_and_lists_the_commands():
+    code = "import sys; from acs_lib.cli import app; assert 'torch' not in sys.modules; app(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.LIBRARY.parent)
+    assert done.returncode == 0 and done.stderr == ""
+    for command in ("ground", "calibrate", "run", "report", "train-embedded", "--install-completion"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("acs ground a.png dog --selector acs-", "acs-free acs-learned"),
+        ("acs ground a.png dog --lvlm Q", "Qwen2.5-VL-7B"),
+        ("acs run --profile sm", "smoke"),
+    ],
+)
+def test_the_shell_completes_names(words, completed):
+    asked = {"_ACS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code = "from acs_lib.cli import app; app(prog_name='acs')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, cwd=paths.LIBRARY.parent
+    )
+    assert done.stdout.split() == completed.split()
+
+
+def test_run_is_the_runner(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "run", lambda *arguments: asked.append(arguments))
+    assert acs("run", "--profile", "smoke", "--from", "3", "--dry-run")[0] == 0
+    assert asked[0][:3] == ("smoke", 3, True)
+
+
+def test_run_and_report_refuse_an_unknown_profile():
+    code, _, err = acs("run", "--profile", "smok")
+    assert code == 2 and "unknown profile 'smok'; choose one of embedded" in err
+    code, _, err = acs("report", "--profile", "smok")
+    assert code == 1 and "unknown profile 'smok'; choose one of embedded" in err
+
+
+def test_report_builds_the_page_of_a_finished_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "REPORTS", tmp_path)
+    code, _, err = acs("report", "--profile", "smoke")
+    assert code == 1 and "no finished run; run acs run --profile smoke" in err
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "manifest.json").write_text("{}")
+    code, out, _ = acs("report", "--profile", "smoke")
+    assert (code, out.strip()) == (0, str(tmp_path / "smoke" / "index.html"))
+    assert (tmp_path / "smoke" / "index.html").read_text() == html.render("smoke", tmp_path / "smoke")
+
+
+def test_calibrate_takes_over_from_a_finished_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    code, _, err = acs("calibrate", "--profile", "smoke", "--out", tmp_path / "out")
+    assert code == 1 and "run acs run --profile smoke first" in err
+    (spec,) = load_profile("smoke").lvlms
+    found = tmp_path / "smoke" / spec.name
+    found.mkdir(parents=True)
+    HeadSet(spec.name, "scenes", ((1, 2),)).save(found / "head_set.json")
+    (found / "regressor-0.safetensors").write_bytes(b"weights")
+    code, out, _ = acs("calibrate", "--profile", "smoke", "--out", tmp_path / "out")
+    assert code == 0
+    assert [os.path.basename(line) for line in out.splitlines()] == ["head_set.json", "regressor.safetensors"]
+    assert HeadSet.load(tmp_path / "out" / "head_set.json", spec.name).heads == ((1, 2),)
+    assert (tmp_path / "out" / "regressor.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "give --annotations and --images, or --profile"),
+        (["--annotations", "a.json"], 2, "give --annotations and --images, or --profile"),
+        (["--profile", "smoke", "--annotations", "a.json"], 2, "or --profile"),
+        (["--profile", "paper", "--out", "x"], 2, "profile paper has 2 LVLMs; leave --out away"),
+        (["--profile", "smok"], 1, "unknown profile 'smok'"),
+        (["--annotations", "nowhere.json", "--images", paths.DATA], 1, "no annotation file at"),
+        (["--annotations", __file__, "--images", paths.DATA], 1, "is not JSON"),
+        (["--annotations", SCENE, "--images", "nowhere"], 1, "there is no folder of images at"),
+        (["--annotations", paths.EMBEDDED / "samples" / "annotations.json", "--images", SCENES[0].parent], 1, "least"),
+    ],
+)
+def test_calibrate_says_what_it_lacks(arguments, code, message):
+    found, out, err = acs("calibrate", *arguments)
+    assert (found, out) == (code, "") and message in err

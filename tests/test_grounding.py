@@ -1,0 +1,336 @@
+"""`ground`: the notebooks' candidates, one chosen; its head sets and regressors; what it says to wrong input.
+
+The embedded LVLM's weights may be trained anew: nothing here depends on what it answers.
+"""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import acs_lib
+from acs_lib import calibrate, grounding, paths, pipeline, regressor, sampling
+from acs_lib.datasets import scenes
+from acs_lib.grounding import ground, read_image
+from acs_lib.heads import ENTROPY, HeadSet
+from acs_lib.lvlms.base import Answer
+from acs_lib.profiles import load_profile
+from acs_lib.regressor import AttentionIoURegressor
+from acs_lib.selectors import FUSIONS, METHODS, SELECTORS, choose, slug
+
+FEW = {"samples": 3, "seed": 4}
+
+
+@pytest.fixture(scope="module")
+def lvlm():
+    return grounding.load_lvlm()
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """(path, object) of one shipped scene."""
+    first = grounding.samples().iloc[0]
+    return first["image"], first["category"]
+
+
+@pytest.fixture(scope="module")
+def heads(lvlm):
+    return HeadSet(lvlm.name, "made up", ((2, 1), (4, 0)))
+
+
+@pytest.fixture(scope="module")
+def result(lvlm, scene, heads):
+    return ground(lvlm, *scene, head_set=heads, **FEW)
+
+
+def test_the_library_is_imported_at_once():
+    code = "import sys, acs_lib; assert 'torch' not in sys.modules; acs_lib.ground; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.LIBRARY.parent)
+    assert acs_lib.ground is ground and acs_lib.load_lvlm is grounding.load_lvlm
+    with pytest.raises(AttributeError, match="no attribute 'grond'"):
+        acs_lib.grond  # noqa: B018
+
+
+def test_the_box_is_the_selectors_choice_among_the_notebooks_candidates(lvlm, scene, heads, result):
+    picture = read_image(scene[0])
+    how = sampling.Sampling(samples=3, temperature=0.5, seed=4)
+    name = result.candidates.query_id
+    [(expected, records)] = sampling.candidates(
+        lvlm, [lvlm.prompt(picture, scene[1])], [name], [grounding.query_key(name)], [scene[1]], how
+    )
+    np.testing.assert_array_equal(result.candidates.boxes, expected.boxes)
+    np.testing.assert_array_equal(result.candidates.maps, expected.maps)
+    assert list(result.table["text"]) == [record["text"] for record in records]
+    entropy = expected.statistics[..., ENTROPY]
+    score = -(entropy[:, :, 2, 1].mean(1) + entropy[:, :, 4, 0].mean(1)) / 2
+    np.testing.assert_allclose(result.table["score"], score)
+    assert result.chosen == choose(score, expected.parsed)
+    if result.box is not None:
+        np.testing.assert_array_equal(result.box, expected.boxes[result.chosen])
+        assert result.score == pytest.approx(score[result.chosen])
+
+
+def test_paths_images_and_arrays_of_the_same_pixels_give_the_same(lvlm, scene, result):
+    path, category = scene
+    with Image.open(path) as image:
+        same = [image.convert("RGB"), np.asarray(image.convert("RGB")), image.convert("RGBA")]
+    for picture in same:
+        again = ground(lvlm, picture, f" {category} ", **FEW)
+        np.testing.assert_array_equal(again.candidates.boxes, result.candidates.boxes)
+    other = ground(lvlm, path, category, samples=3, seed=5)
+    assert list(other.table["logprob"][1:]) != list(result.table["logprob"][1:])
+    assert other.table["text"][0] == result.table["text"][0], "the greedy answer has no noise"
+
+
+def test_boxes_are_in_the_pixels_that_a_viewer_shows(lvlm):
+    image = Image.new("RGB", (90, 40), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    assert read_image(Image.open(file)).size == (40, 90)
+    found = ground(lvlm, image, "car", selector="greedy", samples=1)
+    boxes = found.candidates.boxes[found.candidates.parsed]
+    assert (boxes >= 0).all() and (boxes <= [90, 40, 90, 40]).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_answers(lvlm, scene, heads, name):
+    model = AttentionIoURegressor(lvlm.layers, lvlm.heads).eval()
+    found = ground(lvlm, *scene, selector=name, head_set=heads, regressor=model, **FEW)
+    assert slug(found.selector) == name
+    assert (found.chosen is None) == (name in map(slug, FUSIONS))
+    if found.box is not None:
+        np.testing.assert_allclose(found.attention.sum(), 1)
+        assert found.box[0] < found.box[2] and found.box[1] < found.box[3]
+        assert found.chosen is None or 0 <= found.quality <= 1
+    if name == "acs-learned":
+        with torch.inference_mode():
+            iou = model(torch.from_numpy(found.candidates.maps[found.candidates.parsed])).numpy()
+        np.testing.assert_allclose(found.table["score"][found.candidates.parsed], iou, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Sequence Log-Prob", "sequence_log_prob", "SEQUENCE  LOG PROB"])
+def test_methods_are_found_in_any_case_and_spacing(lvlm, scene, name):
+    assert ground(lvlm, *scene, selector=name, **FEW).selector == "sequence log-prob"
+    assert len(METHODS) == len(set(METHODS)) == 3 + len(SELECTORS) + len(FUSIONS)
+
+
+def test_attention_and_entropies_are_those_of_the_chosen_box(result):
+    chosen = result.candidates.maps[result.chosen].astype(float)
+    two = [chosen[:, layer, head] for layer, head in result.heads]
+    expected = np.mean([maps / maps.sum((1, 2), keepdims=True) for maps in two], axis=(0, 1))
+    np.testing.assert_allclose(result.attention, expected)
+    assert result.entropies.shape == chosen.shape[1:3]
+    share = chosen[:, 2, 1] / chosen[:, 2, 1].sum((1, 2), keepdims=True)
+    entropy = -(share * np.log(np.maximum(share, 1e-12))).sum((1, 2)).mean()
+    assert result.entropies.loc[2, 1] == pytest.approx(entropy, rel=1e-4)
+
+
+def test_the_answer_is_json(result):
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert content["lvlm"] == "internvl-embedded" and content["selector"] == "ACS-Free"
+    assert content["settings"] == {"samples": 3, "temperature": 0.5, "seed": 4}
+    assert len(content["candidates"]) == 4
+    assert content["box"] == content["candidates"][content["chosen"]]["box"]
+    assert set(content["candidates"][0]) == {
+        "candidate", "text", "score", "logprob", "predicted_iou", "failure", "box"
+    }  # fmt: skip
+
+
+def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):
+    monkeypatch.setattr(lvlm, "parse", lambda text, prompt: Answer(failure="no box in the answer"))
+    for name in ("medoid", "acs-free", "acs-learned", "pixel-vote"):
+        found = ground(lvlm, *scene, selector=name, samples=2)
+        assert found.box is None and not found.attention.any()
+        assert "no box" in found.summary and set(found.table["failure"]) == {"no box in the answer"}
+        content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        assert content["box"] is None and content["candidates"][1]["box"] is None
+        assert found._repr_png_().startswith(b"\x89PNG")
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_it_shows_itself(result, tmp_path):
+    assert result.summary in repr(result)
+    page = result._repr_html_()
+    assert page.count("<tr") == 5 and 'src="data:image/png;base64,' in page
+    assert result._repr_png_().startswith(b"\x89PNG")
+    for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")):
+        path = tmp_path / f"a{suffix}"
+        result.save(path)
+        assert path.read_bytes().startswith(magic)
+    with pytest.raises(ValueError, match="'a.txt'.*name it .png"):
+        result.save(tmp_path / "a.txt")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_its_html_holds_nothing_but_text(lvlm, scene, monkeypatch):
+    monkeypatch.setattr(lvlm, "decode", lambda token_ids: "<script>alert(1)</script>")
+    monkeypatch.setattr(grounding, "_check_words", lambda lvlm, category: None)
+    page = ground(lvlm, scene[0], "<b onclick='x'>car</b>", selector="greedy", samples=1)._repr_html_()
+    assert "<script" not in page and "<b " not in page and "&lt;script&gt;" in page
+
+
+def test_the_form_asks_ground(lvlm, scene, capsys):
+    form = grounding.explore(lvlm)
+    assert "JupyterLab" in form._repr_mimebundle_()["text/plain"]
+    fields = {getattr(field, "description", ""): field for field in form.children}
+    assert {"image", "object", "selector", "samples", "temperature", "seed"} <= set(fields)
+    answered = form.f(scene[0], scene[1], "medoid", 2, 0.5, 0)
+    assert answered.selector == "medoid" and len(answered.table) == 3
+    assert form.f("nowhere.png", "car", "medoid", 2, 0.5, 0) is None
+    assert "error: there is no image" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------ head sets and regressors
+
+
+def test_files_of_another_lvlm_are_refused_with_both_names(lvlm, scene, tmp_path):
+    HeadSet("Qwen2.5-VL-7B", "COCO", ((0, 0),)).save(tmp_path / "h.json")
+    regressor.save(AttentionIoURegressor(6, 8), tmp_path / "r.safetensors", "Qwen2.5-VL-7B")
+    for given in ({"head_set": tmp_path / "h.json"}, {"regressor": tmp_path / "r.safetensors"}):
+        with pytest.raises(ValueError, match="'Qwen2.5-VL-7B', not 'internvl-embedded'"):
+            ground(lvlm, *scene, **given)
+    with pytest.raises(ValueError, match="'Qwen2.5-VL-7B', not 'internvl-embedded'"):
+        ground(lvlm, *scene, head_set=HeadSet("Qwen2.5-VL-7B", "COCO", ((0, 0),)))
+
+
+def test_files_that_are_none_are_refused(lvlm, scene, tmp_path):
+    path = tmp_path / "file"
+    for text in ("[]", "{}", "no json", '{"lvlm": "internvl-embedded", "found_on": "", "heads": [1]}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="holds no head set; make it anew with acs calibrate"):
+            ground(lvlm, *scene, head_set=path)
+    with pytest.raises(ValueError, match="holds no regressor; make it anew with acs calibrate"):
+        ground(lvlm, *scene, regressor=path)
+    for pairs in ((), ((6, 0),), ((0, -1),)):
+        with pytest.raises(ValueError, match="does not fit the 6 layers x 8 heads"):
+            ground(lvlm, *scene, head_set=HeadSet(lvlm.name, "", pairs))
+    with pytest.raises(FileNotFoundError):
+        ground(lvlm, *scene, head_set=tmp_path / "nowhere.json")
+
+
+def test_an_lvlm_without_files_is_sent_to_calibrate(untrained, scene):
+    for name in ("acs-free", "spatial-entropy", "acs-learned"):
+        with pytest.raises(ValueError, match="untrained.*acs calibrate --lvlm"):
+            ground(untrained, *scene, selector=name)
+    assert ground(untrained, *scene, selector="medoid", samples=1).heads == ()
+
+
+def test_the_shipped_files_belong_to_the_embedded_lvlm(lvlm):
+    folder = paths.EMBEDDED / "internvl"
+    found = HeadSet.load(folder / "head_set.json", lvlm.name)
+    assert all(layer < lvlm.layers and head < lvlm.heads for layer, head in found.heads)
+    model = regressor.load(folder / "regressor.safetensors", lvlm.name)
+    assert model.settings["layers"] == lvlm.layers
+    assert (folder / "regressor.safetensors").stat().st_size < 1_000_000
+    spec = load_profile("embedded").lvlms[0]
+    before = pipeline.lvlm_digest(spec)
+    assert before == pipeline.lvlm_digest(spec.model_copy(update={"source": str(folder)}))
+
+
+def test_head_sets_are_found_beside_the_weights(untrained, scene, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    place = tmp_path / "calibrated" / "untrained"
+    place.mkdir(parents=True)
+    HeadSet("untrained", "COCO", ((1, 1),)).save(place / "head_set.json")
+    assert ground(untrained, *scene, samples=1).heads == ((1, 1),)
+
+
+def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monkeypatch):
+    """All objects of a few scenes, few samples, much noise: boxes of every quality."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    scenes.write_split(tmp_path / "world", "scenes", 14, 5)
+    spec = grounding.lvlm_spec("internvl-embedded")
+    files = (tmp_path / "world" / "annotations.json", tmp_path / "world" / "images")
+    profile = calibrate.make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0)
+    splits = [
+        set(pipeline.load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")
+    ]
+    assert not splits[0] & splits[1], "split by image"
+    head_set, table, r = calibrate.calibrate(profile)
+    assert head_set.lvlm == lvlm.name and len(table) == len(head_set.heads) and -1 <= r <= 1
+    written = calibrate.publish(profile, tmp_path / "out")
+    assert [path.name for path in written] == ["head_set.json", "regressor.safetensors"]
+    found = ground(lvlm, *scene, selector="acs-learned", head_set=written[0], regressor=written[1], **FEW)
+    assert found.heads == head_set.heads
+    assert [path.name for path in calibrate.publish(profile, tmp_path / "less", regressor=False)] == ["head_set.json"]
+
+
+def test_calibration_says_what_it_lacks(tmp_path):
+    spec = grounding.lvlm_spec("internvl-embedded")
+    files = (grounding.SAMPLES / "annotations.json", grounding.SAMPLES / "images")
+    with pytest.raises(ValueError, match="8 each are the least"):
+        calibrate.make_profile(spec, *files)
+    with pytest.raises(ValueError, match="has no small object"):
+        calibrate.make_profile(spec, *files, small=1e-9)
+    with pytest.raises(FileNotFoundError, match="no folder of images"):
+        calibrate.make_profile(spec, files[0], tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="acs run --profile unheard"):
+        calibrate.publish(load_profile("smoke").model_copy(update={"name": "unheard"}))
+
+
+# -------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("nowhere.png", "there is no image nowhere.png"),
+        (__file__, "is not an image that can be read; give a PNG"),
+        (paths.ROOT, "is a folder; give an image in it"),
+        (np.zeros((4, 4, 3)), r"uint8 and .* not float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4, 2), np.uint8), r"not uint8 \[4, 4, 2\]"),
+    ],
+)
+def test_images_that_are_none(image, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_image(image)
+
+
+def test_a_truncated_image_is_told(tmp_path, scene):
+    path = tmp_path / "half.png"
+    with open(scene[0], "rb") as file:
+        path.write_bytes(file.read()[:9000])
+    with pytest.raises(ValueError, match="half.png cannot be read .*save or fetch it again"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category": " "}, "name the object"),
+        ({"category": "sports ball"}, "no word for 'sports ball'; ask for something it knows: dog, "),
+        ({"selector": "best"}, "no selector 'best'; choose one of acs-free, "),
+        ({"samples": 0}, "at least 1 sample"),
+        ({"temperature": 0}, "temperature above 0"),
+        ({"temperature": float("nan")}, "temperature above 0"),
+        ({"lvlm": "gpt"}, "no LVLM 'gpt': give internvl-embedded, .*owner/model"),
+    ],
+)
+def test_wrong_arguments(lvlm, scene, change, message):
+    arguments = {"lvlm": lvlm, "image": scene[0], "category": scene[1]} | change
+    with pytest.raises(ValueError, match=message):
+        ground(**arguments)
+
+
+def test_lvlms_go_by_name_folder_or_hub_name(tmp_path):
+    embedded = grounding.lvlm_spec("internvl-embedded")
+    assert embedded.source == "data/embedded/internvl"
+    assert grounding.lvlm_spec(paths.EMBEDDED / "internvl") == embedded
+    assert grounding.lvlm_spec("Qwen/Qwen2.5-VL-7B-Instruct").name == "Qwen2.5-VL-7B"
+    assert grounding.lvlm_spec("someone/model-1.5").name == "model-1.5"
+    assert grounding.lvlm_spec(tmp_path).source == str(tmp_path)
+
+
+def test_the_shipped_scenes_are_what_their_command_renders(tmp_path):
+    info = json.loads((grounding.SAMPLES / "annotations.json").read_text())["info"]
+    assert scenes.write_split(tmp_path / "samples", "scenes", 4, 1001) == info["digest"]
+    assert len(grounding.samples()["image"].unique()) == 4
