@@ -46,7 +46,7 @@ from acs_lib.selectors import (
     spatial_entropy,
 )
 from acs_lib.selectors.likelihood import sequence_logprob
-from acs_lib.store import query_key, to_tensor
+from acs_lib.store import query_key
 
 EMBEDDED = "internvl-embedded"  # the LVLM that is shipped
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
@@ -285,7 +285,7 @@ def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> n
     predicted = np.full(len(candidates), np.nan)
     if model is not None and candidates.parsed.any():
         with torch.inference_mode():
-            predicted[candidates.parsed] = model(to_tensor(candidates.maps[candidates.parsed])).numpy()
+            predicted[candidates.parsed] = model(torch.from_numpy(candidates.maps[candidates.parsed])).numpy()
     return predicted
 
 
