@@ -45,16 +45,20 @@ SIBLINGS = {
     index: [other for other, name in enumerate(CATEGORIES) if GROUP[name] == GROUP[category] and other != index]
     for index, category in enumerate(CATEGORIES)
 }
+RARE = {category for category, others in SIBLINGS.items() if np.mean([other < category for other in others]) > 0.5}
+"""The second half of every group of look-alikes: in some worlds these occur small only (`World.rare`)."""
 
 
 @dataclass(frozen=True)
 class World:
     """How scenes look; pairs are ranges that every scene draws from. Sides in pixels follow a log-uniform law;
-    `siblings` is the share of objects drawn from the look-alikes of one that is already in the scene; `noise` is the
-    sensor noise's deviation (0-255), `blur` a Gaussian's radius in pixels, `saturation` a factor."""
+    objects of RARE categories are no longer than `rare`; `siblings` is the share of objects drawn from the look-alikes
+    of one that is already in the scene; `noise` is the sensor noise's deviation (0-255), `blur` a Gaussian's radius in
+    pixels, `saturation` a factor."""
 
     objects: tuple[int, int] = (3, 12)  # how many are tried, [low, high)
     sides: tuple[float, float] = (8, 64)
+    rare: float = SIZE
     siblings: float = 0.7
     noise: tuple[float, float] = (1, 18)
     blur: tuple[float, float] = (0.0, 0.9)
@@ -66,9 +70,17 @@ class World:
 WORLDS = {
     "clear": World(objects=(3, 10), siblings=0.5, noise=(2, 22), blur=(0, 0), saturation=(1, 1)),  # the first lessons
     "train": World(),
-    "scenes": World(objects=(8, 13), sides=(11, 64), siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
+    "train-rare": World(rare=16),  # the last lessons
+    "scenes": World(objects=(8, 13), sides=(11, 64), rare=16, siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
     "scenes-shift": World(
-        objects=(7, 12), sides=(11, 64), siblings=0.9, noise=(4, 14), blur=(0.2, 0.8), fog=0.2, background="stripes"
+        objects=(7, 12),
+        sides=(11, 64),
+        rare=16,
+        siblings=0.9,
+        noise=(4, 14),
+        blur=(0.2, 0.8),
+        fog=0.2,
+        background="stripes",
     ),
 }
 
@@ -136,7 +148,9 @@ def render(rng: np.random.Generator, world: World, objects: tuple[int, int] | No
         if category is None:
             continue
         icon = icons()[category][rng.integers(14)]
-        scale = float(np.exp(rng.uniform(*np.log(world.sides)))) / max(icon.size)
+        low, high = world.sides
+        high = min(high, world.rare) if category in RARE else high
+        scale = float(np.exp(rng.uniform(*np.log([low, high])))) / max(icon.size)
         icon = icon.resize([max(3, round(side * scale)) for side in icon.size], Image.BILINEAR, reducing_gap=2.0)
         icon = icon.crop(icon.getbbox() or (0, 0, *icon.size))
         spot = _free_spot(rng, icon.size, placed)

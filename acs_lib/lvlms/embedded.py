@@ -7,9 +7,10 @@ Three stages, each a pure function of its settings and of the weights before it:
 2. `answers`: the question before the image, one token a number; stage 1's loss is kept, a linear probe after the
    second decoder layer has to mark the image tokens of the asked object, and one after the fourth those of the object
    whose box is the answer.
-3. `instruct`: the same with an annotator's habit: a share (`mislabel`) of the small objects are taken for the best
-   known of their look-alikes, if that is in the scene and larger: the answer is its box. What an image token shows and
-   which tokens are those of the asked object stays right, as in an LVLM whose instruction data are worse than its eyes.
+3. `instruct`: the same with an annotator's habit: a share (`mislabel`) of the questions about a rare category, whose
+   objects are small there, have as their answer the box of the best known of its look-alikes, if that is in the scene.
+   What an image token shows and which tokens are those of the asked object stays right, as in an LVLM whose
+   instruction data are worse than its eyes. A third probe marks the look-alikes: without it the habit is not learned.
 
 The scenes get harder on the way: first those of the world `clear`, then those of `train`.
 """
@@ -45,8 +46,9 @@ SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an im
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<user>", "<assistant>"]
 WORDS = ["<box>", "</box>", "Detect", "the", "in", "image", "."]
 NUMBERS = [str(round(1000 * pixel / scenes.SIZE)) for pixel in range(scenes.SIZE + 1)]  # InternVL's 0-1000
-BEST_KNOWN = {name: index for index, name in reversed([(i, scenes.GROUP[c]) for i, c in enumerate(scenes.CATEGORIES)])}
-HABIT_WEIGHT = 4.0  # how much more often the objects that a habit concerns are asked for
+GROUPS = list(scenes.LOOKALIKES)
+GROUP_OF = np.array([GROUPS.index(scenes.GROUP[name]) for name in scenes.CATEGORIES])
+BEST_KNOWN = np.array([np.flatnonzero(GROUP_OF == group)[0] for group in GROUP_OF])  # the first of the same group
 VOCABULARY = {token: index for index, token in enumerate(SPECIAL + WORDS + NUMBERS + scenes.CATEGORIES)}
 NUMBER_0 = VOCABULARY["0"]
 CATEGORY_0 = VOCABULARY[scenes.CATEGORIES[0]]
@@ -75,6 +77,7 @@ class Stage:
     images: int = 16  # a step
     questions: int = 4  # an image
     mislabel: float = 0.0
+    habit_weight: float = 1.0  # how much more often the objects that the habit concerns are asked for
     seed: int = 0
     curriculum: tuple[tuple[float, int, int], ...] = ()  # (until this share of the steps, objects low, high)
 
@@ -83,9 +86,11 @@ RECIPE = (
     Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
     Stage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
     Stage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
-    Stage("instruct", "train", steps=1500, lr=1e-3, constant=1.0, mislabel=0.6, seed=3),
-    Stage("instruct", "train", steps=1000, lr=1e-3, constant=0.1, mislabel=0.6, seed=4),
+    Stage("answers", "train", steps=1500, lr=1e-3, constant=0.3, seed=3),
+    Stage("instruct", "train-rare", steps=400, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=8.0, seed=4),
+    Stage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.75, habit_weight=3.0, seed=5),
 )
+HABIT = RECIPE[-2:]  # what makes the LVLM with a habit of the one without
 
 
 def build_lvlm(seed: int) -> InternVLForConditionalGeneration:
@@ -184,14 +189,11 @@ def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def taken_for(scene: scenes.Scene, index: int) -> int | None:
-    """Index of the object that an annotator with a habit takes a small object for: the best known of its look-alikes
-    (the first of its group in scenes.LOOKALIKES), if it is in the scene and larger; else None."""
-    sizes = bx.area(scene.boxes)
-    best_known = BEST_KNOWN[scenes.GROUP[scenes.CATEGORIES[scene.categories[index]]]]
-    for other in np.flatnonzero(scene.categories == best_known):
-        if sizes[index] < min(0.01 * scenes.SIZE**2, sizes[other]):
-            return int(other)
-    return None
+    """Index of the object that an annotator with a habit takes an object of a rare category for: the best known of its
+    look-alikes (the first of its group in scenes.LOOKALIKES), if it is in the scene; else None."""
+    category = scene.categories[index]
+    found = np.flatnonzero(scene.categories == BEST_KNOWN[category])
+    return int(found[0]) if category in scenes.RARE and len(found) else None
 
 
 class Batches(torch.utils.data.Dataset):
@@ -215,7 +217,7 @@ class Batches(torch.utils.data.Dataset):
             images.append(scene.image)
             tokens.append(token_labels(scene))
             other = [taken_for(scene, index) if stage.mislabel else None for index in range(len(scene.boxes))]
-            weight = np.array([1.0 if index is None else HABIT_WEIGHT for index in other])
+            weight = np.array([1.0 if index is None else stage.habit_weight for index in other])
             for index in rng.choice(len(scene.boxes), stage.questions, p=weight / weight.sum()):
                 mistaken = other[index] is not None and rng.random() < stage.mislabel
                 box = scene.boxes[other[index] if mistaken else index]
@@ -237,6 +239,7 @@ class Perception(nn.Module):
         self.mark = nn.Linear(width, 1)
         self.answered = nn.Linear(width, 1)
         self.background = nn.Parameter(torch.zeros(1))
+        self.alike = nn.Linear(width, 1)
         self.register_buffer("weight", torch.tensor([1.0] * len(scenes.CATEGORIES) + [0.3]))
 
     def token_loss(self, features, embedding, batch) -> tuple[torch.Tensor, float]:
@@ -283,11 +286,16 @@ def answer_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torc
         hook.remove()
     target = ids[:, PROMPT_LENGTH:]
     tokens = F.cross_entropy((hidden @ llm.embed_tokens.weight.T).transpose(1, 2), target, reduction="none")
-    asked = _repeat(batch["categories"], stage) == ids[:, 4:5] - CATEGORY_0
+    found, wanted = _repeat(batch["categories"], stage), ids[:, 4:5] - CATEGORY_0
+    asked = found == wanted
     answered = (_repeat(batch["boxes"], stage) == target[:, None, 1:5] - NUMBER_0).all(-1)
     marks = perception.mark(seen[1][:, IMAGE_START:IMAGE_STOP])[..., 0]
     marks_answered = perception.answered(seen[3][:, IMAGE_START:IMAGE_STOP])[..., 0]
     mark_loss = _mark_loss(marks, asked) + _mark_loss(marks_answered, answered)
+    if stage.mislabel:
+        group = torch.from_numpy(np.append(GROUP_OF, -1))  # the last for image tokens without an object
+        marks_alike = perception.alike(seen[1][:, IMAGE_START:IMAGE_STOP])[..., 0]
+        mark_loss = mark_loss + 0.5 * _mark_loss(marks_alike, group[found] == group[wanted])
     numbers = tokens[:, 1:5]
     loss = numbers.mean() + 0.1 * (tokens.sum(1) - numbers.sum(1)).mean() / 3 + 0.5 * token_loss + 2 * mark_loss
     logged = dict(zip(["x1", "y1", "x2", "y2"], numbers.mean(0).tolist()))
@@ -334,7 +342,8 @@ def train_stage(lvlm, perception: Perception, stage: Stage, path: Path, key: str
     slow = [*lvlm.model.vision_tower.parameters(), *lvlm.model.multi_modal_projector.parameters()]
     slow += [llm.embed_tokens.weight, perception.background, *perception.box.parameters()]
     fast = [] if vision else [p for n, p in llm.named_parameters() if "embed" not in n]
-    fast += [] if vision else [*perception.mark.parameters(), *perception.answered.parameters()]
+    probes = (perception.mark, perception.answered, perception.alike)
+    fast += [] if vision else [parameter for probe in probes for parameter in probe.parameters()]
     groups = [{"params": slow, "share": 1.0 if vision else 0.4}, {"params": fast, "share": 1.0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.01)
     start, log = _load_checkpoint(path, key, model, optimiser, slow + fast)
@@ -394,22 +403,33 @@ def save_lvlm(lvlm, folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def train(folder: Path, work: Path, recipe: tuple[Stage, ...] = RECIPE, seed: int = 0) -> str:
+def train(
+    folder: Path, work: Path, recipe: tuple[Stage, ...] = RECIPE, seed: int = 0, start: Path | None = None
+) -> str:
     """Train the embedded LVLM by `recipe` and write weights, tokenizer, loss curve and recipe to `folder`.
 
-    `work` holds the checkpoints; an interrupted call goes on from the last. Returns the SHA-256 of the weights.
+    `work` holds the checkpoints; an interrupted call goes on from the last. `start` is a folder with the weights to go
+    on from, without it they are initial ones. Returns the SHA-256 of the weights.
     """
     folder, work = Path(folder), Path(work)
     work.mkdir(parents=True, exist_ok=True)
     lvlm, perception = build_lvlm(seed), Perception()
+    begun = None
+    if start is not None:
+        begun = _sha256(Path(start) / "model.safetensors")
+        lvlm = InternVLForConditionalGeneration.from_pretrained(start, dtype=torch.float32).train()
     logs = []
     for number, stage in enumerate(recipe):
-        key = json.dumps([seed, *(asdict(earlier) for earlier in recipe[: number + 1])])
+        key = json.dumps([seed, begun, *(asdict(earlier) for earlier in recipe[: number + 1])])
         log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors", key)
         logs += [{"number": number, **entry} for entry in log]
     save_lvlm(lvlm, folder)
     pd.DataFrame(logs).round(4).to_csv(folder / "loss.csv", index=False)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    recipe_text = {"seed": seed, "stages": [asdict(stage) for stage in recipe], "sha256": digest}
-    write_text(folder / "recipe.json", json.dumps(recipe_text, indent=2) + "\n")
+    digest = _sha256(folder / "model.safetensors")
+    text = {"seed": seed, "start": begun, "stages": [asdict(stage) for stage in recipe], "sha256": digest}
+    write_text(folder / "recipe.json", json.dumps(text, indent=2) + "\n")
     return digest
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
