@@ -210,9 +210,11 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
     from tqdm import tqdm
 
     from acs_lib import grounding
+    from acs_lib.lvlms.base import ImageRefused
 
-    if lvlm_name != grounding.EMBEDDED and not torch.cuda.is_available():
-        complain(f"note: there is no GPU here; {lvlm_name} may take minutes for an image")
+    spec = grounding.lvlm_spec(lvlm_name)
+    if spec.name != grounding.EMBEDDED and not torch.cuda.is_available():
+        complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
     lvlm = grounding.load_lvlm(lvlm_name)
     quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
@@ -229,7 +231,12 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
                 failed = True
         if picture is None:
             continue
-        result = grounding.ground(lvlm, picture, wanted, **settings)
+        try:
+            result = grounding.ground(lvlm, picture, wanted, **settings)
+        except ImageRefused as error:
+            complain(f"error: {path}: {error}")
+            failed = True
+            continue
         if result.box is None:
             complain(f"warning: {path}: {result.summary}")
             failed = True

@@ -110,7 +110,8 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
         raise ValueError(f"the head set belongs to the LVLM {found.lvlm!r}, not {lvlm.name!r}; acs calibrate finds one")
     if not inside or not all(inside):
         raise ValueError(
-            f"the head set {found.heads} does not fit the {lvlm.layers} x {lvlm.heads} heads of {lvlm.name}"
+            f"the (layer, head) pairs {found.heads} do not fit the {lvlm.layers} layers x {lvlm.heads} heads of "
+            f"{lvlm.name}; acs calibrate finds a head set that does"
         )
     return found
 
@@ -118,12 +119,18 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
 def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> AttentionIoURegressor | None:
     """The regressor as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
     path = given or _calibrated(lvlm, "regressor.safetensors")
-    if path is None or isinstance(path, AttentionIoURegressor):
-        return path
+    if path is None:
+        return None
     try:
-        return regressor.load(Path(path), lvlm.name)
+        found = path if isinstance(path, AttentionIoURegressor) else regressor.load(Path(path), lvlm.name)
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} holds no regressor; make it anew with acs calibrate --regressor") from error
+    if (size := (found.settings["layers"], found.settings["heads"])) != (lvlm.layers, lvlm.heads):
+        raise ValueError(
+            f"the regressor is for {size[0]} layers x {size[1]} heads, and {lvlm.name} has {lvlm.layers} x "
+            f"{lvlm.heads}; acs calibrate --regressor trains one that fits"
+        )
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- images
@@ -281,11 +288,12 @@ def _finite(value) -> list[float] | float | None:
 
 
 def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> np.ndarray:
-    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box."""
+    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box. The maps are rounded as a run's
+    store rounds those that the regressor was trained on."""
     predicted = np.full(len(candidates), np.nan)
     if model is not None and candidates.parsed.any():
         with torch.inference_mode():
-            predicted[candidates.parsed] = model(torch.from_numpy(candidates.maps[candidates.parsed])).numpy()
+            predicted[candidates.parsed] = model(torch.from_numpy(candidates.maps[candidates.parsed]).half()).numpy()
     return predicted
 
 

@@ -113,7 +113,7 @@ def test_pictures_are_saved(tmp_path):
         ([SCENE, " "], "the object is empty"),
         ([SCENE, "-o", ""], "the object is empty"),
         ([SCENE, "car", "--selector", "best"], "no selector 'best'; choose one of acs-free, acs-learned"),
-        ([SCENE, "car", "--samples", "0"], "0 is not in the range"),
+        ([SCENE, "car", "--samples", "0"], "Invalid value for '--samples'"),
         ([SCENE, "car", "--temperature", "0"], "temperature has to be above 0"),
         ([SCENE, "car", "--save", "a.txt"], "name it .png"),
         ([SCENE, "car", "--save", SCENE], "would overwrite the image"),
@@ -133,7 +133,7 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
     [
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
         ([SCENE, "car", "--lvlm", "gpt"], "there is no LVLM 'gpt': give internvl-embedded, Qwen2.5-VL-7B"),
-        ([SCENE, "car", "--lvlm", paths.DATA], "cannot load the LVLM"),
+        ([SCENE, "car", "--lvlm", paths.DATA], "data': it has no config.json that names a model type; give a folder"),
         ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),
         ([SCENE, "car", "--regressor", SCENE], "holds no regressor"),
         (["nowhere.png", "car"], "there is no image nowhere.png"),
@@ -148,7 +148,7 @@ def test_no_network_is_told(monkeypatch):
     def unreachable(*arguments, **settings):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheckout your connection")
 
-    monkeypatch.setattr("acs_lib.lvlms.base.AutoConfig.from_pretrained", unreachable)
+    monkeypatch.setattr("acs_lib.lvlms.base.PreTrainedConfig.get_config_dict", unreachable)
     code, _, err = acs("ground", SCENE, "car", "--lvlm", "someone/model")
     assert code == 1
     assert "cannot load the LVLM 'someone/model'" in err and "or a hub name with the network at hand" in err
