@@ -78,9 +78,9 @@ LVLMOption = Annotated[
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
 ]
-SamplesOption = Annotated[int, typer.Option(min=1, help="How many answers are sampled.")]
-TemperatureOption = Annotated[float, typer.Option(help="Of sampling; above 0.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same boxes.")]
+SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
+TemperatureOption = Annotated[float, typer.Option(metavar="T", help="Of sampling; above 0.")]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
 
 @app.callback()
@@ -131,7 +131,7 @@ def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path
     return [save / f"{name}.png" for name in counted]
 
 
-@app.command()
+@app.command(short_help="Find an object in an image.")
 def ground(
     arguments: Annotated[
         list[str],
@@ -151,10 +151,15 @@ def ground(
     samples: SamplesOption = 10,
     temperature: TemperatureOption = 0.5,
     seed: SeedOption = 0,
-    head_set: Annotated[Path | None, typer.Option(help="Discriminative heads (JSON), instead of the LVLM's.")] = None,
-    regressor: Annotated[Path | None, typer.Option(help="Regressor (safetensors), instead of the LVLM's.")] = None,
+    head_set: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
+    ] = None,
+    regressor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Regressor (safetensors), instead of the LVLM's.")
+    ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Draw box, candidates and attention: a file, or a folder for several.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Draw box, candidates and attention: a file, or a folder for several."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")] = False,
 ) -> None:
@@ -212,10 +217,9 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
     from acs_lib import grounding
     from acs_lib.lvlms.base import ImageRefused
 
-    spec = grounding.lvlm_spec(lvlm_name)
-    if spec.name != grounding.EMBEDDED and not torch.cuda.is_available():
-        complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
     lvlm = grounding.load_lvlm(lvlm_name)
+    if lvlm.name != grounding.EMBEDDED and not torch.cuda.is_available():
+        complain(f"note: there is no GPU here; {lvlm.name} may take minutes for an image")
     quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
     if not as_json:
@@ -255,23 +259,27 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
 # -------------------------------------------------------------------------------------------------- calibrate
 
 
-@app.command()
+@app.command(short_help="Find D_c of an LVLM, train its regressor.")
 def calibrate(
     lvlm: LVLMOption = "internvl-embedded",
-    annotations: Annotated[Path | None, typer.Option(help="COCO-format file with boxes.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The folder of its images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(metavar="FILE", help="COCO-format file with boxes.")] = None,
+    images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The folder of its images.")] = None,
     profile: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Take over from this profile's finished run.", autocompletion=_profiles),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to.", show_default="where acs ground finds the files")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder to write to.", show_default="where acs ground finds the files"),
     ] = None,
     regressor: Annotated[bool, typer.Option(help="Write the regressor, too.")] = True,
-    queries: Annotated[int, typer.Option(min=10, help="Objects to train on, at most.")] = 2000,
-    small: Annotated[float, typer.Option(help="Objects up to this share of the image are taken.")] = 0.01,
+    queries: Annotated[int, typer.Option(min=10, metavar="N", help="Objects to train on, at most.")] = 2000,
+    small: Annotated[
+        float, typer.Option(metavar="SHARE", help="Objects up to this share of the image are taken.")
+    ] = 0.01,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers that D_c may lie in.", show_default="half of all, 10 at most")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Layers that D_c may lie in.", show_default="half of all, 10 at most"),
     ] = None,
     samples: SamplesOption = 10,
     temperature: TemperatureOption = 0.5,
@@ -312,7 +320,7 @@ def calibrate(
 # ------------------------------------------------------------------------------------------------- run and report
 
 
-@app.command()
+@app.command(short_help="Run a profile and write its report.")
 def run(
     profile: ProfileOption = "embedded",
     start: Annotated[
@@ -327,7 +335,7 @@ def run(
         runner.main(profile=profile, start=start, dry_run=dry_run)
 
 
-@app.command()
+@app.command(short_help="Build a finished run's page anew.")
 def report(profile: ProfileOption = "embedded") -> None:
     """Build index.html of a finished run anew and say where it is."""
     with told():
@@ -339,7 +347,7 @@ def report(profile: ProfileOption = "embedded") -> None:
         typer.echo(html.build(profile))
 
 
-@app.command()
+@app.command(short_help="Train the embedded LVLM anew.")
 def train_embedded(
     folder: Annotated[Path, typer.Option(help="where the LVLM is written")] = paths.EMBEDDED / "internvl",
     work: Annotated[Path, typer.Option(help="where checkpoints are kept")] = paths.DATA / "train" / "internvl",
@@ -355,7 +363,7 @@ def train_embedded(
         typer.echo(f"{folder}: weights {digest}")
 
 
-@app.command()
+@app.command(short_help="Fetch COCO or Objects365.")
 def data(
     name: Annotated[str, typer.Argument(help="coco or objects365")],
     profile: Annotated[str, typer.Option(help="the profile whose queries decide which images are fetched")] = "paper",
