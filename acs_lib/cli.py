@@ -7,6 +7,7 @@ or, for `acs ground`, an image could not be read or an object was not found; 2 w
 import csv
 import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed
 @app.callback()
 def main() -> None:
     """Choose the best of several LVLM boxes by the LVLM's own attention."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are no news; that they failed is told
 
 
 # ---------------------------------------------------------------------------------------------------------- ground
@@ -209,17 +211,27 @@ def ground(
     raise typer.Exit(int(failed))
 
 
+def _note(spec) -> None:
+    """Say on standard error what may take long with this LVLM."""
+    import torch  # late: it takes seconds
+
+    from acs_lib import grounding, pipeline
+
+    if not Path(pipeline.lvlm_source(spec)).is_dir():
+        complain(f"note: {spec.source} is fetched from the model hub, unless it is in its cache")
+    if spec.name != grounding.EMBEDDED and not torch.cuda.is_available():
+        complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
+
+
 def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bool:
     """Answer all questions and print the answers; True if an image could not be read or an object was not found."""
-    import torch  # late: it takes seconds
     from tqdm import tqdm
 
-    from acs_lib import grounding
+    from acs_lib import grounding  # late: it takes seconds
     from acs_lib.lvlms.base import ImageRefused
 
+    _note(grounding.lvlm_spec(lvlm_name))
     lvlm = grounding.load_lvlm(lvlm_name)
-    if lvlm.name != grounding.EMBEDDED and not torch.cuda.is_available():
-        complain(f"note: there is no GPU here; {lvlm.name} may take minutes for an image")
     quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
     if not as_json:
@@ -305,6 +317,7 @@ def calibrate(
                 raise typer.BadParameter(f"profile {profile} has {len(chosen.lvlms)} LVLMs; leave --out away")
         else:
             spec = grounding.lvlm_spec(lvlm)
+            _note(spec)
             chosen = calibration.make_profile(
                 spec, annotations, images, queries=queries, small=small, layers=layers, samples=samples,
                 temperature=temperature, seed=seed,

@@ -151,8 +151,15 @@ def test_no_network_is_told(monkeypatch):
     monkeypatch.setattr("acs_lib.lvlms.base.PreTrainedConfig.get_config_dict", unreachable)
     code, _, err = acs("ground", SCENE, "car", "--lvlm", "someone/model")
     assert code == 1
+    assert "note: someone/model is fetched from the model hub" in err
     assert "cannot load the LVLM 'someone/model'" in err and "or a hub name with the network at hand" in err
-    assert ("no GPU here" in err) == (not torch.cuda.is_available())
+
+
+def test_a_machine_without_a_gpu_is_told_of_the_wait(untrained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _, out, err = acs("ground", SCENE, "car", "--lvlm", untrained.model.name_or_path, "--selector", "medoid", *FEW)
+    assert "there is no GPU here" in err and table(out)
+    assert "no GPU" not in acs("ground", SCENE, "car", *FEW)[2], "the embedded LVLM needs none"
 
 
 @pytest.mark.parametrize(
