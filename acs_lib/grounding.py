@@ -422,10 +422,10 @@ def explore(lvlm: LVLM):
     return Form(
         answer,
         {"manual": True, "manual_name": "Find it"},
-        image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False),
+        image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False, layout={"width": "32em"}),
         category=widgets.Text(value=known["category"][0], description="object"),
         selector=widgets.Dropdown(options=METHODS),
         samples=widgets.IntSlider(10, 1, 30),
-        temperature=widgets.FloatSlider(value=0.5, min=0.1, max=1.5, step=0.1),
+        temperature=widgets.FloatSlider(value=0.5, min=0.1, max=1.5, step=0.1, style={"description_width": "initial"}),
         seed=widgets.IntText(0),
     )
