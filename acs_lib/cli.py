@@ -256,15 +256,15 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
         if result.box is None:
             complain(f"warning: {path}: {result.summary}")
             failed = True
-        if target is not None:
-            result.save(target)
         if as_json:
             typer.echo(json.dumps({"image": str(path), **result.to_dict()}))
         else:
             box = [""] * 4 if result.box is None else [f"{value:.1f}" for value in result.box]
             numbers = ["" if value != value else f"{value:.6g}" for value in (result.score, result.quality)]
             lines.writerow([path, result.category, *box, *numbers])
-            sys.stdout.flush()
+        sys.stdout.flush()
+        if target is not None:
+            result.save(target)  # last: an answer is not lost to a full disk
     return failed
 
 

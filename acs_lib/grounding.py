@@ -140,7 +140,7 @@ def read_image(image: Picture) -> Image.Image:
     """An RGB image from a path, a PIL image or an array ([h, w] or [h, w, 3 or 4], uint8), turned as its EXIF
     orientation says. FileNotFoundError or ValueError with what is wrong."""
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(image, "the image")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(
@@ -152,13 +152,19 @@ def read_image(image: Picture) -> Image.Image:
         raise ValueError(f"{path} is a folder; give an image in it")
     try:
         with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return _rgb(opened, f"the image {path}")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image {path} cannot be read ({error}); save or fetch it again") from error
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # converting would cut off all but the darkest values
+        raise ValueError(f"{name} has more than 8 bits a channel; save it with 8")
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def samples() -> pd.DataFrame:
