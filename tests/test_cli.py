@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from acs_lib import cli, grounding, paths, runner
 from acs_lib.heads import HeadSet
+from acs_lib.lvlms.base import ImageRefused
 from acs_lib.profiles import load_profile
 from acs_lib.report import html
 
@@ -85,6 +86,21 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     assert code == 1
     assert [row["image"] for row in table(out)] == [SCENE, SCENE]
     assert err.count("there is no image") == err.count("broken.png is not an image") == 1
+
+
+def test_an_image_that_the_lvlm_refuses_does_not_stop_the_others(monkeypatch):
+    embedded = type(grounding.load_lvlm())
+    real = embedded.prompt
+
+    def refuses_the_first(lvlm, image, category):
+        if category == "clock":
+            raise ImageRefused("aspect ratio must be smaller than 200")
+        return real(lvlm, image, category)
+
+    monkeypatch.setattr(embedded, "prompt", refuses_the_first)
+    code, out, err = acs("ground", SCENE, "-o", "clock", "-o", "car", *FEW)
+    assert code == 1 and [row["object"] for row in table(out)] == ["car"]
+    assert f"error: {SCENE}: aspect ratio" in err
 
 
 def test_an_object_that_is_not_found_is_an_empty_box_and_exit_code_1(monkeypatch):

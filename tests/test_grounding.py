@@ -351,6 +351,29 @@ def test_lvlms_go_by_name_folder_or_hub_name(tmp_path):
     assert grounding.lvlm_spec(tmp_path).source == str(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "it has no config.json that names a model type; give a folder that holds the model"),
+        (
+            {"config.json": '{"model_type": "bert"}'},
+            "no adapter for the model type 'bert', only for internvl, qwen2_vl",
+        ),
+        ({"config.json": '{"auto_map": {}, "model_type": "internvl_chat"}'}, "InternVL: names that end in -HF"),
+        ({"config.json": "no json"}, r"not a valid JSON file\); give a folder"),
+        ({"config.json": None}, r"no file named model.safetensors.*\); give a folder"),
+        ({"config.json": None, "model.safetensors": "cut short"}, r"\); give a folder that holds the model"),
+    ],
+)
+def test_folders_that_hold_no_model_are_one_sentence(tmp_path, files, message):
+    """None stands for the embedded LVLM's own file."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text or (paths.EMBEDDED / "internvl" / name).read_text())
+    with pytest.raises((ValueError, OSError), match=f"cannot load the LVLM .*{message}") as caught:
+        grounding.load_lvlm(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_shipped_scenes_are_what_their_command_renders(tmp_path):
     info = json.loads((grounding.SAMPLES / "annotations.json").read_text())["info"]
     assert scenes.write_split(tmp_path / "samples", "scenes", 4, 1001) == info["digest"]
