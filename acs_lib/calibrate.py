@@ -38,6 +38,8 @@ def make_profile(
     too few small objects.
     """
     annotations, images = Path(annotations).resolve(), Path(images).resolve()
+    if not annotations.is_file():
+        raise FileNotFoundError(f"there is no annotation file at {annotations}; give one in COCO's format")
     if not images.is_dir():
         raise FileNotFoundError(f"there is no folder of images at {images}")
     found, _ = coco.load_queries(annotations.stem, annotations, images, small, max(small, 0.05))

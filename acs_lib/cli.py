@@ -7,6 +7,7 @@ or, for `acs ground`, an image could not be read or an object was not found; 2 w
 import csv
 import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -78,14 +79,15 @@ LVLMOption = Annotated[
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
 ]
-SamplesOption = Annotated[int, typer.Option(min=1, help="How many answers are sampled.")]
-TemperatureOption = Annotated[float, typer.Option(help="Of sampling; above 0.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="The same seed gives the same boxes.")]
+SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
+TemperatureOption = Annotated[float, typer.Option(metavar="T", help="Of sampling; above 0.")]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
 
 @app.callback()
 def main() -> None:
     """Choose the best of several LVLM boxes by the LVLM's own attention."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are no news; that they failed is told
 
 
 # ---------------------------------------------------------------------------------------------------------- ground
@@ -131,7 +133,7 @@ def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path
     return [save / f"{name}.png" for name in counted]
 
 
-@app.command()
+@app.command(short_help="Find an object in an image.")
 def ground(
     arguments: Annotated[
         list[str],
@@ -151,10 +153,15 @@ def ground(
     samples: SamplesOption = 10,
     temperature: TemperatureOption = 0.5,
     seed: SeedOption = 0,
-    head_set: Annotated[Path | None, typer.Option(help="Discriminative heads (JSON), instead of the LVLM's.")] = None,
-    regressor: Annotated[Path | None, typer.Option(help="Regressor (safetensors), instead of the LVLM's.")] = None,
+    head_set: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
+    ] = None,
+    regressor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Regressor (safetensors), instead of the LVLM's.")
+    ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Draw box, candidates and attention: a file, or a folder for several.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Draw box, candidates and attention: a file, or a folder for several."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")] = False,
 ) -> None:
@@ -204,15 +211,26 @@ def ground(
     raise typer.Exit(int(failed))
 
 
+def _note(spec) -> None:
+    """Say on standard error what may take long with this LVLM."""
+    import torch  # late: it takes seconds
+
+    from acs_lib import grounding, pipeline
+
+    if not Path(pipeline.lvlm_source(spec)).is_dir():
+        complain(f"note: {spec.source} is fetched from the model hub, unless it is in its cache")
+    if spec.name != grounding.EMBEDDED and not torch.cuda.is_available():
+        complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
+
+
 def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bool:
     """Answer all questions and print the answers; True if an image could not be read or an object was not found."""
-    import torch  # late: it takes seconds
     from tqdm import tqdm
 
-    from acs_lib import grounding
+    from acs_lib import grounding  # late: it takes seconds
+    from acs_lib.lvlms.base import ImageRefused
 
-    if lvlm_name != grounding.EMBEDDED and not torch.cuda.is_available():
-        complain(f"note: there is no GPU here; {lvlm_name} may take minutes for an image")
+    _note(grounding.lvlm_spec(lvlm_name))
     lvlm = grounding.load_lvlm(lvlm_name)
     quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
@@ -229,42 +247,51 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
                 failed = True
         if picture is None:
             continue
-        result = grounding.ground(lvlm, picture, wanted, **settings)
+        try:
+            result = grounding.ground(lvlm, picture, wanted, **settings)
+        except ImageRefused as error:
+            complain(f"error: {path}: {error}")
+            failed = True
+            continue
         if result.box is None:
             complain(f"warning: {path}: {result.summary}")
             failed = True
-        if target is not None:
-            result.save(target)
         if as_json:
             typer.echo(json.dumps({"image": str(path), **result.to_dict()}))
         else:
             box = [""] * 4 if result.box is None else [f"{value:.1f}" for value in result.box]
             numbers = ["" if value != value else f"{value:.6g}" for value in (result.score, result.quality)]
             lines.writerow([path, result.category, *box, *numbers])
-            sys.stdout.flush()
+        sys.stdout.flush()
+        if target is not None:
+            result.save(target)  # last: an answer is not lost to a full disk
     return failed
 
 
 # -------------------------------------------------------------------------------------------------- calibrate
 
 
-@app.command()
+@app.command(short_help="Find D_c of an LVLM, train its regressor.")
 def calibrate(
     lvlm: LVLMOption = "internvl-embedded",
-    annotations: Annotated[Path | None, typer.Option(help="COCO-format file with boxes.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The folder of its images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(metavar="FILE", help="COCO-format file with boxes.")] = None,
+    images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The folder of its images.")] = None,
     profile: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Take over from this profile's finished run.", autocompletion=_profiles),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to.", show_default="where acs ground finds the files")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder to write to.", show_default="where acs ground finds the files"),
     ] = None,
     regressor: Annotated[bool, typer.Option(help="Write the regressor, too.")] = True,
-    queries: Annotated[int, typer.Option(min=10, help="Objects to train on, at most.")] = 2000,
-    small: Annotated[float, typer.Option(help="Objects up to this share of the image are taken.")] = 0.01,
+    queries: Annotated[int, typer.Option(min=10, metavar="N", help="Objects to train on, at most.")] = 2000,
+    small: Annotated[
+        float, typer.Option(metavar="SHARE", help="Objects up to this share of the image are taken.")
+    ] = 0.01,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers that D_c may lie in.", show_default="half of all, 10 at most")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Layers that D_c may lie in.", show_default="half of all, 10 at most"),
     ] = None,
     samples: SamplesOption = 10,
     temperature: TemperatureOption = 0.5,
@@ -290,6 +317,7 @@ def calibrate(
                 raise typer.BadParameter(f"profile {profile} has {len(chosen.lvlms)} LVLMs; leave --out away")
         else:
             spec = grounding.lvlm_spec(lvlm)
+            _note(spec)
             chosen = calibration.make_profile(
                 spec, annotations, images, queries=queries, small=small, layers=layers, samples=samples,
                 temperature=temperature, seed=seed,
@@ -305,7 +333,7 @@ def calibrate(
 # ------------------------------------------------------------------------------------------------- run and report
 
 
-@app.command()
+@app.command(short_help="Run a profile and write its report.")
 def run(
     profile: ProfileOption = "embedded",
     start: Annotated[
@@ -320,7 +348,7 @@ def run(
         runner.main(profile=profile, start=start, dry_run=dry_run)
 
 
-@app.command()
+@app.command(short_help="Build a finished run's page anew.")
 def report(profile: ProfileOption = "embedded") -> None:
     """Build index.html of a finished run anew and say where it is."""
     with told():
@@ -332,7 +360,7 @@ def report(profile: ProfileOption = "embedded") -> None:
         typer.echo(html.build(profile))
 
 
-@app.command()
+@app.command(short_help="Train the embedded LVLM anew.")
 def train_embedded(
     folder: Annotated[Path, typer.Option(help="where the LVLM is written")] = paths.EMBEDDED / "internvl",
     work: Annotated[Path, typer.Option(help="where checkpoints are kept")] = paths.DATA / "train" / "internvl",
@@ -356,7 +384,7 @@ def train_embedded(
         typer.echo(f"{folder}: weights {digest}")
 
 
-@app.command()
+@app.command(short_help="Fetch COCO or Objects365.")
 def data(
     name: Annotated[str, typer.Argument(help="coco or objects365")],
     profile: Annotated[str, typer.Option(help="the profile whose queries decide which images are fetched")] = "paper",

@@ -110,7 +110,8 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
         raise ValueError(f"the head set belongs to the LVLM {found.lvlm!r}, not {lvlm.name!r}; acs calibrate finds one")
     if not inside or not all(inside):
         raise ValueError(
-            f"the head set {found.heads} does not fit the {lvlm.layers} x {lvlm.heads} heads of {lvlm.name}"
+            f"the (layer, head) pairs {found.heads} do not fit the {lvlm.layers} layers x {lvlm.heads} heads of "
+            f"{lvlm.name}; acs calibrate finds a head set that does"
         )
     return found
 
@@ -118,12 +119,18 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
 def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> AttentionIoURegressor | None:
     """The regressor as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
     path = given or _calibrated(lvlm, "regressor.safetensors")
-    if path is None or isinstance(path, AttentionIoURegressor):
-        return path
+    if path is None:
+        return None
     try:
-        return regressor.load(Path(path), lvlm.name)
+        found = path if isinstance(path, AttentionIoURegressor) else regressor.load(Path(path), lvlm.name)
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} holds no regressor; make it anew with acs calibrate --regressor") from error
+    if (size := (found.settings["layers"], found.settings["heads"])) != (lvlm.layers, lvlm.heads):
+        raise ValueError(
+            f"the regressor is for {size[0]} layers x {size[1]} heads, and {lvlm.name} has {lvlm.layers} x "
+            f"{lvlm.heads}; acs calibrate --regressor trains one that fits"
+        )
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- images
@@ -133,7 +140,7 @@ def read_image(image: Picture) -> Image.Image:
     """An RGB image from a path, a PIL image or an array ([h, w] or [h, w, 3 or 4], uint8), turned as its EXIF
     orientation says. FileNotFoundError or ValueError with what is wrong."""
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(image, "the image")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(
@@ -145,13 +152,19 @@ def read_image(image: Picture) -> Image.Image:
         raise ValueError(f"{path} is a folder; give an image in it")
     try:
         with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return _rgb(opened, f"the image {path}")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image {path} cannot be read ({error}); save or fetch it again") from error
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # converting would cut off all but the darkest values
+        raise ValueError(f"{name} has more than 8 bits a channel; save it with 8")
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def samples() -> pd.DataFrame:
@@ -281,11 +294,12 @@ def _finite(value) -> list[float] | float | None:
 
 
 def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> np.ndarray:
-    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box."""
+    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box. The maps are rounded as a run's
+    store rounds those that the regressor was trained on."""
     predicted = np.full(len(candidates), np.nan)
     if model is not None and candidates.parsed.any():
         with torch.inference_mode():
-            predicted[candidates.parsed] = model(torch.from_numpy(candidates.maps[candidates.parsed])).numpy()
+            predicted[candidates.parsed] = model(torch.from_numpy(candidates.maps[candidates.parsed]).half()).numpy()
     return predicted
 
 
@@ -414,10 +428,10 @@ def explore(lvlm: LVLM):
     return Form(
         answer,
         {"manual": True, "manual_name": "Find it"},
-        image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False),
+        image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False, layout={"width": "32em"}),
         category=widgets.Text(value=known["category"][0], description="object"),
         selector=widgets.Dropdown(options=METHODS),
         samples=widgets.IntSlider(10, 1, 30),
-        temperature=widgets.FloatSlider(value=0.5, min=0.1, max=1.5, step=0.1),
+        temperature=widgets.FloatSlider(value=0.5, min=0.1, max=1.5, step=0.1, style={"description_width": "initial"}),
         seed=widgets.IntText(0),
     )

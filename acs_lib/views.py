@@ -411,7 +411,12 @@ def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int 
     for query_id, (outcome, case) in cases.items():
         records = answers[(answers["query_id"] == query_id) & (answers["failure"] == "")]
         rows = [
-            {"box": row[BOX].tolist(), "iou": row["iou"], "score": float(predicted[(query_id, row["candidate"])])}
+            {
+                "number": int(row["candidate"]),
+                "box": row[BOX].tolist(),
+                "iou": row["iou"],
+                "score": float(predicted[(query_id, row["candidate"])]),
+            }
             for _, row in records.iterrows()
         ]
         entries.append(

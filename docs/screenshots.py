@@ -15,7 +15,7 @@ from acs_lib.grounding import samples
 
 DOCS = Path(__file__).parent
 SHOTS = {  # name -> width, height, colour scheme, what is scrolled to
-    "report": (1100, 760, "light", "h1"),
+    "report": (1100, 760, "light", "header"),
     "report_queries_dark": (1100, 700, "dark", "#queries"),
     "report_phone": (390, 760, "light", "#queries"),
 }
@@ -47,5 +47,7 @@ for name, settings in SHOTS.items():
     shoot(paths.reports("embedded") / "index.html", name, *settings)
 first = samples().query("size == 'small'").iloc[0]
 ground(load_lvlm(), first["image"], first["category"]).save(DOCS / "grounding.png")
-for path in DOCS.glob("*.png"):
-    Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE).save(path, optimize=True)
+for name in (*SHOTS, "grounding"):
+    with Image.open(DOCS / f"{name}.png") as picture:
+        small = picture.convert("RGB").quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    small.save(DOCS / f"{name}.png", optimize=True)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from acs_lib import cli, grounding, paths, runner
 from acs_lib.heads import HeadSet
+from acs_lib.lvlms.base import ImageRefused
 from acs_lib.profiles import load_profile
 from acs_lib.report import html
 
@@ -87,6 +88,21 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     assert err.count("there is no image") == err.count("broken.png is not an image") == 1
 
 
+def test_an_image_that_the_lvlm_refuses_does_not_stop_the_others(monkeypatch):
+    embedded = type(grounding.load_lvlm())
+    real = embedded.prompt
+
+    def refuses_the_first(lvlm, image, category):
+        if category == "clock":
+            raise ImageRefused("aspect ratio must be smaller than 200")
+        return real(lvlm, image, category)
+
+    monkeypatch.setattr(embedded, "prompt", refuses_the_first)
+    code, out, err = acs("ground", SCENE, "-o", "clock", "-o", "car", *FEW)
+    assert code == 1 and [row["object"] for row in table(out)] == ["car"]
+    assert f"error: {SCENE}: aspect ratio" in err
+
+
 def test_an_object_that_is_not_found_is_an_empty_box_and_exit_code_1(monkeypatch):
     monkeypatch.setattr(type(grounding.load_lvlm()), "box_pattern", re.compile(r"(x)(x)(x)(x)"))
     code, out, err = acs("ground", SCENE, "car", *FEW)
@@ -113,7 +129,7 @@ def test_pictures_are_saved(tmp_path):
         ([SCENE, " "], "the object is empty"),
         ([SCENE, "-o", ""], "the object is empty"),
         ([SCENE, "car", "--selector", "best"], "no selector 'best'; choose one of acs-free, acs-learned"),
-        ([SCENE, "car", "--samples", "0"], "0 is not in the range"),
+        ([SCENE, "car", "--samples", "0"], "Invalid value for '--samples'"),
         ([SCENE, "car", "--temperature", "0"], "temperature has to be above 0"),
         ([SCENE, "car", "--save", "a.txt"], "name it .png"),
         ([SCENE, "car", "--save", SCENE], "would overwrite the image"),
@@ -133,7 +149,7 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
     [
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
         ([SCENE, "car", "--lvlm", "gpt"], "there is no LVLM 'gpt': give internvl-embedded, Qwen2.5-VL-7B"),
-        ([SCENE, "car", "--lvlm", paths.DATA], "cannot load the LVLM"),
+        ([SCENE, "car", "--lvlm", paths.DATA], "data': it has no config.json that names a model type; give a folder"),
         ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),
         ([SCENE, "car", "--regressor", SCENE], "holds no regressor"),
         (["nowhere.png", "car"], "there is no image nowhere.png"),
@@ -148,11 +164,18 @@ def test_no_network_is_told(monkeypatch):
     def unreachable(*arguments, **settings):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheckout your connection")
 
-    monkeypatch.setattr("acs_lib.lvlms.base.AutoConfig.from_pretrained", unreachable)
+    monkeypatch.setattr("acs_lib.lvlms.base.PreTrainedConfig.get_config_dict", unreachable)
     code, _, err = acs("ground", SCENE, "car", "--lvlm", "someone/model")
     assert code == 1
+    assert "note: someone/model is fetched from the model hub" in err
     assert "cannot load the LVLM 'someone/model'" in err and "or a hub name with the network at hand" in err
-    assert ("no GPU here" in err) == (not torch.cuda.is_available())
+
+
+def test_a_machine_without_a_gpu_is_told_of_the_wait(untrained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _, out, err = acs("ground", SCENE, "car", "--lvlm", untrained.model.name_or_path, "--selector", "medoid", *FEW)
+    assert "there is no GPU here" in err and table(out)
+    assert "no GPU" not in acs("ground", SCENE, "car", *FEW)[2], "the embedded LVLM needs none"
 
 
 @pytest.mark.parametrize(

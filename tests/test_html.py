@@ -71,7 +71,10 @@ def query(number: int, outcome: str, category: str = "ball") -> dict:
         "id": f"q{number}", "category": category, "image": address, "overlay": address, "truth": box, "width": 8,
         "height": 6, "outcome": outcome, "greedy": {"box": None, "iou": 0.0},
         "chosen": {"box": box, "iou": 1.0, "score": 0.9},
-        "candidates": [{"box": box, "score": 0.9, "iou": 1.0}, {"box": None, "score": float("nan"), "iou": 0.0}],
+        "candidates": [
+            {"number": 0, "box": box, "score": 0.9, "iou": 1.0},
+            {"number": 2, "box": None, "score": float("nan"), "iou": 0.0},
+        ],
     }  # fmt: skip
 
 
@@ -203,6 +206,9 @@ def test_images_from_elsewhere_are_refused(report):
         ("not reproduced", "bad"),
         ("contradicted", "bad"),
         ("partly", "mid"),
+        ("in part", "mid"),
+        ("reproduced in part", "mid"),
+        ("not shown", "mid"),
         ("differs", "bad"),
         ("see notes", ""),
     ],
@@ -332,8 +338,11 @@ def test_overlay_boxes_and_scores_of_a_query(report, look):
     click(browser, "#show-overlay")
     click(browser, "#show-candidates")
     assert browser.execute_script(drawn) == [2, 6]
-    assert texts(browser, "#candidates tr") == ["0 0.900 1.000", "1 – 0.000"]
-    assert browser.find_element(By.CSS_SELECTOR, "#picture svg").get_attribute("aria-label").endswith("IoU 1.000")
+    assert texts(browser, "#candidates tr") == ["0 0.900 1.000", "2 – 0.000"]
+    picture = "#picture svg"
+    assert browser.find_element(By.CSS_SELECTOR, picture).get_attribute("aria-label").endswith("IoU 1.000")
+    click(browser, "#show-zoom")
+    assert browser.find_element(By.CSS_SELECTOR, picture).get_dom_attribute("viewBox") == "0 0 6 6", "not 0 0 8 6"
 
 
 def test_tables_sort_by_every_column(report, look):

@@ -4,6 +4,7 @@ A subclass says how its family writes a prompt (`prompt`), where the image token
 (`parse`) and in which units its coordinates are. Nothing else in the kit knows a family.
 """
 
+import errno
 import functools
 import re
 from abc import ABC, abstractmethod
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import attention
@@ -173,23 +175,29 @@ def load_lvlm(
 ) -> LVLM:
     """Load an LVLM from a folder or a hub name.
 
-    Without `device` a GPU is used if there is one. Raises ValueError for a family that the kit has no adapter for and
-    OSError (with the mend) where the files cannot be had.
+    Without `device` a GPU is used if there is one. Raises ValueError where there is no model, or one of a family that
+    the kit has no adapter for, and OSError (with the mend) where the files cannot be had or read.
     """
     source = str(source)
     disable_progress_bar()  # of loading: in a notebook it would be an output that depends on the installed widgets
+    mend = "give a folder that holds the model, or a hub name with the network at hand"
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        adapter = families().get(config.model_type)
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)  # asks for no code of the model's own
+        if "model_type" not in config:
+            raise ValueError(f"cannot load the LVLM {source!r}: it has no config.json that names a model type; {mend}")
+        adapter = families().get(config["model_type"])
         if adapter is None:
-            raise ValueError(f"{source}: no adapter for {config.model_type!r}; there are {', '.join(families())}")
+            raise ValueError(
+                f"cannot load the LVLM {source!r}: there is no adapter for the model type {config['model_type']!r}, "
+                f"only for {', '.join(families())}, in the format of transformers (InternVL: names that end in -HF)"
+            )
         model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
-    except OSError as error:
-        raise OSError(
-            f"cannot load the LVLM {source!r}: {str(error).splitlines()[0]} Give a folder that holds the model, or a "
-            "hub name with the network at hand."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        reason = str(error).partition("\n")[0].strip().rstrip(".")
+        raise OSError(f"cannot load the LVLM {source!r} ({reason}); {mend}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return adapter(model.to(device), tokenizer, image_processor, name or Path(source).name, question)

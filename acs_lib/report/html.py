@@ -29,25 +29,32 @@ INLINE_IMAGE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+\Z"
 
 TITLES = {  # table stem -> title; the order of the page
     "main_results": "Main results: small objects, test split",
+    "comparisons": "Paired differences",
+    "fusions": "Fusion methods: boxes that are none of the candidates",
+    "ranks": "Mean ranks of the training-free methods",
     "by_size": "Accuracy by object size",
+    "room_to_choose": "Room to choose: greedy, random and oracle",
+    "candidates_sweep": "Number of candidates",
     "regressor": "Attention-IoU regressor",
     "layers": "Layers by gradient attribution",
     "heads": "Heads by entropy separation",
+    "acs_free": "ACS-Free against references",
     "entropy_by_layer": "Attention entropy by layer",
-    "candidates_sweep": "Number of candidates",
+    "attention_statistics": "Attention statistics by layer",
     "ablations": "Ablations",
-    "ranks": "Mean ranks of the training-free methods",
     "cost": "Cost",
 }
-FIGURES = (
+FIGURES = (  # the order of the page; others follow
     "main_results",
+    "gained",
+    "lost",
     "by_size",
-    "qualitative",
+    "candidates_sweep",
     "entropy_by_layer",
     "regressor",
     "layers",
     "heads",
-)  # then the others
+)
 
 
 def _first(stems: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -75,12 +82,14 @@ def _shown(text: str) -> str:
 
 
 def _verdict(text: str) -> str:
-    """good, bad or mid, from how a verdict begins; '' where it says something else."""
+    """good, bad or mid, from how a verdict begins (or 'in part' anywhere); '' where it says something else."""
     text = text.strip().lower()
+    if re.match(
+        r"(part|mixed|weak|unclear|inconclusive|untested|within|not (shown|tested|measured))|.*\bin part\b", text
+    ):
+        return "mid"
     if re.match(r"(not|no)\b|fail|contradict|refut|differ|disagree", text):
         return "bad"
-    if re.match(r"(part|mixed|weak|unclear|inconclusive|untested|within)", text):
-        return "mid"
     return "good" if re.match(r"(reproduced|yes|holds|confirmed|agree|supported|same|met)", text) else ""
 
 
@@ -185,8 +194,7 @@ def read_notebooks(folder: Path) -> list[dict]:
         found = re.search(r"<h1[^>]*>(.*?)</h1>", path.read_text(encoding="utf-8"), re.DOTALL | re.IGNORECASE)
         text = html.unescape(re.sub(r"<a class=\"anchor-link\".*?</a>|<[^>]+>", "", found[1])) if found else ""
         title = " ".join(text.replace("¶", "").split())
-        name = f"{path.stem}: {title}" if title else path.stem
-        notebooks.append({"href": f"notebooks/{quote(path.name)}", "title": name})
+        notebooks.append({"href": f"notebooks/{quote(path.name)}", "title": title or path.stem})
     return notebooks
 
 

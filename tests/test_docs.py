@@ -1,0 +1,44 @@
+"""What the documentation promises is there: links, pictures, the first example, the citation."""
+
+import re
+import runpy
+
+import pytest
+import yaml
+
+import acs_lib
+from acs_lib import paths
+
+PAGES = sorted(path for folder in (".", "docs", "data", "data/embedded") for path in (paths.ROOT / folder).glob("*.md"))
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+README = (paths.ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(paths.ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    links = [link for link in LINK.findall(page.read_text()) if not re.match(r"[a-z]+:", link)]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_pictures_have_alt_texts():
+    assert len(re.findall(r"!\[[^\]]{10,}\]\(", README)) == README.count("![") > 3
+
+
+def test_online_links_open_a_notebook_that_is_here():
+    opened = re.findall(r"\((https://(?:mybinder|colab)\.[^)]*?)(notebooks/\w+\.ipynb)\)", README)
+    assert len(opened) == 2 and all((paths.ROOT / notebook).is_file() for _, notebook in opened)
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    monkeypatch.chdir(paths.ROOT)
+    result = runpy.run_path(str(tmp_path / "example.py"))["result"]
+    assert result.category == "ambulance" and len(result.table) == 11
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    assert citation["version"] == acs_lib.__version__
+    assert "arXiv:2606.01612" in [found["value"] for found in citation["references"][0]["identifiers"]]
