@@ -1,0 +1,55 @@
+"""Measure one design of the embedded LVLM and add it to the log of designs (data/embedded/designs.csv).
+
+    python -m benchmarks.designs "habit, rho 0.6" path/to/weights --temperature 0.4
+
+What selection gains is measured on research images of the world `scenes`: neither a test nor a training image of any
+profile. Regressor and D_c come from the embedded profile's train and validation images, as always. A row of the same
+design and temperature is replaced. About two minutes on 2 cores.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from acs_lib import designs
+from acs_lib.paths import replacing
+from acs_lib.profiles import DatasetSpec, LVLMSpec, SplitSpec, load_profile
+from acs_lib.study import Study
+
+RESEARCH = SplitSpec(images=260, seed=31, queries={"small": 500, "large": 60})
+
+
+def main(
+    design: Annotated[str, typer.Argument(help="What the log calls it.")],
+    weights: Annotated[Path, typer.Argument(help="The LVLM's folder.", exists=True, file_okay=False)],
+    temperature: float = 0.5,
+    train: Annotated[int, typer.Option(help="Queries that the regressor is trained on.")] = 1500,
+) -> None:
+    profile = load_profile("embedded")
+    lvlm = LVLMSpec(name=profile.lvlms[0].name, source=str(weights.resolve()), dtype="float32")
+    spec = next(dataset for dataset in profile.datasets if dataset.name == profile.train_on)
+    splits = {
+        "train": spec.splits["train"].model_copy(update={"queries": {"small": train}}),
+        "validation": spec.splits["validation"].model_copy(update={"queries": {"small": 400}}),
+        "test": RESEARCH,
+    }
+    dataset = DatasetSpec(name=spec.name, kind=spec.kind, splits=splits)
+    sampling = profile.sampling.model_copy(update={"temperature": temperature})
+    changed = {"name": "designs", "lvlms": (lvlm,), "datasets": (dataset,), "sampling": sampling, "bootstrap": 2000}
+    study = Study(profile.model_copy(update=changed))
+    _, heads, _ = study.head_table(lvlm)
+    row = designs.design_row(
+        study, lvlm, dataset, study.choices(lvlm, dataset), designs.kind_table(study, lvlm, dataset)
+    )
+    row = {"design": design, **row, "auroc": heads["auroc"].max(), "auroc_within": heads["auroc_within_query"].max()}
+    log = pd.read_csv(designs.LOG) if designs.LOG.exists() else pd.DataFrame(columns=["design", "temperature"])
+    others = log[(log["design"] != design) | (log["temperature"] != temperature)]
+    with replacing(designs.LOG) as aside:
+        pd.concat([others, pd.DataFrame([row])]).round(4).to_csv(aside, index=False)
+    typer.echo(pd.Series(row).to_string())
+
+
+if __name__ == "__main__":
+    typer.run(main)
