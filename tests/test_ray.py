@@ -104,7 +104,7 @@ def small_profile(tmp_path, monkeypatch) -> Profile:
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
     monkeypatch.setattr(paths, "RUNS", tmp_path / "local")
     return Profile(
-        name="small", description="", duration="", train_on="scenes", heads={"layers": 1}, batch_queries=8,
+        name="small", description="", duration="", train_on="scenes", heads={"layers": [1]}, batch_queries=8,
         lvlms=[{"name": "internvl-embedded", "source": "data/embedded/internvl", "dtype": "float32"}],
         datasets=[
             {
