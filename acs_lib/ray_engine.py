@@ -49,6 +49,18 @@ class Worker:
 
 
 @contextlib.contextmanager
+def engine(name: str):
+    """Within this context: the engine 'local' (this process) or 'ray' for `store.collect`."""
+    if name == "local":
+        yield map
+    elif name == "ray":
+        with cluster() as found:
+            yield found
+    else:
+        raise ValueError(f"unknown engine {name!r}; choose local or ray")
+
+
+@contextlib.contextmanager
 def cluster(workers: int | None = None):
     """Within this context: the engine for `store.collect`, on the Ray cluster that RAY_ADDRESS names or on this
     machine.
