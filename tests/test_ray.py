@@ -131,3 +131,11 @@ def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile
     assert run.records().equals(local.records())
     assert (run.records()["failure"] == "").mean() > 0.5
     assert contents(run.folder) == contents(local.folder)
+
+
+def test_engines_go_by_their_names():
+    with ray_engine.engine("local") as engine:
+        assert list(engine(str, [1, 2])) == ["1", "2"]
+    with pytest.raises(ValueError, match="unknown engine 'spark'; choose local or ray"):
+        with ray_engine.engine("spark"):
+            pass
