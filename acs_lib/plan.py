@@ -96,7 +96,10 @@ class Tokens:
 
 
 def image_tokens(config: PreTrainedConfig, width: int, height: int) -> Tokens:
-    """The tokens of an image of that size, by the family's own resizing with the published settings."""
+    """The tokens of an image of that size, by the family's own resizing with the published settings.
+
+    Raises ValueError for a family that is not known here.
+    """
     vision = config.vision_config
     if config.model_type == "internvl":
         columns, rows = tile_grid(width, height, tuple(vision.image_size), *TILES)
@@ -104,6 +107,11 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> Tokens:
         inside = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
         length = config.image_seq_length
         return Tokens(tiles * (inside + 1), tiles, tiles * length, columns * rows * length)
+    if config.model_type not in PIXELS:
+        raise ValueError(
+            f"acs_lib.plan has no rule for the image tokens of {config.model_type!r}; add one, or leave `gpu` out of "
+            "the profile"
+        )
     merge = vision.spatial_merge_size
     pitch = vision.patch_size * merge
     sides = smart_resize(height, width, pitch, *PIXELS[config.model_type])

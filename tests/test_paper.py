@@ -151,3 +151,14 @@ def test_the_manifest_names_the_commits_that_were_loaded(reports, tmp_path, monk
     content = PAPER.model_dump()
     content["lvlms"][0]["revision"] = None
     assert runner.checkpoints(Profile.model_validate(content))["Qwen2.5-VL-7B"] == commit, "what `main` was"
+
+
+def test_a_copied_profile_has_to_change_its_name(tmp_path, monkeypatch):
+    """Runs and reports lie under that name: it would write over those of the profile that it was copied from."""
+    text = (paths.PROFILES / "paper.yaml").read_text()
+    monkeypatch.setattr(paths, "PROFILES", tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match="mine.yaml names itself 'paper'; write name: mine, or rename the file"):
+        load_profile("mine")
+    (tmp_path / "mine.yaml").write_text(text.replace("name: paper", "name: mine"))
+    assert load_profile("mine-first-2").datasets[0].splits["train"].queries == {"small": 2}
