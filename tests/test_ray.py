@@ -2,6 +2,7 @@
 
 import functools
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -139,3 +140,15 @@ def test_engines_go_by_their_names():
     with pytest.raises(ValueError, match="unknown engine 'spark'; choose local or ray"):
         with ray_engine.engine("spark"):
             pass
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=f"no Ray cluster at {address} .*; start one: ray start --head"):
+        with ray_engine.cluster():
+            pass
+    assert time.monotonic() - began < 20
