@@ -68,6 +68,22 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
+def _start(ray) -> None:
+    """A cluster of this machine alone: never one that somebody left, which Ray would take, or wait for.
+
+    Raises RuntimeError where it is not up after ATTEMPTS times the 30 s that Ray gives it.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray has no class for it
+            if "timed out during startup" not in str(error):
+                raise
+            cause = error
+    raise RuntimeError(f"Ray does not start here ({cause}); stop other programs, then start again") from cause
+
+
 @contextlib.contextmanager
 def cluster(workers: int | None = None):
     """Within this context: the engine for `store.collect`, on the Ray cluster that RAY_ADDRESS names or on this
@@ -88,8 +104,8 @@ def cluster(workers: int | None = None):
             ray.init(address, logging_level=logging.ERROR)
         except OSError as error:
             raise RuntimeError(f"no Ray cluster at {address} ({error}); start one: ray start --head") from error
-    else:  # "local": never a cluster that somebody left, which Ray would take, or wait for
-        ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
+    else:
+        _start(ray)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the run has its own
     context.execution_options.preserve_order = True

@@ -1,9 +1,11 @@
 """`--engine ray`: two CPU actors on the embedded LVLM give the local engine's bytes, also when an actor dies."""
 
+import contextlib
 import functools
 import os
 import socket
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,18 @@ def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
         with ray_engine.cluster():
             pass
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_start_that_takes_too_long_is_tried_again(failures):
+    starts = []
+
+    def init(*arguments, **settings):
+        starts.append(arguments)
+        if len(starts) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    ray = types.SimpleNamespace(init=init)
+    with contextlib.nullcontext() if failures < 3 else pytest.raises(RuntimeError, match="stop other programs"):
+        ray_engine._start(ray)
+    assert starts == [("local",)] * 3
