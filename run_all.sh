@@ -26,11 +26,12 @@ for file in notebooks/[0-9][0-9]_*.ipynb; do
     name=${file##*/}
     numbers="$numbers ${name%%_*}"
 done
-options=" --profile --from --dry-run --test --help"
+options=" --profile --from --limit --engine --dry-run --test --help"
+engines=" local ray"
 
 usage() {
     cat <<EOF
-Usage: ./run_all.sh [--profile NAME] [--from N] [--dry-run]
+Usage: ./run_all.sh [--profile NAME] [--from N] [--limit N] [--engine NAME] [--dry-run]
        ./run_all.sh --test
 
 Sets up the environment (the active conda or virtual environment, or .venv in this folder), then runs the notebooks
@@ -39,7 +40,9 @@ in order. Finished notebooks are reused as long as nothing they depend on has ch
   --profile NAME  what to run, one of:${profiles:- (none found in acs_lib/profiles)}
                   (default: embedded)
   --from N        run notebook N and the later ones anew; N is one of:${numbers:- (no notebooks found)}
-  --dry-run       set up, then only say which notebooks would run
+  --limit N       a first look: at most N queries of each size and split, in a report of its own
+  --engine NAME   who samples, one of:${engines} (docs/scale_out.md)
+  --dry-run       set up, then only say which notebooks would run, and what a GPU's profile would cost
   --test          set up, then run the test suite, and compare the notebooks' outputs with what they give now
   --help          this text
 EOF
@@ -63,12 +66,12 @@ while [ $# -gt 0 ]; do
     option=$1
     shift
     case $option in
-        --profile | --from)
+        --profile | --from | --limit | --engine)
             [ $# -gt 0 ] || fail 2 "run_all.sh: $option needs a value" "./run_all.sh --help explains it"
             value=$1
             shift
             ;;
-        --profile=* | --from=*)
+        --profile=* | --from=* | --limit=* | --engine=*)
             value=${option#*=}
             option=${option%%=*}
             ;;
@@ -89,6 +92,15 @@ while [ $# -gt 0 ]; do
             value=$(printf '%02d' "$((10#$value))")
             is_in "$value" "$numbers" || refuse "there is no notebook $value to start from" "$numbers"
             arguments+=(--from "$value")
+            ;;
+        --limit)
+            is_number "$value" && [ "$((10#$value))" -gt 0 ] ||
+                fail 2 "run_all.sh: --limit takes a number above 0, not '$value'" "./run_all.sh --help explains it"
+            arguments+=(--limit "$((10#$value))")
+            ;;
+        --engine)
+            is_in "$value" "$engines" || refuse "unknown engine '$value'" "$engines"
+            arguments+=(--engine "$value")
             ;;
         --dry-run) arguments+=(--dry-run) ;;
         --test)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -339,24 +339,41 @@ def run(
     start: Annotated[
         int | None, typer.Option("--from", metavar="N", min=0, help="Run notebook N and the later ones anew.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which notebooks would run.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say which notebooks would run and, for a GPU's profile, at what cost."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="A first look: at most N queries of each size and split, in <profile>-first-N."
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Who samples: this process, or the workers of a Ray cluster (docs/scale_out.md)."),
+    ] = "local",
 ) -> None:
     """Run a profile's notebooks in order and write its report; what is finished and unchanged is reused."""
     with told():
         from acs_lib import runner  # late: it brings Jupyter
 
-        runner.main(profile=profile, start=start, dry_run=dry_run)
+        runner.main(profile=profile, start=start, dry_run=dry_run, limit=limit, engine=engine)
 
 
 @app.command(short_help="Build a finished run's page anew.")
 def report(profile: ProfileOption = "embedded") -> None:
-    """Build index.html of a finished run anew and say where it is."""
-    with told():
-        profiles.load_profile(profile)
-        if not (paths.reports(profile) / "manifest.json").is_file():
-            raise FileNotFoundError(f"profile {profile} has no finished run; run acs run --profile {profile}")
-        from acs_lib.report import html
+    """Build index.html of a finished run anew and say where it is.
 
+    For the paper's own LVLMs and data it can be built at any time: what was not run is marked as such.
+    """
+    with told():
+        chosen = profiles.load_profile(profile)
+        from acs_lib.report import html, tables
+
+        compared = tables.write_comparison(chosen, paths.reports(profile))
+        if not compared and not (paths.reports(profile) / "manifest.json").is_file():
+            raise FileNotFoundError(f"profile {profile} has no finished run; run acs run --profile {profile}")
         typer.echo(html.build(profile))
 
 

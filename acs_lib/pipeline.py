@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import AutoConfig, PreTrainedConfig
 
 from acs_lib import paths, sampling
+from acs_lib.candidates import STATISTICS
 from acs_lib.datasets import coco, scenes
 from acs_lib.lvlms.base import LVLM, ImageRefused, load_lvlm
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
@@ -152,6 +153,11 @@ def answer_stored(spec: LVLMSpec, how: sampling.Sampling, map_side: int | None, 
     return [(replace(found, maps=averaged(found.maps, map_side)), records) for found, records in answers]
 
 
+def bytes_per_query(samples: int, layers: int, heads: int, cells: float) -> int:
+    """Disk that the answers to a query take: maps of four numbers in float16, and their statistics in float32."""
+    return round((samples + 1) * 4 * layers * heads * (2 * cells + 4 * len(STATISTICS)))
+
+
 def averaged(maps: np.ndarray, side: int) -> np.ndarray:
     """Maps [n, 4, L, H, side, side] float32: means over equal parts of the image of maps [n, 4, L, H, h, w], whatever
     the shape of their grid. NaN (an answer without a box) stays."""
@@ -173,7 +179,6 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
     how = sampling.Sampling(**profile.sampling.model_dump())
     cells = profile.map_side**2 if profile.map_side else mean_cells(load(lvlm_spec), queries)
     config = lvlm_config(lvlm_spec).get_text_config()
-    maps = (how.samples + 1) * 4 * config.num_hidden_layers * config.num_attention_heads
     key_parts = {
         "lvlm": lvlm_spec.model_dump(),
         "weights": lvlm_digest(lvlm_spec),
@@ -185,7 +190,8 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
     return collect(
         run_folder(profile, lvlm_spec, dataset, split), queries,
         functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts,
-        bytes_per_query=round(maps * (2 * cells + 4 * 4)), batch=profile.batch_queries,
+        bytes_per_query=bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells),
+        batch=profile.batch_queries,
         progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=engine,
     )  # fmt: skip
 

@@ -124,13 +124,16 @@ def profile_file(name: str) -> Path:
 
 
 def load_profile(name: str) -> Profile:
-    """Read a profile; ValueError lists the valid names, or says which setting is wrong.
+    """Read a profile; ValueError lists the valid names, or says which setting is wrong (the profile's name is its
+    file's, as are the names of its folders).
 
     `<profile>-first-N` is the profile with at most N queries of each size in each split: a first look, with run
     directories and a report of its own.
     """
     path = profile_file(name)
     profile = Profile.model_validate(yaml.safe_load(path.read_text()))
+    if profile.name != path.stem:
+        raise ValueError(f"{path} names itself {profile.name!r}; write name: {path.stem}, or rename the file")
     if name == path.stem:
         return profile
     content, limit = profile.model_dump(), int(FIRST.fullmatch(name)["limit"])

@@ -12,6 +12,7 @@ limit ends its actor, whatever hangs in it, and counts as such a death.
 import contextlib
 import logging
 import os
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,41 @@ class Worker:
 
 
 @contextlib.contextmanager
+def engine(name: str):
+    """Within this context: the engine 'local' (this process) or 'ray' for `store.collect`."""
+    if name == "local":
+        yield map
+    elif name == "ray":
+        with cluster() as found:
+            yield found
+    else:
+        raise ValueError(f"unknown engine {name!r}; choose local or ray")
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody answers at 'host:port': Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _start(ray) -> None:
+    """A cluster of this machine alone: never one that somebody left, which Ray would take, or wait for.
+
+    Raises RuntimeError where it is not up after ATTEMPTS times the 30 s that Ray gives it.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray has no class for it
+            if "timed out during startup" not in str(error):
+                raise
+            cause = error
+    raise RuntimeError(f"Ray does not start here ({cause}); stop other programs, then start again") from cause
+
+
+@contextlib.contextmanager
 def cluster(workers: int | None = None):
     """Within this context: the engine for `store.collect`, on the Ray cluster that RAY_ADDRESS names or on this
     machine.
@@ -62,10 +98,14 @@ def cluster(workers: int | None = None):
         import ray.data
     except ImportError as error:
         raise RuntimeError(f"--engine ray needs Ray, which is not installed here; {MEND}") from error
-    try:
-        ray.init(include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError) as error:
-        raise RuntimeError(f"no Ray cluster at {os.environ['RAY_ADDRESS']} ({error}); start one: ray start") from error
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            _knock(address)
+            ray.init(address, logging_level=logging.ERROR)
+        except OSError as error:
+            raise RuntimeError(f"no Ray cluster at {address} ({error}); start one: ray start --head") from error
+    else:
+        _start(ray)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the run has its own
     context.execution_options.preserve_order = True

@@ -7,17 +7,19 @@ does not hold is run, and so is every later one.
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import huggingface_hub
 import nbformat
 import papermill
 import typer
@@ -27,7 +29,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 from acs_lib import paths
-from acs_lib.profiles import Profile, load_profile
+from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, which is no result
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
@@ -61,12 +63,13 @@ def _from_root(path: Path) -> str:
 @dataclass(frozen=True)
 class Stage:
     """One notebook of a run. `inputs` are the digests of what its result depends on, `digest` adds those of the
-    notebooks before it."""
+    notebooks before it; `parameters` are what papermill hands over besides the profile's name."""
 
     notebook: Path
     profile: str
     inputs: dict[str, str]
     digest: str
+    parameters: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -95,12 +98,15 @@ class Stage:
         return f"{missing[0]} is missing" if missing else None
 
 
-def make_stages(profile: Profile, name: str) -> list[Stage]:
+def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Stage]:
     """The stages of a run, checked before anything is computed. RunError for a notebook that is not there, or that
-    does not have the parameter `profile` (papermill itself would only warn, and run with the notebook's default)."""
+    does not have the parameter `profile` (papermill itself would only warn, and run with the notebook's default).
+
+    `engine` goes to the notebook that has the parameter, the one that samples; results do not depend on it.
+    """
     shared = {
         "the library": _digest(_file_digests(paths.LIBRARY, "*.py")),
-        "the profile": _digest((paths.PROFILES / f"{name}.yaml").read_bytes()),
+        "the profile": _digest(profile_file(name).read_bytes()),
         "the weights": _digest(_file_digests(paths.EMBEDDED, "model.safetensors")),
     }
     stages: list[Stage] = []
@@ -114,7 +120,11 @@ def make_stages(profile: Profile, name: str) -> list[Stage]:
         cells = nbformat.read(notebook, 4).cells  # outputs and execution counts do not matter
         source = _digest([(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in cells])
         inputs = {"the notebook": source} | shared
-        stages.append(Stage(notebook, name, inputs, _digest([inputs, stages[-1].digest if stages else ""])))
+        digest = _digest([inputs, stages[-1].digest if stages else ""])
+        parameters = {"engine": engine} if "engine" in known else {}
+        stages.append(Stage(notebook, name, inputs, digest, parameters))
+    if engine != "local" and not any(stage.parameters for stage in stages):
+        raise RunError(f"no notebook of the profile {name!r} has the parameter 'engine'; leave --engine out")
     return stages
 
 
@@ -150,8 +160,9 @@ def _execute(stage: Stage) -> nbformat.NotebookNode:
     os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PREFER_ENV_PATH="1")
     try:
         notebook = papermill.execute_notebook(
-            stage.notebook, executed, parameters={"profile": stage.profile}, kernel_name="python3",
-            cwd=stage.notebook.parent, progress_bar=sys.stderr.isatty() and {"desc": stage.label, "leave": False},
+            stage.notebook, executed, parameters={"profile": stage.profile, **stage.parameters},
+            kernel_name="python3", cwd=stage.notebook.parent,
+            progress_bar=sys.stderr.isatty() and {"desc": stage.label, "leave": False},
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which shares this terminal
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
@@ -221,6 +232,17 @@ def dataset_digests() -> dict[str, str]:
     return {_from_root(path): info["digest"] for path, info in sorted(infos.items()) if "digest" in info}
 
 
+def checkpoints(profile: Profile) -> dict[str, str | None]:
+    """The commit that each hub LVLM of a profile was loaded from, out of the hub's cache; None where it is not there.
+    A folder has no commit; the digest of the embedded one is under `weights`."""
+    found = {}
+    for spec in profile.lvlms:
+        if not (paths.ROOT / spec.source).exists():
+            file = huggingface_hub.try_to_load_from_cache(spec.source, "config.json", revision=spec.revision)
+            found[spec.name] = Path(file).parent.name if isinstance(file, str) else None
+    return found
+
+
 def make_manifest(profile: Profile, stages: list[Stage], git: dict) -> dict:
     """Where a report comes from; reused notebooks keep the seconds of the run that made them."""
     seconds = {stage.notebook.stem: stage.stamp()["seconds"] for stage in stages}
@@ -232,6 +254,7 @@ def make_manifest(profile: Profile, stages: list[Stage], git: dict) -> dict:
         "profile": profile.model_dump(mode="json"),
         "seeds": {"sampling": profile.sampling.seed, "regressor": list(range(profile.regressor.seeds)), **splits},
         "weights": _file_digests(paths.EMBEDDED, "model.safetensors"),
+        "checkpoints": checkpoints(profile),
         "datasets": dataset_digests(),
         "seconds": seconds,
         "total_seconds": round(sum(seconds.values()), 2),
@@ -241,23 +264,38 @@ def make_manifest(profile: Profile, stages: list[Stage], git: dict) -> dict:
 # ------------------------------------------------------------------------------------------------------------ run
 
 
-def run(name: str, start: int | None = None, dry_run: bool = False) -> Path | None:
+def run(
+    name: str, start: int | None = None, dry_run: bool = False, limit: int | None = None, engine: str = "local"
+) -> Path | None:
     """Run what is not finished of a profile, and return its index.html (None after a dry run, which writes nothing).
 
-    RunError: an unknown profile or notebook, a misspelt parameter, a notebook that failed.
+    A profile that names its GPU has its cost printed first. `limit`: with at most so many queries of each size and
+    split, as the profile `<name>-first-<limit>`, which has runs and a report of its own.
+    RunError: an unknown profile or notebook, a misspelt parameter, an engine that is not installed, a notebook that
+    failed.
     """
     git = git_state()
+    if limit is not None:
+        name = f"{name}-first-{limit}"
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise RunError(
+            '--engine ray needs Ray, which is not installed here\nmend: python -m pip install "acs-kit[ray]"'
+        )
     try:
         profile = load_profile(name)
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(str(error), code=2) from error
-    stages = make_stages(profile, name)
+    stages = make_stages(profile, name, engine)
     first = first_to_run(stages, start)
     for stage in stages[:first]:
         reason = stage.stale()  # none, unless --from skipped over it
         typer.echo(f"{stage.label}: reused" + (f", although {reason}" if reason else ""))
     to_run = [(stage, "follows") for stage in stages[first:]]
     to_run[:1] = [(stage, stage.stale() if start is None else "--from") for stage, _ in to_run[:1]]
+    if to_run and profile.gpu:
+        from acs_lib import plan  # late: it brings torch
+
+        typer.echo(plan.say(profile))
     if dry_run:
         for stage, reason in to_run:
             typer.echo(f"{stage.label}: would run ({reason})")
@@ -269,10 +307,26 @@ def run(name: str, start: int | None = None, dry_run: bool = False) -> Path | No
         run_stage(stage)
         typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
     paths.write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, git), indent=1))
-    return importlib.import_module("acs_lib.report.html").build(name)  # late: it brings the plotting libraries
+    from acs_lib.report import tables  # late: it brings SciPy
+
+    tables.write_comparison(profile, paths.reports(name))
+    return importlib.import_module("acs_lib.report.html").build(name)
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only say which notebooks would run and, for a GPU's profile, at what cost.")
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="A first look: at most N queries of each size and split, in <profile>-first-N."
+    ),
+]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Who samples: this process, or the workers of a Ray cluster (docs/scale_out.md)."),
+]
 
 
 @app.command()
@@ -281,7 +335,9 @@ def main(
     start: Annotated[
         int | None, typer.Option("--from", metavar="N", min=0, help="Run notebook N and the later ones anew.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which notebooks would run.")] = False,
+    dry_run: DryRunOption = False,
+    limit: LimitOption = None,
+    engine: EngineOption = "local",
 ) -> None:
     """Run a profile's notebooks in order; finished ones are reused as long as nothing they depend on has changed.
 
@@ -289,7 +345,7 @@ def main(
     """
     begun = time.perf_counter()
     try:
-        page = run(profile, start, dry_run)
+        page = run(profile, start, dry_run, limit, engine)
     except (RunError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(getattr(error, "code", 1)) from None

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,16 +38,17 @@ class Study:
         """The (LVLM, dataset) columns of the main table."""
         return [(lvlm, dataset) for lvlm in self.profile.lvlms for dataset in self.profile.datasets]
 
-    def runs(self) -> Iterator[tuple[str, str, str, Run]]:
+    def runs(self, engine: Callable = map) -> Iterator[tuple[str, str, str, Run]]:
         """(lvlm, dataset, split, run) of every split of every dataset; sampled now unless they are there."""
         for lvlm, dataset in self.columns:
             for split in dataset.splits:
-                yield lvlm.name, dataset.name, split, self.run(lvlm, dataset, split)
+                yield lvlm.name, dataset.name, split, self.run(lvlm, dataset, split, engine)
 
-    def run(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> Run:
+    def run(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map) -> Run:
+        """The run of one split; sampled now by `engine` (see store.collect) unless it is there."""
         name = lvlm.name, dataset.name, split
         if name not in self._runs:
-            self._runs[name] = pipeline.collect_run(self.profile, lvlm, dataset, split)
+            self._runs[name] = pipeline.collect_run(self.profile, lvlm, dataset, split, engine)
         return self._runs[name]
 
     def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:

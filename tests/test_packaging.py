@@ -28,12 +28,20 @@ def read_lock():
 # ------------------------------------------------------------------------------------------------- dependencies
 
 
-@pytest.mark.parametrize("dependency", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+@pytest.mark.parametrize("dependency", PROJECT["dependencies"] + EXTRAS["test"])
 def test_each_dependency_is_pinned_within_its_bound(dependency):
     requirement = Requirement(dependency)
     assert str(requirement.specifier).startswith(">="), "a lower bound, so that an old release is not taken"
     version = read_lock()[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version, prereleases=True)
+
+
+def test_the_tests_install_ray_as_the_extra_does():
+    """So that tests/test_ray.py runs wherever the lock is installed."""
+    assert set(EXTRAS["ray"]) <= set(EXTRAS["test"])
 
 
 def test_the_lock_holds_plain_pins_only():
@@ -147,11 +155,14 @@ def test_help_lists_the_profiles(kit):
         (["--profile", "nonesuch"], PROFILES),
         (["--profile=nonesuch"], PROFILES),
         (["--profile", ""], PROFILES),
-        (["--bogus"], ["--profile", "--from", "--dry-run", "--test", "--help"]),
+        (["--bogus"], ["--profile", "--from", "--limit", "--engine", "--dry-run", "--test", "--help"]),
         (["smoke"], ["--profile"]),
         (["--from", "two"], ["01", "08"]),
         (["--from", "-1"], ["01", "08"]),
         (["--from", "9"], ["01", "08"]),
+        (["--engine", "spark"], ["local", "ray"]),
+        (["--limit", "0"], []),
+        (["--limit=many"], []),
         (["--from"], []),
         (["--test", "--dry-run"], []),
         (["--test", "--profile", PROFILES[0]], []),
@@ -169,13 +180,13 @@ def test_bad_usage_is_refused_before_any_set_up(kit, environment, arguments, val
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 def test_an_active_environment_is_used_and_filled_once(kit, environment, variable):
     active = {variable: str(environment)}
-    arguments = ["--profile", PROFILES[0], "--from=08", "--dry-run"]
+    arguments = ["--profile", PROFILES[0], "--from=08", "--limit", "20", "--engine=ray", "--dry-run"]
     result = run_all(kit, *arguments, **active)
     assert result.returncode == 0, result.stderr
     first, second, run = calls(environment)
     assert first.endswith("install --no-input --progress-bar off -r requirements.lock")
     assert second.endswith("--no-deps -e .")
-    wanted = f"-m acs_lib.runner --profile {PROFILES[0]} --from 08 --dry-run"
+    wanted = f"-m acs_lib.runner --profile {PROFILES[0]} --from 08 --limit 20 --engine ray --dry-run"
     assert run == wanted
     assert not (kit / ".venv").exists()
 
@@ -188,7 +199,9 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     *_, suite, notebooks = calls(environment)
     assert suite == "-m pytest"
     assert notebooks.startswith("-m pytest --nbval ")
-    assert notebooks.endswith("--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/01_one.ipynb")
+    assert notebooks.endswith(
+        "--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/01_one.ipynb notebooks/08_eight.ipynb"
+    )
 
 
 def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, environment):

@@ -1,8 +1,11 @@
 """`--engine ray`: two CPU actors on the embedded LVLM give the local engine's bytes, also when an actor dies."""
 
+import contextlib
 import functools
 import os
+import socket
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -104,7 +107,7 @@ def small_profile(tmp_path, monkeypatch) -> Profile:
     monkeypatch.setattr(paths, "DATA", tmp_path / "data")
     monkeypatch.setattr(paths, "RUNS", tmp_path / "local")
     return Profile(
-        name="small", description="", duration="", train_on="scenes", heads={"layers": 1}, batch_queries=8,
+        name="small", description="", duration="", train_on="scenes", heads={"layers": [1]}, batch_queries=8,
         lvlms=[{"name": "internvl-embedded", "source": "data/embedded/internvl", "dtype": "float32"}],
         datasets=[
             {
@@ -131,3 +134,38 @@ def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile
     assert run.records().equals(local.records())
     assert (run.records()["failure"] == "").mean() > 0.5
     assert contents(run.folder) == contents(local.folder)
+
+
+def test_engines_go_by_their_names():
+    with ray_engine.engine("local") as engine:
+        assert list(engine(str, [1, 2])) == ["1", "2"]
+    with pytest.raises(ValueError, match="unknown engine 'spark'; choose local or ray"):
+        with ray_engine.engine("spark"):
+            pass
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=f"no Ray cluster at {address} .*; start one: ray start --head"):
+        with ray_engine.cluster():
+            pass
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_start_that_takes_too_long_is_tried_again(failures):
+    starts = []
+
+    def init(*arguments, **settings):
+        starts.append(arguments)
+        if len(starts) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    ray = types.SimpleNamespace(init=init)
+    with contextlib.nullcontext() if failures < 3 else pytest.raises(RuntimeError, match="stop other programs"):
+        ray_engine._start(ray)
+    assert starts == [("local",)] * 3

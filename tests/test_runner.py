@@ -186,6 +186,47 @@ def test_a_misspelt_parameter_is_refused_before_anything_runs(project):
     assert not (paths.runs("tiny") / "log.txt").exists()
 
 
+SAYS = "with open('../data/runs/tiny/log.txt', 'a') as file:\n    file.write(f'{profile} {engine}\\n')"
+
+
+def test_the_engine_reaches_the_notebook_that_samples_and_makes_nothing_stale(project, monkeypatch):
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name)
+    write_notebook(paths.NOTEBOOKS / "01_one.ipynb", SAYS, parameters='profile = "other"\nengine = "local"')
+    write_notebook(paths.NOTEBOOKS / "02_two.ipynb", "1")
+    result = invoke("--engine", "ray")
+    assert result.exit_code == 0, result.output
+    assert log() == ["tiny ray"]
+    assert set(plan("--engine", "local").values()) == {"reused"}
+    assert invoke("--engine", "spark").exit_code == 2
+
+
+def test_an_engine_that_no_notebook_takes_or_that_is_not_installed_is_refused(finished, monkeypatch):
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name)
+    result = invoke("--engine", "ray", "--dry-run")
+    assert (result.exit_code, "no notebook of the profile 'tiny' has the parameter 'engine'" in result.output) == (
+        1,
+        True,
+    )
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    result = invoke("--engine", "ray", "--dry-run")
+    assert (result.exit_code, 'mend: python -m pip install "acs-kit[ray]"' in result.output) == (1, True)
+
+
+def test_a_limit_is_a_profile_of_its_own(project):
+    write_notebook(paths.NOTEBOOKS / "01_one.ipynb", APPEND.format("01"))
+    write_profile("01")
+    result = invoke("--limit", "3")
+    assert result.exit_code == 0, result.output
+    assert log() == ["01 tiny-first-3"]
+    manifest = json.loads((paths.reports("tiny-first-3") / "manifest.json").read_text())
+    assert manifest["profile"]["name"] == "tiny-first-3"
+    assert manifest["checkpoints"] == {}
+    assert not paths.reports("tiny").exists()
+    assert plan("--limit", "3") == {"01": "reused"}
+    assert plan() == {"01": "would run (not finished yet)"}
+    assert invoke("--limit", "0").exit_code == 2
+
+
 def test_the_profile_names_its_notebooks(project):
     for stem in ("00_zero", "01_one", "07_seven", "08_eight"):
         write_notebook(paths.NOTEBOOKS / f"{stem}.ipynb")

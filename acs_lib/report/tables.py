@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from acs_lib.evaluate import MAIN_COLUMNS
 from acs_lib.paths import write_text
+from acs_lib.profiles import Profile
+from acs_lib.published import BEST_BASELINE, main_results
 
 TEX_ESCAPES = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -87,3 +90,40 @@ def side_by_side(main_table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFr
         cells = {row.method: f"{100 * row.acc50:.1f}" for row in part.itertuples()}
         display[f"published, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
     return display
+
+
+def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
+    """The paper's table again, with what was measured beside it, one row a published number.
+
+    main_table: rows of `evaluate.main_table`, of any columns of the paper's table, or none
+    Returns lvlm, dataset, method, published_acc50 (%), measured_acc50 ('49.1 [45.6, 52.7], n = 816', %, or 'not run'),
+    measured_method: for the best sampling baseline the best measured one, by Acc@0.5 of the same column, as in the
+    paper; else the method itself, empty where it was not run.
+    """
+    rows = []
+    for cell in main_results().itertuples():
+        part = main_table[(main_table["lvlm"] == cell.lvlm) & (main_table["dataset"] == cell.dataset)]
+        if cell.method == BEST_BASELINE:
+            part = part[part["family"].isin(["likelihood", "consensus"])].sort_values("acc50").tail(1)
+        else:
+            part = part[part["method"] == cell.method]
+        text, method = "not run", ""
+        for row in part.itertuples():
+            text, method = _measured(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries), row.method
+        rows.append((cell.lvlm, cell.dataset, cell.method, round(100 * cell.acc50, 1), text, method))
+    names = ["lvlm", "dataset", "method", "published_acc50", "measured_acc50", "measured_method"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def write_comparison(profile: Profile, folder: Path) -> bool:
+    """Write published_and_measured for a profile with LVLMs and data of the paper, whatever of it has been run; returns
+    whether it is one."""
+    published = main_results()
+    columns = set(zip(published["lvlm"], published["dataset"]))
+    if columns.isdisjoint((lvlm.name, dataset.name) for lvlm in profile.lvlms for dataset in profile.datasets):
+        return False
+    file = Path(folder) / "tables" / "main_results.csv"
+    measured = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=MAIN_COLUMNS)
+    caption = "Acc@0.5 on small objects in %: the paper's numbers, and those measured here (95 % interval)."
+    write_table(published_and_measured(measured), folder, "published_and_measured", caption)
+    return True

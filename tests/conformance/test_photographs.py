@@ -10,7 +10,12 @@ from harness import scripted, written
 from PIL import Image
 
 from acs_lib import boxes as bx
+from acs_lib import evaluate, paths, pipeline, published, views
+from acs_lib.profiles import Profile
+from acs_lib.report import tables
 from acs_lib.sampling import Sampling, candidates, cell_coverage
+from acs_lib.selectors import SELECTORS
+from acs_lib.study import Study
 
 ROOT = Path(os.environ.get("ACS_COCO128") or Path(__file__).parents[3] / "shared" / "coco128")
 
@@ -68,3 +73,59 @@ def test_the_true_box_comes_back_with_its_maps(family, lvlm, photograph):
     assert (inside <= mass + 1e-6).all() and (peak >= 1 / (rows * columns)).all() and (peak <= 1).all()
     covered = cell_coverage(found.boxes[:1], *image.size, (rows, columns)).sum() / (rows * columns)
     assert covered == pytest.approx(bx.area_fraction(found.boxes[0], *image.size), rel=1e-6)
+
+
+@pytest.fixture
+def study(family, lvlm, tmp_path, monkeypatch) -> Study:
+    """The paper's settings for a tiny model as it is published, in bfloat16, and six queries of coco128; in folders of
+    its own. Its LVLM and dataset have the names of one of the paper's columns."""
+    if not (ROOT / "annotations" / "instances_train2017.json").is_file():
+        pytest.skip("no COCO photographs: set ACS_COCO128 to a folder with train2017/ and annotations/")
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
+    lvlm.model.save_pretrained(tmp_path / "lvlm")
+    lvlm.tokenizer.save_pretrained(tmp_path / "lvlm")
+    (tmp_path / "lvlm" / "preprocessor_config.json").write_text(json.dumps(family.hub_processor))
+    test = {
+        "annotations": str(ROOT / "annotations" / "instances_train2017.json"), "folder": str(ROOT / "train2017"),
+        "queries": {"small": 3, "large": 3},
+    }  # fmt: skip
+    profile = Profile(
+        name="photographs", description="", duration="", train_on="COCO", heads={"layers": [2]}, batch_queries=4,
+        lvlms=[{"name": "InternVL-3.5-8B", "source": str(tmp_path / "lvlm"), "dtype": "bfloat16"}],
+        datasets=[{"name": "COCO", "kind": "coco", "splits": {"test": test}}], map_side=8, bootstrap=100,
+        sampling={"samples": 3, "temperature": 0.7, "max_new_tokens": 120},
+    )  # fmt: skip
+    return Study(profile)
+
+
+def test_photographs_go_all_the_way_into_the_reports_tables(family, study):
+    (lvlm, dataset), folder = study.columns[0], paths.reports("photographs")
+    with scripted(pipeline.load(lvlm), family.answer.format(x1=100, y1=100, x2=300, y2=250)):
+        runs = list(study.runs())
+    assert [names[:3] for names in runs] == [("InternVL-3.5-8B", "COCO", "test")]
+    run = study.run(lvlm, dataset, "test")
+    assert run.queries["size"].value_counts().to_dict() == {"small": 3, "large": 3}
+    assert len(run.records()) == 6 * 4 and (run.records()["failure"] == "").all()
+    images = dict(zip(run.queries["query_id"], run.queries["image"]))
+    for found in run.candidates(maps=True):
+        with Image.open(images[found.query_id]) as photograph:
+            assert photograph.size == (found.width, found.height)
+        assert found.maps.shape[-2:] == (8, 8) and np.isfinite(found.maps).all() and (found.maps > 0).any()
+        assert np.isfinite(found.statistics).all()
+        assert found.boxes[0, 2] <= found.width and found.boxes[0, 3] <= found.height
+
+    choices = evaluate.chosen(run.candidates(maps=True), run.truth, SELECTORS.values(), study.profile.pool)
+    main = evaluate.main_table(
+        choices, run.queries, lvlm=lvlm.name, dataset=dataset.name, published=published.main_results(), draws=100
+    )
+    assert list(main["method"]) and set(SELECTORS) < set(main["method"]) and (main["n_queries"] == 6).all()
+    greedy = main.set_index("method").loc["greedy"]
+    truth = [bx.iou(found.boxes[0], run.truth[found.query_id]) for found in run.candidates()]
+    assert greedy["miou"] == pytest.approx(np.mean(truth)) and greedy["published_acc50"] == 0.491
+    study.save_table(main, "main_results", "measured")
+    assert views.failures(study)["failure"].tolist() == ["none"]
+    assert tables.write_comparison(study.profile, folder)
+    text = (folder / "tables" / "published_and_measured.md").read_text()
+    assert text.count("not run") == 14, "all cells but greedy's and the best sampling baseline's of one column"
+    assert "n = 6" in text

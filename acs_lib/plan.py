@@ -1,0 +1,281 @@
+"""What a run of a profile will cost, before it starts: queries, candidates, GPU hours, memory and disk.
+
+Nothing is fetched for it: the models are built from their published configurations on the meta device, without weights,
+and every linear layer, attention and map is counted. What is counted is exact (a test sets it against PyTorch's own
+counter of operations); how fast a GPU does it is an assumption of the profile (`GPUSpec`), and `say` says so.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from acs_lib import pipeline
+from acs_lib.lvlms.internvl import tile_grid
+from acs_lib.profiles import GPUSpec, LVLMSpec, Profile
+
+QWEN2_TEXT = dict(
+    vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+    num_key_value_heads=4,
+)  # fmt: skip
+QWEN3_TEXT = dict(
+    vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=128,
+)  # fmt: skip
+# What decides the size of a model, from the `config.json` of the checkpoints. The models built from these have the
+# published number of parameters to the last one (the Qwen repositories' safetensors index and hub pages; InternVL's
+# documentation: 8.5 B), which a test holds.
+CONFIGS = {
+    "Qwen/Qwen2-VL-7B-Instruct": dict(
+        model_type="qwen2_vl", text_config=QWEN2_TEXT,
+        vision_config=dict(depth=32, embed_dim=1280, hidden_size=3584, mlp_ratio=4, num_heads=16, patch_size=14),
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": dict(
+        model_type="qwen2_5_vl", text_config=QWEN2_TEXT,
+        vision_config=dict(
+            depth=32, hidden_size=1280, intermediate_size=3420, out_hidden_size=3584, num_heads=16, patch_size=14,
+            window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
+        ),
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": dict(
+        model_type="qwen3_vl", text_config=QWEN3_TEXT,
+        vision_config=dict(
+            depth=27, hidden_size=1152, intermediate_size=4304, out_hidden_size=4096, num_heads=16, patch_size=16,
+            num_position_embeddings=2304, deepstack_visual_indexes=[8, 16, 24],
+        ),
+    ),
+    "OpenGVLab/InternVL3_5-8B-HF": dict(
+        model_type="internvl", image_seq_length=256,
+        text_config=dict(QWEN3_TEXT, model_type="qwen3", tie_word_embeddings=False),
+        vision_config=dict(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+            image_size=[448, 448], patch_size=[14, 14], attention_bias=True,
+        ),
+    ),
+}  # fmt: skip
+# From `preprocessor_config.json` of the same repositories.
+PIXELS = {"qwen2_vl": (3136, 12845056), "qwen2_5_vl": (3136, 12845056), "qwen3_vl": (65536, 16777216)}
+TILES = 1, 12
+QUESTION = 40  # tokens of the prompt that are no image, about; those of the chat template included
+IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most frequent
+IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
+BFLOAT16, FLOAT32 = 2, 4  # bytes
+
+
+def config(spec: LVLMSpec) -> PreTrainedConfig:
+    """The configuration of an LVLM: the published numbers above, or the `config.json` of its folder or repository.
+
+    Raises OSError where it is neither here nor to be had.
+    """
+    known = CONFIGS.get(spec.source)
+    if known is None:
+        return pipeline.lvlm_config(spec)
+    settings = {name: value for name, value in known.items() if name != "model_type"}
+    return AutoConfig.for_model(known["model_type"], **settings, tie_word_embeddings=False)
+
+
+def meta_model(config: PreTrainedConfig) -> nn.Module:
+    """The model of the real class, without weights."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What one image becomes: patches that the vision tower sees, sequences that they attend in (tiles; a Qwen tower
+    sees one), image tokens of the prompt, cells of the map."""
+
+    patches: int
+    sequences: int
+    image: int
+    cells: int
+
+
+def image_tokens(config: PreTrainedConfig, width: int, height: int) -> Tokens:
+    """The tokens of an image of that size, by the family's own resizing with the published settings.
+
+    Raises ValueError for a family that is not known here.
+    """
+    vision = config.vision_config
+    if config.model_type == "internvl":
+        columns, rows = tile_grid(width, height, tuple(vision.image_size), *TILES)
+        tiles = columns * rows + (columns * rows > 1)
+        inside = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
+        length = config.image_seq_length
+        return Tokens(tiles * (inside + 1), tiles, tiles * length, columns * rows * length)
+    if config.model_type not in PIXELS:
+        raise ValueError(
+            f"acs_lib.plan has no rule for the image tokens of {config.model_type!r}; add one, or leave `gpu` out of "
+            "the profile"
+        )
+    merge = vision.spatial_merge_size
+    pitch = vision.patch_size * merge
+    sides = smart_resize(height, width, pitch, *PIXELS[config.model_type])
+    tokens = sides[0] * sides[1] // pitch**2
+    return Tokens(tokens * merge**2, 1, tokens, tokens)
+
+
+def prefill_flops(model: nn.Module, tokens: Tokens, question: int = QUESTION) -> float:
+    """Floating-point operations (a multiplication and an addition are two) of the image and the prompt, once."""
+    config, vision = model.config, model.config.vision_config
+    text = config.get_text_config()
+    prompt, total = tokens.image + question, 0.0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            if "language_model" in name:
+                places = prompt
+            elif name == "lm_head":
+                places = 1
+            elif "merger" in name or "projector" in name:
+                places = tokens.image
+            else:
+                places = tokens.patches
+            # A layer that joins the patches of a token, or makes one of them, is in the weight's own shape.
+            total += 2 * module.weight.numel() * places
+    total += 4 * prompt**2 * text.num_attention_heads * _head_dim(text) * text.num_hidden_layers
+    width = getattr(vision, "embed_dim", vision.hidden_size)
+    depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+    full = len(getattr(vision, "fullatt_block_indexes", range(depth)))
+    inside = tokens.patches / tokens.sequences
+    window = (getattr(vision, "window_size", 0) // _side(vision.patch_size)) ** 2
+    return total + 4 * tokens.patches * width * (full * inside + (depth - full) * min(window, inside))
+
+
+def _side(size) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _head_dim(text: PreTrainedConfig) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def decoder_parameters(model: nn.Module) -> int:
+    """Parameters that every decoded token reads: the text model's layers and the output embeddings."""
+    layers = sum(parameter.numel() for parameter in model.model.language_model.layers.parameters())
+    return layers + model.get_output_embeddings().weight.numel()
+
+
+def seconds(model: nn.Module, tokens: Tokens, answers: int, steps: int, batch: int, gpu: GPUSpec) -> float:
+    """Of one query on the GPU: prefill by its operations, decoding by what has to be read (weights and cache once a
+    pass of `batch` queries) or by its operations, whichever is slower."""
+    compute, bandwidth = gpu.tflops * 1e12 * gpu.compute_share, gpu.bandwidth * 1e9 * gpu.bandwidth_share
+    weights = decoder_parameters(model)
+    read = BFLOAT16 * weights + batch * cache_bytes(model, tokens, answers, steps)
+    decode = max(read / bandwidth, 2 * weights * answers * batch / compute)
+    return prefill_flops(model, tokens) / compute + steps * decode / batch
+
+
+def cache_bytes(model: nn.Module, tokens: Tokens, answers: int, steps: int) -> int:
+    """Keys and values of one query: its prompt once, and the tokens of all its answers."""
+    text = model.config.get_text_config()
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text) * BFLOAT16
+    return a_token * (tokens.image + QUESTION + answers * steps)
+
+
+def memory_bytes(model: nn.Module, tokens: Tokens, answers: int, steps: int, batch: int) -> int:
+    """Of the GPU at its fullest: weights, cache, attention rows (of the pass, and of the four numbers of every answer),
+    and the widest activations of the prefill (a gated layer's three). What PyTorch itself needs comes on top."""
+    text = model.config.get_text_config()
+    weights = BFLOAT16 * sum(parameter.numel() for parameter in model.parameters())
+    rows = FLOAT32 * 5 * answers * text.num_hidden_layers * text.num_attention_heads * tokens.cells
+    widest = BFLOAT16 * 3 * text.intermediate_size * (tokens.image + QUESTION)
+    return weights + batch * (cache_bytes(model, tokens, answers, steps) + rows + widest)
+
+
+def mean_tokens(config: PreTrainedConfig, sizes: pd.Series) -> Tokens:
+    """The mean over images; sizes: (width, height) -> how many queries have it."""
+    found = pd.DataFrame([vars(image_tokens(config, *size)) for size in sizes.index])
+    means = found.mul(sizes.to_numpy(), axis=0).sum() / sizes.sum()
+    return Tokens(**{name: round(value) for name, value in means.items()})
+
+
+def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(one row an LVLM and split, one row an LVLM) of a profile that names its GPU.
+
+    Splits: lvlm, dataset, split, queries, answers, image_tokens (mean), gpu_hours, maps_gb, counted (whether queries
+    and image sizes are those of the annotation file; else the profile's limits and IMAGE_SIZE), images (on disk, of
+    those needed). LVLMs: lvlm, parameters, weights_gb, memory_gb.
+    """
+    gpu, how = profile.gpu, profile.sampling
+    splits = [
+        (dataset, split, *_queries(profile, dataset, split)) for dataset in profile.datasets for split in dataset.splits
+    ]
+    rows, models = [], []
+    for spec in profile.lvlms:
+        model = meta_model(config(spec))
+        text = model.config.get_text_config()
+        memory = []
+        for dataset, split, sizes, counted, images in splits:
+            tokens, count = mean_tokens(model.config, sizes), int(sizes.sum())
+            settings = how.samples + 1, how.max_new_tokens, profile.batch_queries
+            maps = pipeline.bytes_per_query(
+                how.samples,
+                text.num_hidden_layers,
+                text.num_attention_heads,
+                (profile.map_side or 0) ** 2 or tokens.cells,
+            )
+            hours = count * seconds(model, tokens, *settings, gpu) / 3600
+            largest = max((image_tokens(model.config, *size) for size in sizes.index), key=lambda found: found.image)
+            memory.append(memory_bytes(model, largest, *settings))
+            rows.append(
+                (
+                    spec.name, dataset.name, split, count, count * (how.samples + 1), tokens.image, hours,
+                    count * maps / 1e9, counted, images,
+                )
+            )  # fmt: skip
+        count = sum(parameter.numel() for parameter in model.parameters())
+        models.append((spec.name, count, BFLOAT16 * count / 1e9, max(memory) / 1e9))
+    names = "lvlm dataset split queries answers image_tokens gpu_hours maps_gb counted images".split()
+    return pd.DataFrame(rows, columns=names), pd.DataFrame(
+        models, columns=["lvlm", "parameters", "weights_gb", "memory_gb"]
+    )
+
+
+def _queries(profile: Profile, dataset, split: str) -> tuple[pd.Series, bool, str]:
+    """(image size -> queries, whether they were counted, 'on disk / needed' images) of a split."""
+    annotations, _ = pipeline.split_files(dataset, split)
+    if not annotations.exists():
+        limit = sum(dataset.splits[split].queries.values())
+        return pd.Series([limit], index=[IMAGE_SIZE]), False, "no annotations"
+    queries, _ = pipeline.load_split(profile, dataset, split)
+    images = queries["image"].drop_duplicates()
+    there = sum(Path(image).is_file() for image in images)
+    return queries[["width", "height"]].value_counts(), True, f"{there} of {len(images)}"
+
+
+def say(profile: Profile) -> str:
+    """The plan as text, with what it assumes."""
+    splits, lvlms = make(profile)
+    gpu, how = profile.gpu, profile.sampling
+    shown = splits.drop(columns="counted").assign(
+        queries=[f"{row.queries}{'' if row.counted else ' at most'}" for row in splits.itertuples()]
+    )
+    models = lvlms.assign(parameters=[f"{count / 1e9:.2f} B" for count in lvlms["parameters"]])
+    images = splits.drop_duplicates(["dataset", "split"])["queries"].sum() * IMAGE_BYTES / 1e9
+    total = splits["maps_gb"].sum() + lvlms["weights_gb"].sum() + images
+    lines = [
+        f"plan of the profile {profile.name}",
+        shown.to_string(index=False, float_format="{:.2f}".format),
+        models.to_string(index=False, float_format="{:.1f}".format),
+        f"together: {splits['queries'].sum()} queries, {splits['answers'].sum()} answers, "
+        f"{splits['gpu_hours'].sum():.1f} GPU hours, {lvlms['memory_gb'].max():.0f} GB of GPU memory, "
+        f"{total:.0f} GB of disk (maps {splits['maps_gb'].sum():.0f}, weights {lvlms['weights_gb'].sum():.0f}, "
+        f"images about {images:.0f})",
+        "counted: operations, parameters, tokens and bytes, from the models' published configurations",
+        f"assumed, not measured: one {gpu.name} that reaches {gpu.compute_share:.0%} of {gpu.tflops:g} TFLOPS in the "
+        f"prefill and {gpu.bandwidth_share:.0%} of {gpu.bandwidth:g} GB/s while decoding; every answer as long as the "
+        f"limit of {how.max_new_tokens} tokens; {QUESTION} tokens of question; one image of {IMAGE_BYTES // 1000} kB a "
+        "query",
+    ]
+    if not splits["counted"].all():
+        lines.append(
+            f"where there are no annotations yet: as many queries as the profile allows, images of {IMAGE_SIZE[0]}x"
+            f"{IMAGE_SIZE[1]} px; `acs data` fetches annotations and images, or links those that you have"
+        )
+    if lvlms["memory_gb"].max() > gpu.memory:
+        lines.append(f"this does not fit into {gpu.memory:g} GB: lower `batch_queries` in the profile")
+    return "\n".join(lines)

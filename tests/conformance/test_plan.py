@@ -1,0 +1,116 @@
+"""The plan counts what the real classes do: parameters, operations, tokens, cache and rows."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from harness import picture, scripted
+from PIL import Image
+from test_prompt import SHAPES, published, sizes  # noqa: F401 (a fixture)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+
+from acs_lib import plan
+from acs_lib.profiles import GPUSpec, LVLMSpec
+from acs_lib.sampling import Sampling, generate
+
+CHECKPOINTS = {
+    "qwen2-vl": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2.5-vl": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3-vl": "Qwen/Qwen3-VL-8B-Instruct",
+    "internvl": "OpenGVLab/InternVL3_5-8B-HF",
+}
+# Half the bytes of `total_size` in the Qwen repositories' model.safetensors.index.json; InternVL's documentation says
+# 0.3 B and 8.2 B.
+PARAMETERS = {"qwen2-vl": 8_291_375_616, "qwen2.5-vl": 8_292_166_656, "qwen3-vl": 8_767_123_696, "internvl": 8.5e9}
+
+
+@pytest.fixture(autouse=True)
+def config(family):
+    if family.name not in CHECKPOINTS:
+        pytest.skip("acs_lib.plan does not know this family: a profile that uses it names no GPU")
+    source = CHECKPOINTS[family.name]
+    return plan.config(LVLMSpec(name=source, source=source))
+
+
+def test_the_models_have_the_published_number_of_parameters(family, config):
+    model = plan.meta_model(config)
+    found = sum(parameter.numel() for parameter in model.parameters())
+    assert found == pytest.approx(PARAMETERS[family.name], rel=0.005 if family.name == "internvl" else 0)
+    assert type(model) is type(family.build().model)
+    assert model.dtype.itemsize in (plan.BFLOAT16, plan.FLOAT32)
+
+
+def test_tokens_of_an_image_are_the_image_processors(config, family, published):  # noqa: F811
+    for width, height in [(640, 480), (480, 640), (1100, 90), (500, 500), (33, 700), *sizes(25)]:
+        if max(width, height) > 200 * min(width, height):
+            continue
+        found = plan.image_tokens(config, width, height)
+        grid = published.prompt(Image.new("RGB", (width, height)), "cat").grid
+        assert found.cells == grid.cells.numel(), (width, height)
+        assert found.image == grid.cells.numel() + len(grid.thumbnail), (width, height)
+
+
+def tokens_of(lvlm, prompt) -> plan.Tokens:
+    """What an image has become in a prompt of a tiny model."""
+    cells, image = prompt.grid.cells.numel(), prompt.grid.cells.numel() + len(prompt.grid.thumbnail)
+    if "image_grid_thw" in prompt.inputs:
+        return plan.Tokens(int(prompt.inputs["image_grid_thw"].prod()), 1, image, cells)
+    tiles = len(prompt.inputs["pixel_values"])
+    return plan.Tokens(tiles * (8 * 8 + 1), tiles, image, cells)  # 112 px, patches of 14 px and one class token
+
+
+@pytest.mark.parametrize("shape", ["landscape", "square", "small"])
+def test_operations_are_those_that_pytorch_counts(lvlm, shape):
+    prompt = lvlm.prompt(picture(*SHAPES[shape]), "dog")
+    tokens = tokens_of(lvlm, prompt)
+    # the counter passes over the CPU's fused attention, but not over its two multiplications
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        lvlm.model(**prompt.inputs, position_ids=lvlm.positions(prompt.inputs)[0], logits_to_keep=1)
+    expected = plan.prefill_flops(lvlm.model, tokens, prompt.length - tokens.image)
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_the_cache_has_the_bytes_that_were_reckoned(lvlm, monkeypatch):
+    caches = []
+
+    def noted():
+        caches.append(DynamicCache())
+        return caches[-1]
+
+    monkeypatch.setattr("acs_lib.sampling.DynamicCache", noted)
+    prompt = lvlm.prompt(picture(320, 240), "dog")
+    with scripted(lvlm, "x" * 9):  # no end: all answers go to the limit
+        generate(lvlm, [prompt], [0], Sampling(samples=2, max_new_tokens=9))
+    found = sum(2 * layer.keys.numel() * plan.BFLOAT16 for layer in caches[0].layers)
+    tokens = tokens_of(lvlm, prompt)
+    reckoned = plan.cache_bytes(lvlm.model, tokens, answers=3, steps=9)
+    a_token = found / (prompt.length + 3 * 8)
+    assert reckoned == pytest.approx(a_token * (tokens.image + plan.QUESTION + 3 * 9))
+
+
+def test_time_follows_batch_steps_and_gpu(lvlm):
+    tokens = plan.Tokens(1564, 1, 391, 391)
+    gpu = GPUSpec()
+
+    def seconds(answers=11, steps=64, batch=4, gpu=gpu):
+        return plan.seconds(lvlm.model, tokens, answers, steps, batch, gpu)
+
+    prefill = seconds(steps=0)
+    assert prefill == pytest.approx(plan.prefill_flops(lvlm.model, tokens) / (312e12 * 0.4))
+    assert seconds(batch=1) > seconds(batch=4) > prefill
+    slower = GPUSpec(bandwidth=gpu.bandwidth / 2)
+    assert seconds(gpu=slower) - prefill == pytest.approx(2 * (seconds() - prefill), rel=1e-6)
+
+
+def test_an_unknown_checkpoint_is_asked_for_its_configuration(lvlm, tmp_path):
+    lvlm.model.config.save_pretrained(tmp_path)
+    spec = LVLMSpec(name="mine", source=str(tmp_path))
+    assert plan.config(spec).model_type == lvlm.model.config.model_type
+    assert SimpleNamespace(**vars(plan.config(spec).get_text_config())).hidden_size == 64
+
+
+def test_a_family_without_a_rule_is_refused(config):
+    with pytest.raises(ValueError, match="acs_lib.plan has no rule for the image tokens of 'other'"):
+        plan.image_tokens(SimpleNamespace(model_type="other", vision_config=None), 640, 480)

@@ -1,0 +1,164 @@
+"""The paper profile where nothing of it was run: its plan, its pinned checkpoints, its report."""
+
+import json
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from acs_lib import paths, plan, published, runner
+from acs_lib.cli import app
+from acs_lib.evaluate import MAIN_COLUMNS
+from acs_lib.profiles import Profile, load_profile
+from acs_lib.report import tables
+
+PAPER = load_profile("paper")
+
+
+def acs(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    """A project without data, runs or reports."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    paths.NOTEBOOKS.mkdir()
+    for number in PAPER.notebooks:
+        cell = nbformat.v4.new_code_cell("profile = 'smoke'\nengine = 'local'", metadata={"tags": ["parameters"]})
+        notebook = nbformat.v4.new_notebook(cells=[cell])
+        notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "Python 3"}
+        nbformat.write(notebook, paths.NOTEBOOKS / f"{number}_stage.ipynb")
+    return tmp_path / "reports"
+
+
+def test_the_profile_is_the_papers_table_and_its_checkpoints_are_pinned():
+    columns = {(lvlm.name, dataset.name) for lvlm in PAPER.lvlms for dataset in PAPER.datasets}
+    assert columns == set(published.COLUMNS)
+    assert {lvlm.name: lvlm.source for lvlm in PAPER.lvlms} == published.HUB
+    assert all(re.fullmatch("[0-9a-f]{40}", lvlm.revision) for lvlm in PAPER.lvlms)
+    assert {lvlm.dtype for lvlm in PAPER.lvlms} == {"bfloat16"}
+    assert {lvlm.source for lvlm in PAPER.lvlms} <= set(plan.CONFIGS)
+
+
+def test_the_plan_is_printed_before_anything_runs(reports):
+    result = CliRunner().invoke(runner.app, ["--profile", "paper", "--limit", "5", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    first = next(number for number, line in enumerate(lines) if "would run" in line)
+    assert lines[0] == "plan of the profile paper-first-5" and first > 8
+    assert "together: 80 queries, 880 answers, " in result.output  # 2 LVLMs x (5 + 5 + 15 + 15)
+    assert "assumed, not measured: one A100" in result.output and "`acs data`" in result.output
+    assert acs("run", "--profile", "paper", "--limit", "5", "--dry-run").output == result.output
+    assert not reports.exists(), "a dry run writes nothing"
+
+
+def coco_file(folder, name, count):
+    """`count` images of 600x400 px with one small object each; every other image is on disk."""
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 600, "height": 400} for n in range(count)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [9, 9, 20, 20]} for n in range(count)],
+    }
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    (folder / "annotations" / name).write_text(json.dumps(content))
+    images = folder / name.removeprefix("instances_").removesuffix(".json")
+    images.mkdir(exist_ok=True)
+    for n in range(0, count, 2):
+        (images / f"{n}.jpg").touch()
+
+
+def test_the_plan_counts_the_queries_and_images_that_are_there(reports):
+    coco_file(paths.ROOT / "data" / "coco", "instances_val2017.json", 7)
+    splits, lvlms = plan.make(PAPER)
+    rows = splits.set_index(["lvlm", "dataset", "split"])
+    found = rows.loc["Qwen2.5-VL-7B", "COCO", "test"]
+    assert (found["queries"], found["answers"], found["images"], found["counted"]) == (7, 77, "4 of 7", True)
+    assert found["image_tokens"] == 21 * 14  # 600x400 becomes 588x392
+    other = rows.loc["InternVL-3.5-8B", "Objects365", "test"]
+    assert (other["queries"], other["counted"], other["image_tokens"]) == (4000, False, 13 * 256)
+    assert (lvlms["memory_gb"] > lvlms["weights_gb"]).all()
+    text = plan.say(PAPER)
+    assert " 7 " in text and "4000 at most" in text
+
+
+def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserves(reports):
+    content = PAPER.model_dump()
+    content["gpu"] = {"name": "a small one", "memory": 8}
+    small = Profile.model_validate(content)
+    assert "does not fit into 8 GB: lower `batch_queries`" in plan.say(small)
+    assert "does not fit" not in plan.say(PAPER)
+    splits, _ = plan.make(PAPER)
+    of_a_query = splits["maps_gb"] * 1e9 / splits["queries"]
+    assert of_a_query.iloc[0] == 11 * 4 * 28 * 28 * (2 * 16 * 16 + 16), "maps in float16, four statistics in float32"
+    content["map_side"] = None
+    whole, _ = plan.make(Profile.model_validate(content))
+    assert (whole["maps_gb"] / splits["maps_gb"]).iloc[-1] == pytest.approx((2 * 3072 + 16) / (2 * 256 + 16))
+
+
+def test_the_report_marks_what_was_not_run(reports):
+    result = acs("report", "--profile", "paper")
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(reports / "paper" / "tables" / "published_and_measured.csv")
+    assert len(table) == 16 and set(table["measured_acc50"]) == {"not run"}
+    assert table["published_acc50"].max() == 65.3
+    page = (reports / "paper" / "index.html").read_text()
+    assert page.count("not run") >= 16 and "65.3" in page
+
+
+def measured_column(lvlm, dataset) -> pd.DataFrame:
+    rows = [
+        ("greedy", "control", 0.60), ("sequence log-prob", "likelihood", 0.61), ("medoid", "consensus", 0.62),
+        ("ACS-Free", "acs-free", 0.63), ("ACS-Learned", "acs-learned", 0.64),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "family", "acc50"]).assign(lvlm=lvlm, dataset=dataset, n_queries=900)
+    frame["acc50_lo"], frame["acc50_hi"] = frame["acc50"] - 0.03, frame["acc50"] + 0.03
+    return frame.reindex(columns=MAIN_COLUMNS)
+
+
+def test_one_column_that_was_run_stands_beside_the_published_ones(reports):
+    column = "InternVL-3.5-8B", "COCO"
+    tables.write_table(measured_column(*column), reports / "paper", "main_results")
+    assert acs("report", "--profile", "paper").exit_code == 0
+    table = pd.read_csv(reports / "paper" / "tables" / "published_and_measured.csv", keep_default_na=False)
+    run = (table["lvlm"] == column[0]) & (table["dataset"] == column[1])
+    assert (table.loc[~run, "measured_acc50"] == "not run").all() and (table.loc[~run, "measured_method"] == "").all()
+    rows = table[run].set_index("method")
+    assert rows["measured_acc50"]["ACS-Learned"] == "64.0 [61.0, 67.0], n = 900"
+    assert rows["published_acc50"]["ACS-Learned"] == 58.6
+    assert rows["measured_method"].to_dict() == {
+        "greedy": "greedy", "best sampling baseline": "medoid", "ACS-Free": "ACS-Free", "ACS-Learned": "ACS-Learned",
+    }  # fmt: skip
+
+
+def test_a_profile_of_other_lvlms_has_no_such_table(reports):
+    assert not tables.write_comparison(load_profile("smoke"), reports / "smoke")
+    assert not reports.exists()
+
+
+def test_the_manifest_names_the_commits_that_were_loaded(reports, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached, commit = tmp_path / "hub" / "models--Qwen--Qwen2.5-VL-7B-Instruct", PAPER.lvlms[0].revision
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "snapshots" / commit / "config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    assert runner.checkpoints(PAPER) == {"Qwen2.5-VL-7B": commit, "InternVL-3.5-8B": None}
+    content = PAPER.model_dump()
+    content["lvlms"][0]["revision"] = None
+    assert runner.checkpoints(Profile.model_validate(content))["Qwen2.5-VL-7B"] == commit, "what `main` was"
+
+
+def test_a_copied_profile_has_to_change_its_name(tmp_path, monkeypatch):
+    """Runs and reports lie under that name: it would write over those of the profile that it was copied from."""
+    text = (paths.PROFILES / "paper.yaml").read_text()
+    monkeypatch.setattr(paths, "PROFILES", tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match="mine.yaml names itself 'paper'; write name: mine, or rename the file"):
+        load_profile("mine")
+    (tmp_path / "mine.yaml").write_text(text.replace("name: paper", "name: mine"))
+    assert load_profile("mine-first-2").datasets[0].splits["train"].queries == {"small": 2}
