@@ -27,6 +27,11 @@ GAINS = {
 }
 
 
+def log() -> pd.DataFrame:
+    """The log, one row a design and temperature; columns as `design_row` gives them."""
+    return pd.read_csv(LOG)
+
+
 def kind_table(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, size: str = "small") -> pd.DataFrame:
     """acs_lib.mistakes.makeup of the test queries of one size."""
     run = study.run(lvlm, dataset, "test")

@@ -10,10 +10,10 @@ from IPython.display import Markdown
 from PIL import Image
 
 from acs_lib import boxes as bx
-from acs_lib import evaluate, paths, regressor
+from acs_lib import designs, evaluate, paths, regressor
 from acs_lib.candidates import STATISTICS, Candidates
 from acs_lib.heads import ENTROPY, GROUPS, HeadSet, entropy_by_layer, mean_share
-from acs_lib.mistakes import ranked_right
+from acs_lib.mistakes import KINDS, ranked_right
 from acs_lib.report import figures
 from acs_lib.selectors import FUSIONS, SELECTORS
 from acs_lib.store import BOX, Run
@@ -500,10 +500,23 @@ def headline(study: Study, main: pd.DataFrame, compared: pd.DataFrame) -> Markdo
     return say(" ".join(sentences))
 
 
+def kind_shares(columns: list[tuple]) -> pd.DataFrame:
+    """mistakes.csv: the shares of acs_lib.mistakes.KINDS among the sampled answers of every column (LVLM, dataset,
+    designs.kind_table), to all its queries and to the mixed ones."""
+    table = []
+    for lvlm, dataset, frame in columns:
+        for queries, part in (("all", frame), ("mixed", designs.mixed(frame))):
+            shares = part["kind"].value_counts(normalize=True).reindex(KINDS, fill_value=0.0)
+            table.append((lvlm.name, dataset.name, queries, part["query_id"].nunique(), *shares))
+    return pd.DataFrame(table, columns=["lvlm", "dataset", "queries", "n_queries", *KINDS])
+
+
 def ranked_table(study: Study, lvlm, dataset, kinds: pd.DataFrame) -> pd.DataFrame:
-    """mistakes.csv of one column: acs_lib.mistakes.ranked_right of a likelihood, a consensus and the ACS scores."""
+    """ranked_right.csv of one column: mistakes.ranked_right of size, a likelihood, a consensus and the ACS scores."""
     run = study.run(lvlm, dataset, "test")
-    names = ("sequence log-prob", "medoid", "entropy, all heads", "ACS-Free", "ACS-Learned")
+    names = (
+        "box area, small first", "sequence log-prob", "medoid", "entropy, all heads", "ACS-Free", "ACS-Learned",
+    )  # fmt: skip
     found = {s.name: s for s in study.selectors(lvlm, study.predictions(lvlm, dataset, "test"))}
     wanted = set(kinds["query_id"])
     table = ranked_right(
@@ -530,15 +543,17 @@ def say_ranked(table: pd.DataFrame) -> Markdown:
 
 def say_designs(log: pd.DataFrame) -> Markdown:
     """In which designs choosing by attention beat greedy decoding, from the log of designs."""
-    won = log[log["learned_vs_greedy_lo"] > 0]
-    lost = log[log["learned_vs_greedy_hi"] < 0]
-    share, r_within = (log[name].corr(log["learned_vs_greedy"], "spearman") for name in ("share another object", "r"))
+    won, lost = log[log["learned_vs_greedy_lo"] > 0], log[log["learned_vs_greedy_hi"] < 0]
+    others, pooled, within = (
+        log[name].corr(log["learned_vs_greedy"], "spearman") for name in ("share another object", "r", "r_within")
+    )
 
     def names(rows):
-        return ", ".join(dict.fromkeys(f"{row.design} ({row.dataset})" for row in rows.itertuples())) or "none"
+        return "; ".join(f"{row.design}, T {row.temperature:g}" for row in rows.itertuples()) or "none"
 
     return say(
-        f"of {len(log)} rows ACS-Learned is above greedy in {len(won)} ({names(won)}) and below in {len(lost)} "
-        f"({names(lost)}). Over the rows its gain has a rank correlation of {share:+.2f} with the share of mistakes "
-        f"that are another object, and of {r_within:+.2f} with the pooled r."
+        f"ACS-Learned is above greedy in {len(won)} of {len(log)} rows ({names(won)}) and below in {len(lost)} "
+        f"({names(lost)}), with intervals that exclude zero. Over the rows its gain has a rank correlation of "
+        f"{others:+.2f} with the share of mistakes that are another object, of {pooled:+.2f} with the pooled r, and of "
+        f"{within:+.2f} with r inside queries."
     )

@@ -1,0 +1,50 @@
+"""The log of designs: its rows come from a small run, and the shipped log says what it has to."""
+
+import pandas as pd
+import pytest
+
+from acs_lib import designs, mistakes, paths, views
+from acs_lib.profiles import load_profile
+from acs_lib.study import Study
+
+
+@pytest.fixture(scope="module")
+def row(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("runs"))
+    patch.setattr(paths, "DATA", tmp_path_factory.mktemp("data"))
+    profile = load_profile("smoke-first-24").model_copy(update={"bootstrap": 200})
+    study = Study(profile)
+    (lvlm, dataset), *_ = study.columns
+    study.head_table(lvlm)
+    choices, kinds = study.choices(lvlm, dataset), designs.kind_table(study, lvlm, dataset)
+    yield designs.design_row(study, lvlm, dataset, choices, kinds)
+    patch.undo()
+
+
+def test_a_row_is_consistent(row):
+    assert row["n_queries"] == 24 and row["temperature"] == load_profile("smoke").sampling.temperature
+    assert row["oracle"] >= max(row["acs_learned"], row["acs_free"], row["log_prob"], row["random"])
+    for gain, (method, reference) in {
+        "learned_vs_greedy": ("acs_learned", "greedy"),
+        "free_vs_all": ("acs_free", "entropy_all"),
+    }.items():
+        assert row[gain] == pytest.approx(row[method] - row[reference])
+        assert row[f"{gain}_lo"] <= row[gain] <= row[f"{gain}_hi"]
+    assert sum(row[f"share {kind}"] for kind in mistakes.MISTAKES) == pytest.approx(1)
+
+
+def test_the_shipped_log_has_a_row_a_design_and_temperature_and_the_control():
+    log = designs.log()
+    assert not log.duplicated(["design", "temperature"]).any() and (log["n_queries"] >= 400).all()
+    assert "no habit" in set(log["design"])
+    assert (log["oracle"] >= log["greedy"]).all() and log["r"].between(-1, 1).all()
+
+
+def test_the_takeaway_counts_wins_and_losses_from_the_log():
+    rows = [("a", 0.4, 0.03, 0.01, 0.05, 0.5), ("b", 0.4, -0.03, -0.05, -0.01, 0.1), ("c", 0.3, 0.0, -0.1, 0.1, 0.3)]
+    names = ["design", "temperature", "learned_vs_greedy", "learned_vs_greedy_lo", "learned_vs_greedy_hi"]
+    log = pd.DataFrame(rows, columns=[*names, "share another object"]).assign(r=[0.6, 0.7, 0.65], r_within=0.5)
+    text = views.say_designs(log.assign(r_within=[0.5, 0.4, 0.3])).data
+    assert "above greedy in 1 of 3 rows (a, T 0.4) and below in 1 (b, T 0.4)" in text
+    assert "correlation of +1.00 with the share" in text and "of -1.00 with the pooled r" in text
