@@ -188,11 +188,14 @@ def _describe(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> tor
 def _keep(lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted: torch.Tensor, values) -> None:
     """Add the rows of the wanted answers' last digit, out of a buffer that the next pass overwrites, to its number."""
     step = len(tokens) - 1
-    written = torch.stack(tokens, -1).tolist()
+    written, goes_on = torch.stack(tokens, -1).tolist(), {}
     for query, answer in wanted.nonzero().tolist():
         sums, row = rows[query][answer], values[query, answer]
         start = max(sums, default=0)
-        if sums and lvlm.decode(written[query][answer][start:]).strip().isdigit():  # the number goes on
+        text = tuple(written[query][answer][start:])  # often that of other answers as well
+        if text not in goes_on:
+            goes_on[text] = lvlm.decode(list(text)).strip().isdigit()
+        if sums and goes_on[text]:
             sums[start] += row
         else:
             sums[step] = row.clone()
