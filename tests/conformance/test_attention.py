@@ -200,3 +200,20 @@ def test_an_answer_is_read_from_end_to_end(family, lvlm):
     for coordinate, number in enumerate(tokens):
         mean = expected[number].mean(0).unflatten(-1, tuple(cells)).numpy()
         assert np.abs(found.maps[0, coordinate] - mean).max() < 1e-5
+
+
+def test_non_finite_attention_is_the_failure_of_its_answer_alone(family, lvlm, monkeypatch):
+    prompt = lvlm.prompt(picture(320, 240), "cat")
+    text = family.answer.format(x1=12, y1=34, x2=156, y2=178)
+    take = attention.Rows.take
+
+    def spoilt(self):
+        rows = take(self)
+        rows[:, 1, 0, 0, 3] = torch.nan  # the first sampled answer
+        return rows
+
+    monkeypatch.setattr(attention.Rows, "take", spoilt)
+    with scripted(lvlm, text):
+        found, records = candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[0]
+    assert [record["failure"] for record in records] == ["", "non-finite attention", ""]
+    assert found.parsed.tolist() == [True, False, True] and np.isfinite(found.maps[[0, 2]]).all()
