@@ -33,16 +33,15 @@ class Rows:
     def add(self, layer: int, query, key, attention_mask, scaling: float) -> None:
         """Store the rows of one layer: query [batch, heads, tokens, d], key [batch, key-value heads, keys, d]; a mask
         is [batch, 1, tokens, keys], bool (True: seen) or additive."""
-        scores = (_by_key_head(query, key).float() @ key.float().transpose(-1, -2)).view(*query.shape[:3], -1)
-        scores *= scaling
+        scores = (_by_key_head(query, key).float() * scaling) @ key.float().transpose(-1, -2)
+        scores = scores.view(*query.shape[:3], -1)
         if attention_mask is not None:
             if attention_mask.dtype == torch.bool:
                 scores.masked_fill_(~attention_mask, -torch.inf)
             else:
                 scores += attention_mask
         columns = self.columns[:, None, None].expand(*query.shape[:3], -1)
-        rows = (scores.gather(-1, columns) - scores.logsumexp(-1, keepdim=True)).exp_()
-        self.values[:, :, layer] = rows.transpose(1, 2)
+        self.values[:, :, layer] = scores.softmax(-1).gather(-1, columns).transpose(1, 2)
         self.filled[layer] = True
 
     def take(self) -> torch.Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from acs_lib import boxes as bx
 from acs_lib.attention import Rows, reading
@@ -82,7 +82,11 @@ def generate(
 ) -> list[list[dict]]:
     """Answers to a batch of prompts, of any lengths and grids: for each 1 + samples dictionaries (greedy first).
 
-    Keys: token_ids, logprobs, entropies, self_certainty, confidence (a value a token, at temperature 1), and rows, a
+    Of the checkpoint's own generation config the end tokens and the repetition penalty hold, as in transformers'
+    `generate` (Qwen2.5-VL's has 1.05, over prompt and answer, for greedy decoding as well); temperature and top-p are
+    those of `sampling`.
+    Keys: token_ids, logprobs, entropies, self_certainty, confidence (a value a token, at temperature 1 and before the
+    penalty: what the LVLM itself holds likely), and rows, a
     dict with an entry for every number of the answer: position of its first token -> sum [layers, heads, image tokens]
     float32 of the rows of its tokens ('own') or of the tokens before them ('predicting').
     """
@@ -114,13 +118,18 @@ def generate(
         cells = [prompt.grid.cells.flatten()[None] for prompt in prompts]
         columns = _padded(cells, max(one.shape[1] for one in cells), 0).to(device)
         reader = Rows(columns, width, lvlm.layers, lvlm.heads)
+    penalise, said = _penalty(lvlm), inputs["input_ids"].repeat_interleave(width, 0)
     running = torch.ones(len(prompts), width, dtype=torch.bool, device=device)
     tokens, numbers, lives = [], [], []
     rows = [[{} for _ in range(width)] for _ in prompts]
     for step in range(steps):
         logits = logits.float().index_fill(-1, banned, -torch.inf)
-        token = logits.argmax(-1)
-        token[:, 1:] = draw(logits[:, 1:], uniform[:, :, step], sampling.temperature, sampling.top_p)
+        wished = logits
+        if penalise is not None:
+            said = torch.cat([said, *(token.view(-1, 1) for token in tokens[-1:])], 1)
+            wished = penalise(said, logits.flatten(0, 1)).view_as(logits)
+        token = wished.argmax(-1)
+        token[:, 1:] = draw(wished[:, 1:], uniform[:, :, step], sampling.temperature, sampling.top_p)
         tokens.append(token)
         numbers.append(_describe(logits, token, logits.shape[-1] - len(banned)))
         lives.append(running)
@@ -156,6 +165,12 @@ def generate(
     ]
 
 
+def _penalty(lvlm: LVLM) -> RepetitionPenaltyLogitsProcessor | None:
+    """The repetition penalty of the checkpoint's generation config; None without one."""
+    penalty = lvlm.model.generation_config.repetition_penalty
+    return None if penalty in (None, 1) else RepetitionPenaltyLogitsProcessor(float(penalty))
+
+
 def _describe(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """The statistics of PER_TOKEN, [4, ...], of tokens [...] and their logits [..., vocabulary + banned tokens]."""
     logprob = logits.log_softmax(-1)
@@ -173,11 +188,14 @@ def _describe(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> tor
 def _keep(lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted: torch.Tensor, values) -> None:
     """Add the rows of the wanted answers' last digit, out of a buffer that the next pass overwrites, to its number."""
     step = len(tokens) - 1
-    written = torch.stack(tokens, -1).tolist()
+    written, goes_on = torch.stack(tokens, -1).tolist(), {}
     for query, answer in wanted.nonzero().tolist():
         sums, row = rows[query][answer], values[query, answer]
         start = max(sums, default=0)
-        if sums and lvlm.decode(written[query][answer][start:]).strip().isdigit():  # the number goes on
+        text = tuple(written[query][answer][start:])  # often that of other answers as well
+        if text not in goes_on:
+            goes_on[text] = lvlm.decode(list(text)).strip().isdigit()
+        if sums and goes_on[text]:
             sums[start] += row
         else:
             sums[step] = row.clone()

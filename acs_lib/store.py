@@ -92,9 +92,10 @@ def collect(
             info.unlink(missing_ok=True)  # first: what is without it counts for nothing
             for path in folder.glob("[!.]*"):
                 path.unlink()
-            with replacing(folder / "queries.parquet") as aside:
-                queries.to_parquet(aside, index=False)
-            write_text(info, json.dumps({"key": key, **key_parts}, indent=1, default=str))
+            with _mended(folder, "the list of queries"):
+                with replacing(folder / "queries.parquet") as aside:
+                    queries.to_parquet(aside, index=False)
+                write_text(info, json.dumps({"key": key, **key_parts}, indent=1, default=str))
         shards = [queries.iloc[start : start + SHARD] for start in range(0, len(queries), SHARD)]
         missing = [number for number in range(len(shards)) if not _is_whole(folder, number)]
         need = bytes_per_query * sum(len(shards[number]) for number in missing)
@@ -118,14 +119,21 @@ def collect(
                     bar.update(len(part))
                 if len(answers) != len(shards[number]):
                     raise ValueError(f"{len(answers)} answers to {len(shards[number])} queries; nothing may be lost")
-                try:
+                with _mended(folder, f"shard {number}"):
                     write_shard(folder, number, answers)
-                except (OSError, SafetensorError) as error:
-                    raise OSError(
-                        f"{folder}: shard {number} could not be written ({error}); free some disk and run the same "
-                        "command again, finished shards are kept"
-                    ) from error
     return Run(folder)
+
+
+@contextmanager
+def _mended(folder: Path, what: str):
+    """An error of writing says what could not be written where, and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{folder}: {what} could not be written ({error}); free some disk and run the same command again, finished "
+            "shards are kept"
+        ) from error
 
 
 def _key(info: Path) -> str | None:

@@ -8,15 +8,16 @@ query_id, image_id, image (path), width, height, category, x1, y1, x2, y2 (pixel
 import contextlib
 import io
 import json
-import math
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 from pycocotools.coco import COCO
 
 from acs_lib import boxes as bx
 
+FAR = 1e9  # px; no coordinate is as large
 TRUTH = ["x1", "y1", "x2", "y2"]
 # Images of Objects365 v2 that are annotated and in none of the archives, as MMDetection's `objv2_ignore_list` has them.
 ABSENT = {"objects365_v2_00908726.jpg", "objects365_v1_00320532.jpg", "objects365_v1_00320534.jpg"}
@@ -29,7 +30,11 @@ def size_bin(area_fraction: float, small: float = 0.01, large: float = 0.05) -> 
 
 def image_path(root: Path, file_name: str) -> Path:
     """The image's path under `root`; ValueError if the name leads out of it."""
-    path = (Path(root) / file_name).resolve()
+    try:
+        path = (Path(root) / file_name).resolve()
+        path.is_file()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"file name {file_name[:80]!r} cannot be one ({error}); mend the annotation file") from error
     if not path.is_relative_to(Path(root).resolve()):
         raise ValueError(f"file name {file_name!r} leads out of {root}; mend the annotation file")
     return path
@@ -56,22 +61,27 @@ def read_annotations(path: Path) -> COCO:
         raise FileNotFoundError(
             f"no annotation file at {path}; the README's section on the paper profile says what belongs there"
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
     needed = {
-        "images": {"id", "file_name", "width", "height"},
-        "annotations": {"id", "image_id", "category_id", "bbox"},
-        "categories": {"id", "name"},
+        "images": {"id": int, "file_name": str, "width": int, "height": int},
+        "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
+        "categories": {"id": int, "name": str},
     }
-    for part, keys in needed.items():
+    for part, kinds in needed.items():
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise ValueError(f"{path} has no list {part!r}; is it a COCO annotation file?")
         for row in rows:
-            if not isinstance(row, dict) or not keys <= row.keys():
-                raise ValueError(f"{path}: an entry of {part!r} lacks one of {sorted(keys)}: {str(row)[:120]}")
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+                wanted = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
+                raise ValueError(f"{path}: an entry of {part!r} lacks one of {wanted}: {str(row)[:120]}")
         if len({row["id"] for row in rows}) < len(rows):
             raise ValueError(f"{path}: an id occurs twice in {part!r}")
+    images, categories = ({row["id"] for row in content[part]} for part in ("images", "categories"))
+    for row in content["annotations"]:
+        if row["image_id"] not in images or row["category_id"] not in categories:
+            raise ValueError(f"{path}: annotation {row['id']} is of an image or a category that is not in the file")
     dataset = COCO()
     dataset.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -86,8 +96,9 @@ def load_queries(
 
     Crowd boxes are no queries, and a category that also occurs as a crowd is ambiguous. A box that is annotated twice
     (same image, category and numbers, as in Objects365) counts once. Images known to be in no archive (`ABSENT`) are
-    left out. Boxes are clipped to the image; those that are empty, not finite or of an image of no size are dropped
-    and counted. Images are looked for by `find_image`; whether they are there is not asked here.
+    left out. Boxes are clipped to the image; those that are empty, not finite or of an image of no size, or of one that
+    Pillow would refuse as too large, are dropped and counted. Images are looked for by `find_image`; whether they are
+    there is not asked here.
     """
     coco = read_annotations(annotations)
     steps = ("images", "instances", "instances in the archives", "annotated once", "unambiguous", "usable boxes")
@@ -133,7 +144,9 @@ def load_queries(
 
 
 def _clipped(bbox, image):
-    if len(bbox) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in bbox):
+    if len(bbox) != 4 or not all(isinstance(v, int | float) and abs(v) < FAR for v in bbox):  # NaN is not
+        return None
+    if min(image["width"], image["height"]) < 1 or image["width"] * image["height"] > 2 * Image.MAX_IMAGE_PIXELS:
         return None
     x, y, w, h = bbox
     box = bx.clip([x, y, x + w, y + h], image["width"], image["height"])

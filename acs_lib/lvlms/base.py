@@ -119,15 +119,14 @@ class LVLM(ABC):
 
         Raises ValueError if a coordinate has no token that holds only its digits.
         """
-        ends = np.array([len(self.decode(token_ids[: stop + 1])) for stop in range(len(token_ids))])
-        starts = np.concatenate([[0], ends[:-1]])
-        found = [np.flatnonzero((starts < stop) & (ends > start) & self._digits(token_ids)) for start, stop in spans]
-        if any(len(tokens) == 0 for tokens in found):
+        digits = self.digit_tokens[torch.tensor(token_ids)].nonzero()[:, 0].tolist()
+        begins = {place: len(self.decode(token_ids[:place])) for digit in digits for place in (digit, digit + 1)}
+        found = [
+            [digit for digit in digits if begins[digit] < stop and begins[digit + 1] > start] for start, stop in spans
+        ]
+        if not all(found):
             raise ValueError(f"{self.name}: no token writes one of the coordinates in {self.decode(token_ids)!r}")
-        return [tokens.tolist() for tokens in found]
-
-    def _digits(self, token_ids: list[int]) -> np.ndarray:
-        return self.digit_tokens.numpy()[np.asarray(token_ids, int)]
+        return found
 
     @functools.cached_property
     def digit_tokens(self) -> torch.Tensor:

@@ -46,6 +46,28 @@ def test_greedy_answer_equals_transformers_generate(lvlm, shape):
     assert np.allclose(ours["logprobs"], logprobs, atol=1e-4)
 
 
+def test_the_checkpoints_repetition_penalty_holds_as_in_generate(lvlm, monkeypatch):
+    """Qwen2.5-VL's generation config has one. It counts the prompt, though not what the batch pads it with; the stored
+    log-probabilities are the model's own."""
+    prompts = [lvlm.prompt(picture(320, 240, seed=1), "dog"), lvlm.prompt(picture(100, 100, seed=2), "cell phone")]
+    how = Sampling(samples=2, max_new_tokens=24)
+    free = [answers[0]["token_ids"] for answers in generate(lvlm, prompts, [0, 1], how)]
+    monkeypatch.setattr(lvlm.model.generation_config, "repetition_penalty", 1.3)
+    ours = [answers[0] for answers in generate(lvlm, prompts, [0, 1], how)]
+    reference = copy.deepcopy(lvlm.model)
+    reference.set_attn_implementation("sdpa")
+    for prompt, answer in zip(prompts, ours):
+        theirs = reference.generate(
+            **prompt.inputs, do_sample=False, max_new_tokens=24, suppress_tokens=lvlm.banned_tokens.tolist(),
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        assert answer["token_ids"] == theirs.sequences[0, prompt.length :].tolist()
+        logits = torch.cat(theirs.logits).index_fill(-1, lvlm.banned_tokens, -torch.inf).log_softmax(-1)
+        own = logits.gather(1, torch.tensor(answer["token_ids"])[:, None])[:, 0].tolist()
+        assert np.allclose(answer["logprobs"], own, atol=1e-4)
+    assert free != [answer["token_ids"] for answer in ours], "a penalty that changes nothing proves nothing"
+
+
 @torch.inference_mode()
 def eager_rows(lvlm, prompt, token_ids):
     """Rows [answer, layers, heads, image tokens] of an answer's tokens by transformers' own eager attention, one pass
@@ -178,3 +200,20 @@ def test_an_answer_is_read_from_end_to_end(family, lvlm):
     for coordinate, number in enumerate(tokens):
         mean = expected[number].mean(0).unflatten(-1, tuple(cells)).numpy()
         assert np.abs(found.maps[0, coordinate] - mean).max() < 1e-5
+
+
+def test_non_finite_attention_is_the_failure_of_its_answer_alone(family, lvlm, monkeypatch):
+    prompt = lvlm.prompt(picture(320, 240), "cat")
+    text = family.answer.format(x1=12, y1=34, x2=156, y2=178)
+    take = attention.Rows.take
+
+    def spoilt(self):
+        rows = take(self)
+        rows[:, 1, 0, 0, 3] = torch.nan  # the first sampled answer
+        return rows
+
+    monkeypatch.setattr(attention.Rows, "take", spoilt)
+    with scripted(lvlm, text):
+        found, records = candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[0]
+    assert [record["failure"] for record in records] == ["", "non-finite attention", ""]
+    assert found.parsed.tolist() == [True, False, True] and np.isfinite(found.maps[[0, 2]]).all()

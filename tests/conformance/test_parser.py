@@ -40,10 +40,11 @@ def check(answer):
 fuzzed = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
-@given(text=TEXTS)
+@given(texts=st.lists(TEXTS, min_size=20, max_size=20))
 @fuzzed
-def test_arbitrary_text_never_raises_nor_leaves_the_image(lvlm, prompt, text):
-    check(lvlm.parse(text, prompt))
+def test_10000_arbitrary_texts_never_raise_nor_leave_the_image(lvlm, prompt, texts):
+    for text in texts:
+        check(lvlm.parse(text, prompt))
 
 
 @given(numbers=BOXES, before=st.text(max_size=10), after=st.text(max_size=10))
