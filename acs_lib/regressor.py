@@ -94,7 +94,7 @@ def train(
     layers, heads, *grid = shapes.max(0)[2:].tolist()
     model = AttentionIoURegressor(layers, heads, width, tuple(min(side, MAP_SIDE) for side in grid))
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    history, best, best_r = [], None, -np.inf
+    history, best, best_r = [], None, -1.0
     label = "regressor, shuffled labels" if shuffle_labels else "regressor"
     for epoch in tqdm(range(epochs), desc=label, unit="epoch"):
         model.train()
@@ -109,8 +109,8 @@ def train(
             losses.append(loss.item())
         scores = quality(predict(model, validation))
         history.append({"epoch": epoch + 1, "train_mse": np.mean(losses), **scores})
-        if scores["pearson"] > best_r:
-            best_r = scores["pearson"]
+        if best is None or scores["pearson"] > best_r:
+            best_r = np.nan_to_num(scores["pearson"], nan=-1.0)
             best = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best)
     return model.eval(), pd.DataFrame(history)
