@@ -319,7 +319,7 @@ def _method(name: str, lvlm: LVLM, head_set: HeadSet | None, model: AttentionIoU
             "trains one, or take a selector that needs none, such as sequence-log-prob"
         )
     made = {
-        ACS_FREE: lambda: acs_free(head_set.heads),
+        ACS_FREE: lambda: acs_free(head_set.heads, head_set.coordinates),
         SPATIAL: lambda: spatial_entropy(head_set.heads),
         ACS_LEARNED: lambda: acs_learned(lambda candidates: _predicted(model, candidates)),
     }

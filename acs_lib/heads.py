@@ -22,11 +22,13 @@ Heads = tuple[tuple[int, int], ...]  # (layer, head), counted from 0
 
 @dataclass(frozen=True)
 class HeadSet:
-    """D_c = {(layer, head)}, counted from 0, and the LVLM and data that it was found on."""
+    """D_c = {(layer, head)}, counted from 0, the coordinates (indices 0-3 of x1, y1, x2, y2) whose tokens' entropy is
+    averaged, and the LVLM and data that both were found on."""
 
     lvlm: str
     found_on: str
     heads: Heads
+    coordinates: tuple[int, ...] = (0, 1, 2, 3)
 
     def save(self, path: Path) -> None:
         """Write the set as JSON."""
@@ -40,7 +42,8 @@ class HeadSet:
             raise ValueError(
                 f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; notebook 04 finds one for it"
             )
-        return cls(lvlm, content["found_on"], tuple((layer, head) for layer, head in content["heads"]))
+        pairs = tuple((layer, head) for layer, head in content["heads"])
+        return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
 
 
 def attribution(model: AttentionIoURegressor, run: Run, answers: int = 2000) -> np.ndarray:

@@ -86,7 +86,7 @@ class Study:
         return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
 
     def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
-        """(layers, heads, D_c): attribution by layer, separation by head, and the discriminative heads.
+        """(layers, heads, D_c): attribution by layer, separation by head over D_c's coordinates, and D_c.
 
         Attribution and separation come from the train split; of the sets that the profile's `heads` names, the one
         with the best Acc@0.5 of ACS-Free on the validation split is D_c.
@@ -95,19 +95,20 @@ class Study:
         scores = heads.attribution(self.fit(lvlm), train)
         records, statistics = train.records(), train.statistics()
         kept = (records["failure"] == "").to_numpy() & (records["candidate"] > 0).to_numpy()
-        entropy = statistics[kept][..., ENTROPY].mean(1)
+        entropy = statistics[kept][..., ENTROPY]
         iou, query = records["iou"].to_numpy()[kept], records["query_id"].to_numpy()[kept]
-        separations = {
-            "pooled": heads.separation(entropy, iou),
-            "within": heads.separation_within(entropy, iou, query),
-        }
-        spec = self.profile.heads
-        sets = {
-            heads.select_heads(scores.sum(1), separations[separation], layers, count): None
-            for separation, layers, count in itertools.product(spec.separations, spec.layers, spec.counts)
-        }
-        best = self._most_accurate(validation, list(sets))
-        head_set = HeadSet(lvlm.name, self.train_set.name, best)
+        spec, separations, sets = self.profile.heads, {}, {}
+        for coordinates in spec.coordinates:
+            read = entropy[:, list(coordinates)].mean(1)
+            separations[coordinates] = {
+                "pooled": heads.separation(read, iou),
+                "within": heads.separation_within(read, iou, query),
+            }
+            for separation, layers, count in itertools.product(spec.separations, spec.layers, spec.counts):
+                found = heads.select_heads(scores.sum(1), separations[coordinates][separation], layers, count)
+                sets[found, coordinates] = None
+        best, coordinates = self._most_accurate(validation, list(sets))
+        head_set = HeadSet(lvlm.name, self.train_set.name, best, coordinates)
         head_set.save(paths.runs(self.profile.name) / lvlm.name / "head_set.json")
         layers = pd.DataFrame(
             {"lvlm": lvlm.name, "layer": range(len(scores)), "attribution": scores.sum(1) / scores.sum()}
@@ -120,8 +121,8 @@ class Study:
                 "layer": [layer for layer, _ in grid],
                 "head": [head for _, head in grid],
                 "attribution": (scores / scores.sum()).ravel(),
-                "auroc": separations["pooled"].ravel(),
-                "auroc_within_query": separations["within"].ravel(),
+                "auroc": separations[coordinates]["pooled"].ravel(),
+                "auroc_within_query": separations[coordinates]["within"].ravel(),
                 "selected": [pair in best for pair in grid],
             }
         )
@@ -131,16 +132,16 @@ class Study:
         """D_c as notebook 04 found it."""
         return HeadSet.load(paths.runs(self.profile.name) / lvlm.name / "head_set.json", lvlm.name)
 
-    def _most_accurate(self, run: Run, sets: list[Heads]) -> Heads:
-        """The head set with which ACS-Free has the best Acc@0.5; the first on ties."""
-        selectors = [replace(acs_free(chosen), name=str(index)) for index, chosen in enumerate(sets)]
+    def _most_accurate(self, run: Run, sets: list[tuple[Heads, tuple[int, ...]]]) -> tuple[Heads, tuple[int, ...]]:
+        """The heads and coordinates with which ACS-Free has the best Acc@0.5; the first on ties."""
+        selectors = [replace(acs_free(*chosen), name=str(index)) for index, chosen in enumerate(sets)]
         choices = evaluate.chosen(run.candidates(), run.truth, selectors, self.profile.pool)
         accuracy = choices.groupby("method")["hit"].mean()
         return sets[max(range(len(sets)), key=lambda index: accuracy[str(index)])]
 
     def selectors(self, lvlm: LVLMSpec, predictions: pd.DataFrame) -> list[Selector]:
         """All methods of the main table; `predictions` are those of the split that they will choose on."""
-        chosen = self.head_set(lvlm).heads
+        chosen = self.head_set(lvlm)
         by_query = {query_id: part for query_id, part in predictions.groupby("query_id")}
 
         def predicted(candidates):
@@ -151,7 +152,12 @@ class Study:
                 scores[part["candidate"]] = part["predicted"]
             return scores
 
-        return [*SELECTORS.values(), spatial_entropy(chosen), acs_free(chosen), acs_learned(predicted)]
+        return [
+            *SELECTORS.values(),
+            spatial_entropy(chosen.heads),
+            acs_free(chosen.heads, chosen.coordinates),
+            acs_learned(predicted),
+        ]
 
     def choices(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
         """The choice of every method on every test query (all sizes): see acs_lib.evaluate.chosen."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from acs_lib import boxes as bx
 from acs_lib import designs, evaluate, paths, regressor
-from acs_lib.candidates import STATISTICS, Candidates
+from acs_lib.candidates import COORDINATES, STATISTICS, Candidates
 from acs_lib.heads import ENTROPY, GROUPS, HeadSet, entropy_by_layer, mean_share
 from acs_lib.mistakes import KINDS, ranked_right
 from acs_lib.report import figures
@@ -204,7 +204,8 @@ def say_heads(head_set: HeadSet, table: pd.DataFrame) -> Markdown:
     chosen = table[table["selected"]]
     names = ", ".join(f"({layer}, {head})" for layer, head in head_set.heads)
     return say(
-        f"D_c of {head_set.lvlm} is {{{names}}} as (layer, head), counted from 0; their entropy tells good boxes from "
+        f"D_c of {head_set.lvlm} is {{{names}}} as (layer, head), counted from 0, read at "
+        f"{', '.join(COORDINATES[index] for index in head_set.coordinates)}; their entropy tells good boxes from "
         f"misses with AUROC {chosen['auroc'].min():.2f} to {chosen['auroc'].max():.2f} over all answers, and "
         f"{chosen['auroc_within_query'].min():.2f} to {chosen['auroc_within_query'].max():.2f} inside queries."
     )
