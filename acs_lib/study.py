@@ -76,13 +76,13 @@ class Study:
         info = paths.runs(self.profile.name) / lvlm.name / f"regressor-{seed}.json"
         return pd.DataFrame(json.loads(info.read_text())["history"])
 
-    def predictions(
-        self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, shuffle_labels: bool = False
-    ) -> pd.DataFrame:
-        """query_id, candidate, iou, predicted of every answer with a box; the mean over the profile's seeds."""
+    def predictions(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, control: int | None = None) -> pd.DataFrame:
+        """query_id, candidate, iou, predicted of every answer with a box; the mean over the profile's seeds, or those
+        of the control on shuffled labels with the seed `control`."""
         run = self.run(lvlm, dataset, split)
-        seeds = 1 if shuffle_labels else self.profile.regressor.seeds
-        frames = [regressor.predict(self.fit(lvlm, seed, shuffle_labels), run) for seed in range(seeds)]
+        if control is not None:
+            return regressor.predict(self.fit(lvlm, control, shuffle_labels=True), run)
+        frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in range(self.profile.regressor.seeds)]
         return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
 
     def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
