@@ -250,9 +250,11 @@ def stored(bench: Bench) -> pd.DataFrame:
         *(bench.rows(factor, named) for factor, named in by_count.items()),
         bench.rows("signal of the same heads", signals(bench.head_set)),
         bench.rows("regressor's input", inputs),
-        bench.rows("regressor's width", sorted(widths, key=lambda pair: int(pair[0]))),
-        bench.rows("training queries", [*sizes, (str(len(run.queries)), learned)]),
     ]
+    if spec.widths:
+        parts.append(bench.rows("regressor's width", sorted(widths, key=lambda pair: int(pair[0]))))
+    if sizes:
+        parts.append(bench.rows("training queries", [*sizes, (str(len(run.queries)), learned)]))
     small = bench.small()
     for value, threshold in SMALL.items():
         part = small[small["area_fraction"] < threshold]

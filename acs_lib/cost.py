@@ -1,12 +1,15 @@
 """What the method costs: seconds and memory a query, by stage, measured on this machine.
 
-Memory is the growth of the process's resident memory while a stage works, looked at every few milliseconds; what lies
-on a GPU is not in it. Times are those of a busy machine if it is one: shares travel better than seconds.
+Memory is how much the resident memory of a fresh process grows when a stage works for the first time, after the stages
+before it; what lies on a GPU is not in it. Times are those of a busy machine if it is one: shares travel better than
+seconds.
 """
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +20,7 @@ import psutil
 import torch
 
 from acs_lib import pipeline, sampling
+from acs_lib.heads import Heads
 from acs_lib.profiles import LVLMSpec
 from acs_lib.regressor import AttentionIoURegressor
 from acs_lib.selectors import SELECTORS, acs_free
@@ -54,9 +58,10 @@ def watched() -> Iterator[dict[str, float]]:
 
 
 def stages(
-    study: Study, lvlm_spec: LVLMSpec, queries: pd.DataFrame, model: AttentionIoURegressor, heads
+    study: Study, lvlm_spec: LVLMSpec, queries: pd.DataFrame, model: AttentionIoURegressor, heads: Heads
 ) -> dict[str, dict[str, float]]:
-    """Stage -> seconds and memory of one batch of queries; 'rows' is what decoding takes longer when it reads them."""
+    """Stage -> seconds and memory (bytes) of one batch of queries; 'rows' is what decoding takes more of when it reads
+    them (its memory is what it adds to that of decoding, which went before)."""
     lvlm, how = pipeline.load(lvlm_spec), sampling.Sampling(**study.profile.sampling.model_dump())
     keys, found = [query_key(name) for name in queries["query_id"]], {}
     with watched() as found["prompt"]:
@@ -69,7 +74,7 @@ def stages(
             sampling.generate(lvlm, prompts, keys, how, capture=False)
         with watched() as read:
             sampling.generate(lvlm, prompts, keys, how)
-        found["rows"] = {name: max(0.0, read[name] - found["prefill and decoding"][name]) for name in read}
+        found["rows"] = read | {"seconds": max(0.0, read["seconds"] - found["prefill and decoding"]["seconds"])}
         answers = sampling.candidates(lvlm, prompts, list(queries["query_id"]), keys, list(queries["category"]), how)
     with TemporaryDirectory() as folder, watched() as found["store"]:
         write_shard(Path(folder), 0, answers)
@@ -88,19 +93,23 @@ def stages(
     return found
 
 
-def table(study: Study, lvlm_spec: LVLMSpec, heads, batches: int = 3) -> pd.DataFrame:
-    """cost.csv of one LVLM: stage, seconds a query (median over batches; a first one warms up), share of the sum, and
-    peak memory in MB of a batch and divided by its queries; on the small test objects of the train set's dataset."""
+def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads, batches: int = 3) -> pd.DataFrame:
+    """cost.csv of one LVLM, small test objects of the train set's dataset: stage, seconds_per_query (median over
+    batches; a first one warms up), share of their sum, peak_mb (growth of memory for one batch), peak_mb_per_query and
+    batch_queries."""
     queries, batch = study.test_queries(lvlm_spec, study.train_set, "small"), study.profile.batch_queries
     model = study.fit(lvlm_spec)
     parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:batches]
+    fresh = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    with fresh:
+        first = fresh.submit(stages, Study(study.profile), lvlm_spec, parts[0], model, heads).result()
     stages(study, lvlm_spec, parts[0], model, heads)
     measured = [(len(part), stages(study, lvlm_spec, part, model, heads)) for part in parts]
     rows = []
     for stage in STAGES:
         seconds = np.median([found[stage]["seconds"] / n for n, found in measured])
-        largest, n = max((found[stage]["memory"] / 1e6, n) for n, found in measured)
-        rows.append((lvlm_spec.name, stage, seconds, largest, largest / n, batch))
+        grown = first[stage]["memory"] / 1e6
+        rows.append((lvlm_spec.name, stage, seconds, grown, grown / len(parts[0]), len(parts[0])))
     names = ["lvlm", "stage", "seconds_per_query", "peak_mb", "peak_mb_per_query", "batch_queries"]
     frame = pd.DataFrame(rows, columns=names)
     frame.insert(3, "share", frame["seconds_per_query"] / frame["seconds_per_query"].sum())

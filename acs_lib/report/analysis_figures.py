@@ -168,7 +168,7 @@ def transfer(frame: pd.DataFrame) -> Figure:
         axes.set(title=title, xlabel="Acc@0.5 of ACS-Free", ylabel="heads found on", yticks=range(len(names)))
         axes.set_yticklabels(names)
         axes.label_outer(remove_inner_ticks=False)
-    grid[0][0].invert_yaxis()
+    grid[0][0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
@@ -231,7 +231,8 @@ def ablation_panels(frame: pd.DataFrame, methods: Sequence[str] = ("greedy", "AC
         axes.set_yticklabels([str(value) for value in order[factor]])
     for axes in list(grid.flat)[len(factors) :]:
         axes.set_axis_off()
-    figure.supxlabel("Acc@0.5", fontsize=9)
+    for axes in list(grid.flat)[max(0, len(factors) - 2) : len(factors)]:
+        axes.set_xlabel("Acc@0.5")
     handles = [Line2D([], [], color=looks[m][0], marker=looks[m][1], linestyle="", label=m) for m in methods]
     _legend_below(figure, handles)
     return figure
@@ -239,7 +240,7 @@ def ablation_panels(frame: pd.DataFrame, methods: Sequence[str] = ("greedy", "AC
 
 @_styled
 def cost(frame: pd.DataFrame) -> Figure:
-    """Milliseconds a query (with all its answers) by stage, and peak memory of a batch.
+    """Milliseconds a query (with all its answers) by stage, and growth of memory for a batch.
 
     frame: cost.csv: columns stage, seconds_per_query, peak_mb, and lvlm (a row of panels each)
     """
@@ -251,6 +252,6 @@ def cost(frame: pd.DataFrame) -> Figure:
         right.barh(place, block["peak_mb"], color=ORANGE, hatch="///", edgecolor="white")
         left.set(title=title, xlabel="ms a query", yticks=place)
         left.set_yticklabels(block["stage"])
-        right.set(xlabel="growth of memory, MB a batch")
+        right.set(xlabel="growth of memory, MB")
         left.invert_yaxis()
     return figure
