@@ -5,6 +5,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from acs_lib import ablations, analyses, confidence, cost
+from acs_lib.ablations import Bench
 from acs_lib.heads import Heads
 from acs_lib.study import Study
 from acs_lib.views import say, small_predictions
@@ -89,6 +90,11 @@ def say_calibration(errors: pd.DataFrame) -> Markdown:
 # ------------------------------------------------------------------------------------------------------- analyses
 
 
+def benches(study: Study) -> list[Bench]:
+    """What the ablations and analyses of every LVLM share (D_c found once)."""
+    return [Bench.open(study, lvlm) for lvlm in study.profile.lvlms]
+
+
 def attribution_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split."""
     tables, agreements = [], []
@@ -110,16 +116,16 @@ def say_attributions(table: pd.DataFrame, agreement: pd.DataFrame) -> Markdown:
     return say("; ".join(parts) + ".")
 
 
-def stability_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def stability_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """head_stability.csv and head_set_stability.csv (lvlm, kept, lo, hi): train split, images drawn anew."""
     tables, sets = [], []
-    for lvlm in study.profile.lvlms:
-        layers, _, head_set = study.head_table(lvlm)
-        records, entropy = analyses.sampled_answers(study.run(lvlm, study.train_set, "train"))
+    for bench in benches:
+        study, lvlm, head_set = bench.study, bench.lvlm, bench.head_set
+        records, entropy = analyses.sampled_answers(bench.run("train"))
         entropy = entropy[:, list(head_set.coordinates)].mean(1)
         table, kept = analyses.stability(
-            entropy, records, layers["attribution"].to_numpy(), max(study.profile.heads.layers), len(head_set.heads),
-            _draws(study),
+            entropy, records, bench.layers["attribution"].to_numpy(), max(study.profile.heads.layers),
+            len(head_set.heads), _draws(study),
         )  # fmt: skip
         tables.append(_placed(table, lvlm))
         sets.append({"lvlm": lvlm.name, "heads": len(head_set.heads), **kept})
@@ -140,7 +146,7 @@ def say_stability(table: pd.DataFrame, sets: pd.DataFrame) -> Markdown:
     return say("; ".join(parts) + ".")
 
 
-def transfer_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def transfer_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """head_overlap.csv and head_transfer.csv: D_c's counterpart found on the test images of each dataset.
 
     overlap: lvlm, a, b, jaccard (0-1), spearman of the heads' AUROCs. transfer: lvlm, found_on, applied_to, acc50,
@@ -148,10 +154,10 @@ def transfer_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     those found on the other half. This reads test images for analysis alone; nothing is chosen by it.
     """
     overlaps, transfers = [], []
-    for lvlm in study.profile.lvlms:
-        layers, _, head_set = study.head_table(lvlm)
-        settings = (layers["attribution"].to_numpy(), max(study.profile.heads.layers), len(head_set.heads))
-        runs = {"train split": study.run(lvlm, study.train_set, "train")}
+    for bench in benches:
+        study, lvlm, head_set = bench.study, bench.lvlm, bench.head_set
+        settings = (bench.layers["attribution"].to_numpy(), max(study.profile.heads.layers), len(head_set.heads))
+        runs = {"train split": bench.run("train")}
         runs |= {f"{dataset.name}, test": study.run(lvlm, dataset, "test") for dataset in study.profile.datasets}
         found = {name: analyses.found_on(run, *settings, head_set.coordinates) for name, run in runs.items()}
         names = list(found)
@@ -217,12 +223,9 @@ def say_size(table: pd.DataFrame) -> Markdown:
 # --------------------------------------------------------------------------------------------- ablations and cost
 
 
-def ablation_table(study: Study) -> pd.DataFrame:
+def ablation_table(benches: list[Bench]) -> pd.DataFrame:
     """ablations.csv: every factor of acs_lib.ablations, for every LVLM, on the dataset that it was calibrated on."""
-    parts = []
-    for lvlm in study.profile.lvlms:
-        bench = ablations.Bench.open(study, lvlm)
-        parts += [ablations.stored(bench), ablations.sampled(bench)]
+    parts = [part for bench in benches for part in (ablations.stored(bench), ablations.sampled(bench))]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 

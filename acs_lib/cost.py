@@ -1,15 +1,16 @@
 """What the method costs: seconds and memory a query, by stage, measured on this machine.
 
-Memory is how much the resident memory of a fresh process grows when a stage works for the first time, after the stages
-before it; what lies on a GPU is not in it. Times are those of a busy machine if it is one: shares travel better than
-seconds.
+Memory is how much the process's resident memory grows while a stage works, looked at every few milliseconds; what was
+freed before is given back first where the C library can (glibc), else the growth is too small. What lies on a GPU is
+not in it. Times are those of a busy machine if it is one: shares travel better than seconds.
 """
 
-import multiprocessing
+import ctypes
+import gc
+import platform
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +38,9 @@ STAGES = (
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
     """A dictionary that holds `seconds` and `memory` (bytes above those at the start, the peak) when the block ends."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
     process, done, found = psutil.Process(), threading.Event(), {}
     start = peak = process.memory_info().rss
 
@@ -60,8 +64,8 @@ def watched() -> Iterator[dict[str, float]]:
 def stages(
     study: Study, lvlm_spec: LVLMSpec, queries: pd.DataFrame, model: AttentionIoURegressor, heads: Heads
 ) -> dict[str, dict[str, float]]:
-    """Stage -> seconds and memory (bytes) of one batch of queries; 'rows' is what decoding takes more of when it reads
-    them (its memory is what it adds to that of decoding, which went before)."""
+    """Stage -> seconds and memory (bytes) of one batch of queries. 'rows' is what reading the rows and making maps and
+    statistics of them takes beyond decoding: a second decoding that does, less the first one."""
     lvlm, how = pipeline.load(lvlm_spec), sampling.Sampling(**study.profile.sampling.model_dump())
     keys, found = [query_key(name) for name in queries["query_id"]], {}
     with watched() as found["prompt"]:
@@ -73,9 +77,10 @@ def stages(
         with watched() as found["prefill and decoding"]:
             sampling.generate(lvlm, prompts, keys, how, capture=False)
         with watched() as read:
-            sampling.generate(lvlm, prompts, keys, how)
-        found["rows"] = read | {"seconds": max(0.0, read["seconds"] - found["prefill and decoding"]["seconds"])}
-        answers = sampling.candidates(lvlm, prompts, list(queries["query_id"]), keys, list(queries["category"]), how)
+            answers = sampling.candidates(
+                lvlm, prompts, list(queries["query_id"]), keys, list(queries["category"]), how
+            )
+        found["rows"] = {name: max(0.0, value - found["prefill and decoding"][name]) for name, value in read.items()}
     with TemporaryDirectory() as folder, watched() as found["store"]:
         write_shard(Path(folder), 0, answers)
     candidates = [c for c, _ in answers]
@@ -93,22 +98,19 @@ def stages(
     return found
 
 
-def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads, batches: int = 3) -> pd.DataFrame:
+def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads, batches: int = 2) -> pd.DataFrame:
     """cost.csv of one LVLM, small test objects of the train set's dataset: stage, seconds_per_query (median over
-    batches; a first one warms up), share of their sum, peak_mb (growth of memory for one batch), peak_mb_per_query and
+    batches; a first one warms up), share of their sum, peak_mb (growth of memory for a batch), peak_mb_per_query and
     batch_queries."""
     queries, batch = study.test_queries(lvlm_spec, study.train_set, "small"), study.profile.batch_queries
     model = study.fit(lvlm_spec)
     parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:batches]
-    fresh = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    with fresh:
-        first = fresh.submit(stages, Study(study.profile), lvlm_spec, parts[0], model, heads).result()
     stages(study, lvlm_spec, parts[0], model, heads)
     measured = [(len(part), stages(study, lvlm_spec, part, model, heads)) for part in parts]
     rows = []
     for stage in STAGES:
         seconds = np.median([found[stage]["seconds"] / n for n, found in measured])
-        grown = first[stage]["memory"] / 1e6
+        grown = max(found[stage]["memory"] for _, found in measured) / 1e6
         rows.append((lvlm_spec.name, stage, seconds, grown, grown / len(parts[0]), len(parts[0])))
     names = ["lvlm", "stage", "seconds_per_query", "peak_mb", "peak_mb_per_query", "batch_queries"]
     frame = pd.DataFrame(rows, columns=names)

@@ -197,7 +197,7 @@ def study(runs, tmp_path_factory):
 
 
 def test_stored_ablations_of_a_planted_study(study):
-    table = analysis_views.ablation_table(study)
+    table = analysis_views.ablation_table(analysis_views.benches(study))
     assert list(table.columns) == ablations.COLUMNS
     assert table["acc50"].between(0, 1).all() and (table["acc50_lo"] <= table["acc50_hi"]).all()
     values = table.groupby("factor", sort=False)["value"].agg(set)
@@ -235,11 +235,12 @@ def test_analyses_of_a_planted_study(study):
     shares, agreement = analysis_views.attribution_tables(study)
     assert shares[list(figures.ATTRIBUTIONS)].sum().to_numpy() == pytest.approx([1, 1, 1], abs=1e-4)
     assert "rank correlations" in analysis_views.say_attributions(shares, agreement).data
-    heads, sets = analysis_views.stability_tables(study)
+    benches = analysis_views.benches(study)
+    heads, sets = analysis_views.stability_tables(benches)
     assert len(heads) == LAYERS * HEADS
     assert sets["kept"].tolist() == [1], "the planted head is found in every draw"
     assert "selects 100%" in analysis_views.say_stability(heads, sets).data
-    overlap, transfer = analysis_views.transfer_tables(study)
+    overlap, transfer = analysis_views.transfer_tables(benches)
     assert overlap["jaccard"].tolist() == [1]
     assert transfer["found_on"].tolist() == ["D_c", "train split", "scenes, test"]
     assert transfer["acc50"].nunique() == 1
