@@ -289,7 +289,7 @@ def variant(study: Study, name: str, sampling: dict | None = None, size: str | N
             sizes = {size: small} if size and split != "test" else {"small": small}
             splits[split] = spec.model_copy(update={"queries": sizes})
         datasets.append(dataset.model_copy(update={"splits": splits}))
-    return Study(profile.model_copy(update=changes | {"datasets": tuple(datasets)}))
+    return type(study)(profile.model_copy(update=changes | {"datasets": tuple(datasets)}))
 
 
 def sampled(bench: Bench) -> pd.DataFrame:

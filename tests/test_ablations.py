@@ -1,5 +1,7 @@
 """Ablations and cost: changed inputs and selectors by hand, and all tables and figures on a planted study."""
 
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -178,10 +180,12 @@ def test_watched_sees_memory_and_time():
 
 
 class Planted(Study):
-    """A study whose runs are given."""
+    """A study whose runs are given, whatever its sampling."""
+
+    given: ClassVar[dict] = {}
 
     def run(self, lvlm, dataset, split, engine=map):
-        return self._runs[split]
+        return self.given[split]
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +193,15 @@ def study(runs, tmp_path_factory):
     content = load_profile("smoke").model_dump()
     content["datasets"] = content["datasets"][:1]
     content |= {"bootstrap": 50, "regressor": {"width": 8, "epochs": 2}, "heads": {"layers": [2], "counts": [1]}}
-    content["ablations"] = {"widths": [4], "train_shards": [1]}
+    content["ablations"] = {
+        "widths": [4], "train_shards": [1], "temperatures": [1.1], "rows": ["predicting"], "trained_on": ["large"],
+    }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("planted"))
-        (paths.RUNS / content["name"] / "internvl-embedded").mkdir(parents=True)
-        yield Planted(Profile.model_validate(content), dict(runs))
+        for variant in ("", "temperature-1.1", "row-predicting", "trained-on-large"):
+            (paths.RUNS / content["name"] / variant / "internvl-embedded").mkdir(parents=True)
+        patch.setattr(Planted, "given", runs)
+        yield Planted(Profile.model_validate(content))
 
 
 def test_stored_ablations_of_a_planted_study(study):
@@ -204,8 +212,13 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["regressor's width"] == {"4", "8"}
     assert values["training queries"] == {"64", "200"}
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
+    assert values["temperature"] == {"0.5", "1.1"}
+    assert values["row read"] == {"own", "predicting"}
+    assert values["trained on size"] == {"small", "large"}
     base = table[table["factor"] == "as the profile has it"].set_index("method")["acc50"]
     assert base["ACS-Free"] == base[evaluate.ORACLE] > base[evaluate.RANDOM], "the planted head tells all"
+    sampled = table[table["factor"] == "temperature"]
+    assert sampled.groupby("method")["acc50"].nunique().eq(1).all(), "the planted runs do not depend on it"
     heads = table[table["factor"] == "heads in D_c"].set_index("value")["acc50"]
     assert heads["1"] == base["ACS-Free"]
     assert "signal of the same heads" in analysis_views.say_ablations(table, "ACS-Free").data
