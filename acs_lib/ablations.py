@@ -306,13 +306,13 @@ def sampled(bench: Bench) -> pd.DataFrame:
     for factor in dict.fromkeys(factor for factor, _, _ in cases):
         named = [(own[factor], selector) for selector in bench.standard()]
         parts.append(bench.rows(factor, named, kept=KEPT).assign(value=own[factor]))
+    if spec.trained_on:
+        parts.append(bench.rows("trained on size", [("small", selector) for selector in bench.standard()]))
     for size in spec.trained_on:
         other = Bench.open(variant(bench.study, f"trained-on-{size}", size=size), bench.lvlm)
         parts.append(
             bench.rows("trained on size", [(size, selector) for selector in other.standard(bench.run("test"))])
         )
-    if spec.trained_on:
-        parts.append(bench.rows("trained on size", [("small", selector) for selector in bench.standard()]))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
 
