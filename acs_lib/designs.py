@@ -51,7 +51,9 @@ def design_row(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.D
     inside queries, the share of mixed queries, and the make-up of their mistakes (shares that sum to 1)."""
     small = study.test_queries(lvlm, dataset, "small")
     choices = choices[choices["query_id"].isin(small["query_id"])]
-    row = {"dataset": dataset.name, "temperature": study.profile.sampling.temperature, "n_queries": len(small)}
+    sampling = study.profile.sampling
+    row = {"dataset": dataset.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    row["n_queries"] = len(small)
     accuracy = choices.groupby("method")["hit"].mean()
     row |= {name: accuracy[method] for name, method in METHODS.items()}
     for name, (method, reference) in GAINS.items():

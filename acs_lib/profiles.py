@@ -65,9 +65,10 @@ class RegressorSpec(Strict):
 
 
 class HeadsSpec(Strict):
-    """D_c: what validation chooses from (by Acc@0.5 of ACS-Free). How many layers attribution keeps, how many heads,
-    whether they are ordered by separation over all answers ('pooled') or inside queries ('within'; the paper's words
-    fit either), and over which coordinates (0-3: x1, y1, x2, y2) their entropy is averaged."""
+    """D_c: over which coordinates (0-3: x1, y1, x2, y2) entropy may be averaged (training queries choose); and what
+    validation chooses from (by Acc@0.5 of ACS-Free): how many layers attribution keeps, how many heads, and whether
+    they are ordered by separation over all answers ('pooled') or inside queries ('within'; the paper's words fit
+    either)."""
 
     layers: tuple[int, ...]
     counts: tuple[int, ...] = (1, 2, 3, 5, 8)

@@ -76,20 +76,21 @@ class Study:
         info = paths.runs(self.profile.name) / lvlm.name / f"regressor-{seed}.json"
         return pd.DataFrame(json.loads(info.read_text())["history"])
 
-    def predictions(
-        self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, shuffle_labels: bool = False
-    ) -> pd.DataFrame:
-        """query_id, candidate, iou, predicted of every answer with a box; the mean over the profile's seeds."""
+    def predictions(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, control: int | None = None) -> pd.DataFrame:
+        """query_id, candidate, iou, predicted of every answer with a box; the mean over the profile's seeds, or those
+        of the control on shuffled labels with the seed `control`."""
         run = self.run(lvlm, dataset, split)
-        seeds = 1 if shuffle_labels else self.profile.regressor.seeds
-        frames = [regressor.predict(self.fit(lvlm, seed, shuffle_labels), run) for seed in range(seeds)]
+        if control is not None:
+            return regressor.predict(self.fit(lvlm, control, shuffle_labels=True), run)
+        frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in range(self.profile.regressor.seeds)]
         return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
 
     def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
         """(layers, heads, D_c): attribution by layer, separation by head over D_c's coordinates, and D_c.
 
-        Attribution and separation come from the train split; of the sets that the profile's `heads` names, the one
-        with the best Acc@0.5 of ACS-Free on the validation split is D_c.
+        Attribution, separation and the coordinates (those at which the best head separates best inside queries) come
+        from the train split; of the sets that the profile's `heads` names, the one with the best Acc@0.5 of ACS-Free
+        on the validation split is D_c.
         """
         train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
         scores = heads.attribution(self.fit(lvlm), train)
@@ -97,17 +98,15 @@ class Study:
         kept = (records["failure"] == "").to_numpy() & (records["candidate"] > 0).to_numpy()
         entropy = statistics[kept][..., ENTROPY]
         iou, query = records["iou"].to_numpy()[kept], records["query_id"].to_numpy()[kept]
-        spec, separations, sets = self.profile.heads, {}, {}
-        for coordinates in spec.coordinates:
-            read = entropy[:, list(coordinates)].mean(1)
-            separations[coordinates] = {
-                "pooled": heads.separation(read, iou),
-                "within": heads.separation_within(read, iou, query),
-            }
-            for separation, layers, count in itertools.product(spec.separations, spec.layers, spec.counts):
-                found = heads.select_heads(scores.sum(1), separations[coordinates][separation], layers, count)
-                sets[found, coordinates] = None
-        best, coordinates = self._most_accurate(validation, list(sets))
+        spec, read = self.profile.heads, {c: entropy[:, list(c)].mean(1) for c in self.profile.heads.coordinates}
+        within = {c: heads.separation_within(values, iou, query) for c, values in read.items()}
+        coordinates = max(spec.coordinates, key=lambda c: np.nan_to_num(within[c]).max())
+        separations = {"pooled": heads.separation(read[coordinates], iou), "within": within[coordinates]}
+        sets = {
+            heads.select_heads(scores.sum(1), separations[separation], layers, count): None
+            for separation, layers, count in itertools.product(spec.separations, spec.layers, spec.counts)
+        }
+        best = self._most_accurate(validation, list(sets), coordinates)
         head_set = HeadSet(lvlm.name, self.train_set.name, best, coordinates)
         head_set.save(paths.runs(self.profile.name) / lvlm.name / "head_set.json")
         layers = pd.DataFrame(
@@ -121,8 +120,8 @@ class Study:
                 "layer": [layer for layer, _ in grid],
                 "head": [head for _, head in grid],
                 "attribution": (scores / scores.sum()).ravel(),
-                "auroc": separations[coordinates]["pooled"].ravel(),
-                "auroc_within_query": separations[coordinates]["within"].ravel(),
+                "auroc": separations["pooled"].ravel(),
+                "auroc_within_query": separations["within"].ravel(),
                 "selected": [pair in best for pair in grid],
             }
         )
@@ -132,9 +131,9 @@ class Study:
         """D_c as notebook 04 found it."""
         return HeadSet.load(paths.runs(self.profile.name) / lvlm.name / "head_set.json", lvlm.name)
 
-    def _most_accurate(self, run: Run, sets: list[tuple[Heads, tuple[int, ...]]]) -> tuple[Heads, tuple[int, ...]]:
-        """The heads and coordinates with which ACS-Free has the best Acc@0.5; the first on ties."""
-        selectors = [replace(acs_free(*chosen), name=str(index)) for index, chosen in enumerate(sets)]
+    def _most_accurate(self, run: Run, sets: list[Heads], coordinates: tuple[int, ...]) -> Heads:
+        """The head set with which ACS-Free has the best Acc@0.5; the first on ties."""
+        selectors = [replace(acs_free(chosen, coordinates), name=str(index)) for index, chosen in enumerate(sets)]
         choices = evaluate.chosen(run.candidates(), run.truth, selectors, self.profile.pool)
         accuracy = choices.groupby("method")["hit"].mean()
         return sets[max(range(len(sets)), key=lambda index: accuracy[str(index)])]

@@ -20,6 +20,7 @@ from acs_lib.store import BOX, Run
 from acs_lib.study import Study
 
 POINTS = "percentage points"
+CONTROLS = 3  # regressors trained on shuffled labels, each with its own seed
 
 
 def say(text: str) -> Markdown:
@@ -154,23 +155,27 @@ def say_entropy(table: pd.DataFrame) -> Markdown:
 
 
 def regressor_table(study: Study) -> pd.DataFrame:
-    """regressor.csv, small objects: Pearson, Spearman, MAE and n by split, and the control on shuffled labels."""
+    """regressor.csv, small objects: Pearson, Spearman, MAE and n by split, and the mean of CONTROLS
+    controls on shuffled labels."""
     table = []
     for lvlm, dataset in study.columns:
         for split in dataset.splits:
             found = small_predictions(study, lvlm, dataset, split)
             table.append((lvlm.name, dataset.name, split, *_quality(found)))
     for lvlm in study.profile.lvlms:
-        control = small_predictions(study, lvlm, study.train_set, "test", shuffle_labels=True)
-        table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *_quality(control)))
+        controls = [
+            _quality(small_predictions(study, lvlm, study.train_set, "test", control=seed)) for seed in range(CONTROLS)
+        ]
+        *scores, n = np.mean(controls, axis=0)
+        table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *scores, int(n)))
     names = ["lvlm", "dataset", "split", "pearson", "spearman", "mae", "within_query_pearson", "n"]
     return pd.DataFrame(table, columns=names)
 
 
-def small_predictions(study: Study, lvlm, dataset, split: str, shuffle_labels: bool = False) -> pd.DataFrame:
+def small_predictions(study: Study, lvlm, dataset, split: str, control: int | None = None) -> pd.DataFrame:
     """Study.predictions for small objects alone, which is what the regressor is trained on."""
     queries = study.run(lvlm, dataset, split).queries.set_index("query_id")["size"]
-    found = study.predictions(lvlm, dataset, split, shuffle_labels)
+    found = study.predictions(lvlm, dataset, split, control)
     return found[found["query_id"].map(queries) == "small"]
 
 
@@ -550,7 +555,10 @@ def say_designs(log: pd.DataFrame) -> Markdown:
     )
 
     def names(rows):
-        return "; ".join(f"{row.design}, T {row.temperature:g}" for row in rows.itertuples()) or "none"
+        return (
+            "; ".join(f"{row.design}, T {row.temperature:g}, top-p {row.top_p:g}" for row in rows.itertuples())
+            or "none"
+        )
 
     return say(
         f"ACS-Learned is above greedy in {len(won)} of {len(log)} rows ({names(won)}) and below in {len(lost)} "

@@ -4,7 +4,7 @@
 
 What selection gains is measured on research images of the world `scenes`: neither a test nor a training image of any
 profile. Regressor and D_c come from the embedded profile's train and validation images, as always. A row of the same
-design and temperature is replaced. About two minutes on 2 cores.
+design, temperature and top-p is replaced. About two minutes on 2 cores.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ import typer
 from acs_lib import designs
 from acs_lib.paths import replacing
 from acs_lib.profiles import DatasetSpec, LVLMSpec, SplitSpec, load_profile
+from acs_lib.selectors import slug
 from acs_lib.study import Study
 
 RESEARCH = SplitSpec(images=260, seed=31, queries={"small": 500, "large": 60})
@@ -25,6 +26,7 @@ def main(
     design: Annotated[str, typer.Argument(help="What the log calls it.")],
     weights: Annotated[Path, typer.Argument(help="The LVLM's folder.", exists=True, file_okay=False)],
     temperature: float = 0.5,
+    top_p: float = 1.0,
     train: Annotated[int, typer.Option(help="Queries that the regressor is trained on.")] = 1500,
 ) -> None:
     profile = load_profile("embedded")
@@ -36,18 +38,19 @@ def main(
         "test": RESEARCH,
     }
     dataset = DatasetSpec(name=spec.name, kind=spec.kind, splits=splits)
-    sampling = profile.sampling.model_copy(update={"temperature": temperature})
-    changed = {"name": "designs", "lvlms": (lvlm,), "datasets": (dataset,), "sampling": sampling, "bootstrap": 2000}
+    sampling = profile.sampling.model_copy(update={"temperature": temperature, "top_p": top_p})
+    name = f"designs-{slug(design)}-{temperature:g}-{top_p:g}"
+    changed = {"name": name, "lvlms": (lvlm,), "datasets": (dataset,), "sampling": sampling, "bootstrap": 2000}
     study = Study(profile.model_copy(update=changed))
     _, heads, _ = study.head_table(lvlm)
     row = designs.design_row(
         study, lvlm, dataset, study.choices(lvlm, dataset), designs.kind_table(study, lvlm, dataset)
     )
     row = {"design": design, **row, "auroc": heads["auroc"].max(), "auroc_within": heads["auroc_within_query"].max()}
-    log = pd.read_csv(designs.LOG) if designs.LOG.exists() else pd.DataFrame(columns=["design", "temperature"])
-    others = log[(log["design"] != design) | (log["temperature"] != temperature)]
+    log = pd.read_csv(designs.LOG) if designs.LOG.exists() else pd.DataFrame(columns=["design", "temperature", "top_p"])
+    same = (log["design"] == design) & (log["temperature"] == temperature) & (log["top_p"] == top_p)
     with replacing(designs.LOG) as aside:
-        pd.concat([others, pd.DataFrame([row])]).round(4).to_csv(aside, index=False)
+        pd.concat([log[~same], pd.DataFrame([row])]).round(4).to_csv(aside, index=False)
     typer.echo(pd.Series(row).to_string())
 
 

@@ -88,7 +88,7 @@ RECIPE = (
     Stage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
     Stage("answers", "train", steps=1500, lr=1e-3, constant=0.3, seed=3),
     Stage("instruct", "train-rare", steps=400, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=8.0, seed=4),
-    Stage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.75, habit_weight=3.0, seed=5),
+    Stage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
 )
 HABIT = RECIPE[-2:]  # what makes the LVLM with a habit of the one without
 
