@@ -161,7 +161,7 @@ def test_a_variant_changes_what_it_says_and_has_its_own_folder():
     assert hot.datasets[0].splits["test"].queries == {"small": 400}
     large = ablations.variant(study, "large", size="large").profile.datasets[0].splits
     assert large["train"].queries == {"large": 1000} and large["test"].queries == {"small": 400}
-    assert study.profile.sampling.temperature == 0.5
+    assert study.profile.sampling.temperature == 0.8
 
 
 def test_numbers_are_told_from_words():
@@ -212,7 +212,7 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["regressor's width"] == {"4", "8"}
     assert values["training queries"] == {"64", "200"}
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
-    assert values["temperature"] == {"0.5", "1.1"}
+    assert values["temperature"] == {"0.8", "1.1"}
     assert values["row read"] == {"own", "predicting"}
     assert values["trained on size"] == {"small", "large"}
     base = table[table["factor"] == "as the profile has it"].set_index("method")["acc50"]
