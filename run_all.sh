@@ -235,6 +235,6 @@ if [ $test = yes ]; then
     "$python" -m pytest
     export TQDM_DISABLE=1 # progress is no result
     exec "$python" -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
-        --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[1-8]_*.ipynb
+        --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[1-9]_*.ipynb
 fi
 exec "$python" -m acs_lib.runner --profile "$profile" ${arguments[@]+"${arguments[@]}"}

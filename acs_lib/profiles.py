@@ -76,6 +76,17 @@ class HeadsSpec(Strict):
     coordinates: tuple[tuple[int, ...], ...] = ((0, 1, 2, 3), (0, 2), (0,), (1,), (2,), (3,))
 
 
+class AblationsSpec(Strict):
+    """What notebook 09 varies besides what any run's stored candidates give (see acs_lib.ablations). Every value of
+    `temperatures`, `rows` and `trained_on` is sampled anew, with as many queries as the profile has."""
+
+    widths: tuple[int, ...] = ()  # of the regressor
+    train_shards: tuple[int, ...] = ()  # the first so many shards (of 64 queries) of the train split
+    temperatures: tuple[float, ...] = ()
+    rows: tuple[Literal["own", "predicting"], ...] = ()
+    trained_on: tuple[Literal["medium", "large"], ...] = ()
+
+
 class GPUSpec(Strict):
     """What the plan (acs_lib.plan) reckons with. Peak figures are NVIDIA's data sheet of the A100 SXM 80 GB (dense
     bfloat16, HBM2e); the shares of the peak that are reached are assumptions, for transformers without a compiler."""
@@ -104,6 +115,7 @@ class Profile(Strict):
     gpu: GPUSpec | None = None
     regressor: RegressorSpec = RegressorSpec()
     heads: HeadsSpec
+    ablations: AblationsSpec = AblationsSpec()
     bootstrap: int = 10_000
     notebooks: tuple[str, ...] = ("01", "02", "03", "04", "05", "06", "08")
 

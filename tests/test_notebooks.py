@@ -25,7 +25,9 @@ MAIN_COLUMNS = (
     "lvlm,dataset,method,family,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi,"
     "delta_vs_greedy,p_value,published_acc50"
 )
-TABLES = "main_results regressor layers heads entropy_by_layer by_size candidates_sweep ranks".split()
+TABLES = (
+    "main_results regressor layers heads entropy_by_layer by_size candidates_sweep ranks ablations confidence cost"
+).split()
 
 
 def texts(output):

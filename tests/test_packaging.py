@@ -99,7 +99,7 @@ def kit(tmp_path):
     (root / "acs_lib").mkdir(parents=True)
     shutil.copytree(paths.PROFILES, root / "acs_lib" / "profiles")
     (root / "notebooks").mkdir()
-    for stem in ("01_one", "08_eight"):
+    for stem in ("01_one", "09_nine"):
         (root / "notebooks" / f"{stem}.ipynb").write_text("{}")
     for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
         shutil.copy2(paths.ROOT / name, root)
@@ -146,7 +146,7 @@ def test_help_lists_the_profiles(kit):
     result = run_all(kit, "--help")
     assert result.returncode == 0
     assert f"one of: {' '.join(PROFILES)}\n" in result.stdout
-    assert "01 08\n" in result.stdout
+    assert "01 09\n" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_help_lists_the_profiles(kit):
         (["--profile", ""], PROFILES),
         (["--bogus"], ["--profile", "--from", "--limit", "--engine", "--dry-run", "--test", "--help"]),
         (["smoke"], ["--profile"]),
-        (["--from", "two"], ["01", "08"]),
-        (["--from", "-1"], ["01", "08"]),
-        (["--from", "9"], ["01", "08"]),
+        (["--from", "two"], ["01", "09"]),
+        (["--from", "-1"], ["01", "09"]),
+        (["--from", "10"], ["01", "09"]),
         (["--engine", "spark"], ["local", "ray"]),
         (["--limit", "0"], []),
         (["--limit=many"], []),
@@ -180,13 +180,13 @@ def test_bad_usage_is_refused_before_any_set_up(kit, environment, arguments, val
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 def test_an_active_environment_is_used_and_filled_once(kit, environment, variable):
     active = {variable: str(environment)}
-    arguments = ["--profile", PROFILES[0], "--from=08", "--limit", "20", "--engine=ray", "--dry-run"]
+    arguments = ["--profile", PROFILES[0], "--from=09", "--limit", "20", "--engine=ray", "--dry-run"]
     result = run_all(kit, *arguments, **active)
     assert result.returncode == 0, result.stderr
     first, second, run = calls(environment)
     assert first.endswith("install --no-input --progress-bar off -r requirements.lock")
     assert second.endswith("--no-deps -e .")
-    wanted = f"-m acs_lib.runner --profile {PROFILES[0]} --from 08 --limit 20 --engine ray --dry-run"
+    wanted = f"-m acs_lib.runner --profile {PROFILES[0]} --from 09 --limit 20 --engine ray --dry-run"
     assert run == wanted
     assert not (kit / ".venv").exists()
 
@@ -200,7 +200,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     assert suite == "-m pytest"
     assert notebooks.startswith("-m pytest --nbval ")
     assert notebooks.endswith(
-        "--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/01_one.ipynb notebooks/08_eight.ipynb"
+        "--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/01_one.ipynb notebooks/09_nine.ipynb"
     )
 
 

@@ -42,6 +42,13 @@ TITLES = {  # table stem -> title; the order of the page
     "entropy_by_layer": "Attention entropy by layer",
     "attention_statistics": "Attention statistics by layer",
     "ablations": "Ablations",
+    "confidence": "Scores as confidence",
+    "calibration_error": "Calibration of the predicted IoU",
+    "attributions": "Layers by three attributions",
+    "attribution_agreement": "Agreement of the attributions",
+    "head_set_stability": "Stability of the selected heads",
+    "head_overlap": "Overlap of the heads between data",
+    "head_transfer": "Heads found on other data",
     "cost": "Cost",
 }
 FIGURES = (  # the order of the page; others follow

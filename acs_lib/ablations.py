@@ -1,0 +1,323 @@
+"""Ablations: one thing of the method is changed, the rest stays, and small objects of the test split are chosen again.
+
+Everything is found on the train split (heads, regressors) and nothing is chosen by the result: every value of a factor
+is a row. Most factors are computed from one run's stored candidates and maps; temperature, the row that is read and
+the size of the training objects need runs of their own (`variant`).
+
+Rows: factor, value, lvlm, dataset, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over images).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from acs_lib import evaluate, heads, regressor
+from acs_lib.candidates import COORDINATES, Candidates
+from acs_lib.heads import HeadSet
+from acs_lib.profiles import DatasetSpec, LVLMSpec
+from acs_lib.sampling import cell_coverage
+from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, spatial_entropy
+from acs_lib.selectors.attention import statistic
+from acs_lib.store import BOX, SHARD, Run
+from acs_lib.study import Study
+
+COLUMNS = [
+    "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
+]  # fmt: skip
+COCO_SMALL = 32**2 / (640 * 480)  # share of the image: COCO's 32 x 32 px in its most frequent size of image
+SMALL = {"0.33 % (COCO's 32^2)": COCO_SMALL, "0.5 %": 0.005, "1 %": 0.01}
+KEPT = ("greedy", evaluate.RANDOM, evaluate.ORACLE)  # what every value of a factor that changes the pool is set against
+Named = tuple[str, Selector]  # the value of a factor, and what it makes of a method
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A run whose maps are something else: what the regressor is trained on and asked about, shard by shard.
+
+    change: (maps [n, 4, layers, heads, h, w], statistics [n, 4, layers, heads, 4], boxes [n, 4] in 0-1 of the image)
+        of one query -> the regressor's input [n, 4, a, b, h', w'], not negative
+    most: shards that are used, None for all
+    """
+
+    run: Run
+    change: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    most: int | None = None
+
+    @property
+    def shards(self) -> list[int]:
+        return self.run.shards[: self.most]
+
+    def records(self, shard: int) -> pd.DataFrame:
+        return self.run.records(shard)
+
+    def maps(self, shard: int) -> Iterator[np.ndarray]:
+        """See Run.maps."""
+        if self.change is None:
+            yield from self.run.maps(shard)
+            return
+        sizes = self.run.queries.set_index("query_id")[["width", "height"]]
+        records, statistics, start = self.run.records(shard), self.run.statistics(shard), 0
+        shares = records[BOX].to_numpy() / np.tile(sizes.loc[records["query_id"]].to_numpy(), 2)
+        for maps in self.run.maps(shard):
+            rows = slice(start, start + len(maps))
+            yield self.change(maps, statistics[rows], shares[rows]).astype(np.float32)
+            start += len(maps)
+
+
+def renormalised(maps: np.ndarray, statistics: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Each map as shares of its attention on the image tokens (they sum to 1), as entropy takes it."""
+    maps = maps.astype(np.float32)
+    return maps / np.maximum(maps.sum((-1, -2), keepdims=True), 1e-12)
+
+
+def with_box_mask(maps: np.ndarray, statistics: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The maps and, as one more layer, the share of every cell that the answer's box covers."""
+    mask = cell_coverage(np.nan_to_num(boxes), 1, 1, maps.shape[-2:])[:, None, None, None]
+    shape = (*maps.shape[:2], 1, *maps.shape[3:])
+    return np.concatenate([maps, np.broadcast_to(mask, shape)], axis=2)
+
+
+def statistics_alone(maps: np.ndarray, statistics: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Entropy, mass, mass inside the box and peak of every head, and no place: [n, 4, layers, heads * 4, 1, 1]."""
+    return statistics.reshape(*statistics.shape[:3], -1, 1, 1)
+
+
+INPUTS = {
+    "maps and box mask": with_box_mask,
+    "statistics of heads alone": statistics_alone,
+    "maps renormalised": renormalised,
+}
+
+
+def looked_up(predictions: pd.DataFrame) -> Callable[[Candidates], np.ndarray]:
+    """Candidates -> [n] predicted IoU, from a frame query_id, candidate, predicted; NaN for an answer without."""
+    by_query = {name: part.set_index("candidate")["predicted"] for name, part in predictions.groupby("query_id")}
+    nothing = pd.Series(dtype=float)
+    return lambda c: by_query.get(c.query_id, nothing).reindex(range(len(c))).to_numpy(float)
+
+
+def raw_entropy(c: Candidates) -> np.ndarray:
+    """[n, 4, layers, heads] of -sum a log a (nats) of the raw attention a on the image tokens, which sums to the mass m
+    instead of 1: m H - m log m, H the entropy of the renormalised map."""
+    mass = np.maximum(statistic(c, "mass"), 1e-12)
+    return mass * (statistic(c, "entropy") - np.log(mass))
+
+
+def on_heads(head_set: HeadSet, values: Callable[[Candidates], np.ndarray]) -> Callable[[Candidates], np.ndarray]:
+    """Candidates -> [n] mean of values [n, 4, layers, heads] over D_c and its coordinates."""
+    layers, columns = np.array(head_set.heads).T
+
+    def score(c: Candidates) -> np.ndarray:
+        return values(c)[:, list(head_set.coordinates)][:, :, layers, columns].mean((1, 2))
+
+    return score
+
+
+# ------------------------------------------------------------------------- factors of ACS-Free: (value, selector)
+
+
+def coordinates(head_set: HeadSet, options: Iterable[tuple[int, ...]]) -> list[Named]:
+    """The same heads, read at other coordinates."""
+    return [(" ".join(COORDINATES[index] for index in option), acs_free(head_set.heads, option)) for option in options]
+
+
+def signals(head_set: HeadSet) -> list[Named]:
+    """Other measures of the same heads' maps than entropy, each with the sign that its source gives it."""
+
+    def share_in_box(c):
+        return statistic(c, "mass_in_box") / np.maximum(statistic(c, "mass"), 1e-12)
+
+    measures = {
+        "entropy": lambda c: -statistic(c, "entropy"),
+        "entropy of the raw map": lambda c: -raw_entropy(c),
+        "maximum of the renormalised map": lambda c: statistic(c, "peak"),
+        "mass on the image": lambda c: statistic(c, "mass"),
+        "mass inside the box": lambda c: statistic(c, "mass_in_box"),
+        "share of the mass inside the box": share_in_box,
+    }
+    found = [(name, replace(acs_free(head_set.heads), score=on_heads(head_set, f))) for name, f in measures.items()]
+    at = np.eye(len(COORDINATES), dtype=bool)[list(head_set.coordinates)].any(0)
+
+    def spatial(c):
+        return spatial_entropy(head_set.heads).score(replace(c, maps=c.maps[:, at]))
+
+    return [*found, ("spatial entropy", replace(acs_free(head_set.heads), score=spatial))]
+
+
+def counts_of_heads(layer_scores: np.ndarray, head_scores: np.ndarray, head_set: HeadSet) -> dict[str, list[Named]]:
+    """{factor: (value, selector)}: D_c from the best 1, 2, ... layers, and of the best 1, 2, 3, 5, 8, 16 and all heads
+    in all layers. layer_scores [layers], head_scores [layers, heads], both of the train split."""
+    layers, total = len(layer_scores), head_scores.size
+
+    def made(kept: int, count: int) -> Selector:
+        count = min(count, kept * head_scores.shape[1])
+        return acs_free(heads.select_heads(layer_scores, head_scores, kept, count), head_set.coordinates)
+
+    counts = sorted({min(count, total) for count in (1, 2, 3, 5, 8, 16, total)})
+    few = len(head_set.heads)
+    return {
+        "layers that D_c is taken from": [(str(kept), made(kept, few)) for kept in range(1, layers + 1)],
+        "heads in D_c": [(str(count), made(layers, count)) for count in counts],
+    }
+
+
+# ----------------------------------------------------------------------------------------------------- evaluation
+
+
+def rows(
+    factor: str, named: Iterable[Named], candidates: Iterable[Candidates], run: Run, queries: pd.DataFrame,
+    study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, kept: Iterable[str] = (),
+) -> pd.DataFrame:  # fmt: skip
+    """COLUMNS of one factor over `queries`: one row a value and method, and of the controls `kept` with value '-'."""
+    selectors = [replace(selector, name=f"{value}\t{selector.name}") for value, selector in named]
+    choices = evaluate.chosen(candidates, run.truth, [SELECTORS["greedy"], *selectors], study.profile.pool)
+    table = evaluate.main_table(
+        choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=min(2000, study.profile.bootstrap)
+    )
+    table = table[table["method"].str.contains("\t") | table["method"].isin(list(kept))]
+    parts = table["method"].str.split("\t")
+    table = table.assign(factor=factor, value=parts.map(lambda part: part[0] if len(part) > 1 else "-"))
+    return table.assign(method=parts.str[-1])[COLUMNS]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the factors of one LVLM share: the test split's small objects, D_c, and the regressor's settings."""
+
+    study: Study
+    lvlm: LVLMSpec
+    head_set: HeadSet
+    layers: pd.DataFrame
+    head_table: pd.DataFrame
+
+    @classmethod
+    def open(cls, study: Study, lvlm: LVLMSpec) -> "Bench":
+        layers, table, head_set = study.head_table(lvlm)
+        return cls(study, lvlm, head_set, layers, table)
+
+    def run(self, split: str) -> Run:
+        return self.study.run(self.lvlm, self.study.train_set, split)
+
+    def candidates(self, queries: pd.DataFrame, maps: bool = False) -> list[Candidates]:
+        """The candidates of test queries."""
+        names = set(queries["query_id"])
+        return [c for c in self.run("test").candidates(maps) if c.query_id in names]
+
+    def small(self) -> pd.DataFrame:
+        return self.study.test_queries(self.lvlm, self.study.train_set, "small")
+
+    def rows(self, factor: str, named: list[Named], queries: pd.DataFrame | None = None, **settings) -> pd.DataFrame:
+        """`rows` on test queries, by default the small objects."""
+        queries = self.small() if queries is None else queries
+        needs_maps = any(value == "spatial entropy" for value, _ in named)
+        return rows(
+            factor, named, self.candidates(queries, needs_maps), self.run("test"), queries, self.study, self.lvlm,
+            self.study.train_set, **settings,
+        )  # fmt: skip
+
+    def learned(self, change: Callable | None = None, most: int | None = None, **settings) -> Selector:
+        """ACS-Learned with a regressor of another input, training set or width; the same seed and, with fewer
+        shards, more epochs (at most four times as many), so that few queries do not mean few steps."""
+        known = self.study.profile.regressor.model_dump(exclude={"seeds"}) | settings
+        train = Changed(self.run("train"), change, most)
+        known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(self.run("train").shards) // len(train.shards))
+        model, _ = regressor.train(train, Changed(self.run("validation"), change), **known, seed=0)
+        return acs_learned(looked_up(regressor.predict(model, Changed(self.run("test"), change))))
+
+    def standard(self, run: Run | None = None) -> list[Selector]:
+        """ACS-Free and ACS-Learned as the profile has them, for a run (by default the test split's)."""
+        predicted = regressor.predict(self.study.fit(self.lvlm), run or self.run("test"))
+        return [acs_free(self.head_set.heads, self.head_set.coordinates), acs_learned(looked_up(predicted))]
+
+
+def stored(bench: Bench) -> pd.DataFrame:
+    """COLUMNS of the factors that need no new sampling, one LVLM, the dataset that it was calibrated on."""
+    study, spec = bench.study, bench.study.profile.ablations
+    free, learned = bench.standard()
+    heads_of = bench.head_table.pivot(index="layer", columns="head", values="auroc").to_numpy()
+    by_count = counts_of_heads(bench.layers["attribution"].to_numpy(), heads_of, bench.head_set)
+    inputs = [("maps (the paper's)", learned)] + [(name, bench.learned(f)) for name, f in INPUTS.items()]
+    full = study.profile.regressor.width
+    widths = [(str(width), bench.learned(width=width)) for width in spec.widths] + [(str(full), learned)]
+    run = bench.run("train")
+    fewer = [shards for shards in spec.train_shards if shards < len(run.shards)]
+    sizes = [(str(shards * SHARD), bench.learned(most=shards)) for shards in fewer]
+    parts = [
+        bench.rows("as the profile has it", [("-", free), ("-", learned)], kept=KEPT),
+        bench.rows("coordinates", coordinates(bench.head_set, study.profile.heads.coordinates)),
+        *(bench.rows(factor, named) for factor, named in by_count.items()),
+        bench.rows("signal of the same heads", signals(bench.head_set)),
+        bench.rows("regressor's input", inputs),
+    ]
+    if spec.widths:
+        parts.append(bench.rows("regressor's width", sorted(widths, key=lambda pair: int(pair[0]))))
+    if sizes:
+        parts.append(bench.rows("training queries", [*sizes, (str(len(run.queries)), learned)]))
+    small = bench.small()
+    for value, threshold in SMALL.items():
+        part = small[small["area_fraction"] < threshold]
+        if len(part):
+            found = bench.rows("threshold of small", [(value, free), (value, learned)], part, kept=KEPT)
+            parts.append(found.assign(value=value))
+    for size in evaluate.SIZES:
+        part = study.test_queries(bench.lvlm, study.train_set, size)
+        if len(part):
+            named = [(size, free), (size, learned)]
+            parts.append(bench.rows("applied to size", named, part, kept=KEPT).assign(value=size))
+    return pd.concat(parts, ignore_index=True)
+
+
+# -------------------------------------------------------------------------------------- factors that need sampling
+
+
+def variant(study: Study, name: str, sampling: dict | None = None, size: str | None = None) -> Study:
+    """The study with other settings of sampling, or with training and validation objects of another size; its runs
+    and regressors lie in a folder of their own below the profile's."""
+    profile = study.profile
+    changes = {"name": f"{profile.name}/{name}"}
+    if sampling:
+        changes["sampling"] = profile.sampling.model_copy(update=sampling)
+    datasets = []
+    for dataset in profile.datasets:
+        if dataset.name != profile.train_on:
+            continue
+        splits = dict(dataset.splits)
+        for split, spec in splits.items():
+            small = spec.queries.get("small", 0)
+            sizes = {size: small} if size and split != "test" else {"small": small}
+            splits[split] = spec.model_copy(update={"queries": sizes})
+        datasets.append(dataset.model_copy(update={"splits": splits}))
+    return type(study)(profile.model_copy(update=changes | {"datasets": tuple(datasets)}))
+
+
+def sampled(bench: Bench) -> pd.DataFrame:
+    """COLUMNS of temperature, row read and training size; heads and regressor are found anew in each case."""
+    spec, parts = bench.study.profile.ablations, []
+    cases = [("temperature", f"{t:g}", variant(bench.study, f"temperature-{t:g}", {"temperature": t}))
+             for t in spec.temperatures]  # fmt: skip
+    cases += [("row read", row, variant(bench.study, f"row-{row}", {"row": row})) for row in spec.rows]
+    own = {"temperature": f"{bench.study.profile.sampling.temperature:g}", "row read": bench.study.profile.sampling.row}
+    for factor, value, study in cases:
+        other = Bench.open(study, bench.lvlm)
+        named = [(value, selector) for selector in other.standard()]
+        parts.append(other.rows(factor, named, kept=KEPT).assign(value=value))
+    for factor in dict.fromkeys(factor for factor, _, _ in cases):
+        named = [(own[factor], selector) for selector in bench.standard()]
+        parts.append(bench.rows(factor, named, kept=KEPT).assign(value=own[factor]))
+    if spec.trained_on:
+        parts.append(bench.rows("trained on size", [("small", selector) for selector in bench.standard()]))
+    for size in spec.trained_on:
+        other = Bench.open(variant(bench.study, f"trained-on-{size}", size=size), bench.lvlm)
+        parts.append(
+            bench.rows("trained on size", [(size, selector) for selector in other.standard(bench.run("test"))])
+        )
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
+def numeric(table: pd.DataFrame) -> pd.DataFrame:
+    """The factors whose values are numbers, with `value` as one."""
+    value = pd.to_numeric(table["value"], errors="coerce")
+    whole = value.notna().groupby(table["factor"]).transform("all")
+    return table.assign(value=value)[whole]

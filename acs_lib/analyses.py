@@ -1,0 +1,244 @@
+"""Whether what D_c was found by can be trusted: other attributions, other images, other data, and object size.
+
+Nothing here chooses anything. `transfer` and `overlap` look at test images of the dataset that no training may touch,
+for analysis alone. Intervals are 95 %, from drawing images with replacement.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import pearsonr, spearmanr
+
+from acs_lib import boxes as bx
+from acs_lib import evaluate, heads
+from acs_lib.confidence import image_counts, pairs_by_image
+from acs_lib.evaluate import INTERVAL
+from acs_lib.heads import ENTROPY, Heads
+from acs_lib.regressor import AttentionIoURegressor, rows
+from acs_lib.selectors import acs_free
+from acs_lib.store import BOX, Run
+
+ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")
+Model = Callable[[torch.Tensor], torch.Tensor]  # maps [n, 4, layers, heads, h, w] -> [n]
+
+
+# ---------------------------------------------------------------------------------------------- other attributions
+
+
+def integrated_gradients(model: Model, maps: torch.Tensor, baseline: torch.Tensor, steps: int = 16) -> torch.Tensor:
+    """Integrated gradients (arXiv 1703.01365), of the shape of maps: (maps - baseline) times the mean gradient along
+    the straight line from `baseline` (broadcast) to the maps, at the midpoints of `steps` equal parts. They sum to
+    model(maps) - model(baseline), up to the error of the sum."""
+    total = torch.zeros_like(maps)
+    for step in range(steps):
+        point = (baseline + (step + 0.5) / steps * (maps - baseline)).detach().requires_grad_(True)
+        total += torch.autograd.grad(model(point).sum(), point)[0]
+    return (maps - baseline) * total / steps
+
+
+@torch.no_grad()
+def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> np.ndarray:
+    """[layers] mean absolute change of the prediction when all maps of one layer are replaced by the baseline's."""
+    known, changes = model(maps), []
+    for layer in range(maps.shape[2]):
+        hidden = maps.clone()
+        hidden[:, :, layer] = baseline.expand_as(maps)[:, :, layer]
+        changes.append((model(hidden) - known).abs().mean().item())
+    return np.array(changes)
+
+
+def first_maps(run: Run, grid: tuple[int, int], answers: int) -> torch.Tensor:
+    """Maps [n, 4, layers, heads, h, w] float32 of the first answers of a run that hold a box."""
+    parts, seen = [], 0
+    for shard in run.shards:
+        parts.append(rows(run, shard, grid)[0][: answers - seen].float())
+        seen += len(parts[-1])
+        if seen >= answers:
+            break
+    return torch.cat(parts)
+
+
+def attributions(model: AttentionIoURegressor, run: Run, answers: int = 500) -> pd.DataFrame:
+    """One row a layer: the three ATTRIBUTIONS as shares that sum to 1. The baseline is the mean map of the answers, so
+    that what counts is how a map differs from an ordinary one; gradient x input has none."""
+    maps = first_maps(run, model.grid, answers)
+    baseline = maps.mean(0, keepdim=True)
+    parts = [integrated_gradients(model, part, baseline).abs().sum((0, 1, 3, 4, 5)) for part in maps.split(128)]
+    found = {
+        "gradient x input": heads.attribution(model, run, answers).sum(1),
+        "integrated gradients": torch.stack(parts).sum(0).numpy(),
+        "occlusion": occlusion(model, maps, baseline),
+    }
+    table = pd.DataFrame({name: values / values.sum() for name, values in found.items()})
+    return table.rename_axis("layer").reset_index()
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """a, b, spearman (-1 to 1) of every pair of ATTRIBUTIONS over the layers of `attributions`."""
+    pairs = [(a, b) for index, a in enumerate(ATTRIBUTIONS) for b in ATTRIBUTIONS[index + 1 :]]
+    return pd.DataFrame(
+        [(a, b, float(spearmanr(table[a], table[b])[0])) for a, b in pairs], columns=["a", "b", "spearman"]
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ stability
+
+
+def sampled_answers(run: Run, size: str = "small") -> tuple[pd.DataFrame, np.ndarray]:
+    """Records of the sampled answers to queries of one size that hold a box, with `image` codes 0..m-1 and the areas
+    of object and box as shares of the image; and their entropies [n, 4, layers, heads] in nats."""
+    records = run.records()
+    queries = run.queries.set_index("query_id")
+    known = queries.loc[records["query_id"]]
+    kept = ((records["failure"] == "") & (records["candidate"] > 0)).to_numpy() & (known["size"] == size).to_numpy()
+    records = records[kept].assign(
+        image=pd.factorize(known["image_id"].to_numpy()[kept])[0],
+        object_area=known["area_fraction"].to_numpy()[kept],
+        box_area=(bx.area(records[BOX].to_numpy()) / (known["width"] * known["height"]).to_numpy())[kept],
+    )
+    return records.reset_index(drop=True), run.statistics()[kept][..., ENTROPY].astype(float)
+
+
+def drawn_aurocs(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+    """AUROC [draws, ...] of low entropy for IoU > 0.6 against IoU 0 (see heads.separation) when the images are drawn
+    with replacement; entropy [n, ...], iou [n], images [n] codes 0..m-1. NaN in a draw without one of the kinds."""
+    kept = (iou > 0.6) | (iou == 0)
+    good, place = iou[kept] > 0.6, images[kept]
+    scores = -entropy[kept].reshape(kept.sum(), -1)
+    m = int(images.max()) + 1
+    counts, found = image_counts(m, draws, seed), []
+    for column in scores.T:
+        won, pairs = pairs_by_image(column, good, place)
+        if len(won) < m:
+            won, pairs = (np.pad(part, (0, m - len(part))) for part in (won, pairs))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append(((counts @ won) * counts).sum(1) / ((counts @ pairs) * counts).sum(1))
+    return np.stack(found, 1).reshape(draws, *entropy.shape[1:])
+
+
+def stability(
+    entropy: np.ndarray, records: pd.DataFrame, layer_scores: np.ndarray, layers: int, count: int, draws: int
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """How D_c fares when the images are drawn anew: one row a head (layer, head, auroc, lo, hi, selected on all
+    images, share of draws in which it is selected), and {'kept': mean share of D_c that a draw selects again, 'lo',
+    'hi'}.
+
+    entropy [n, layers, heads] of the train split, averaged over coordinates; D_c here is always the `count` heads of
+    the highest pooled AUROC inside the `layers` layers of the highest attribution.
+    """
+    iou = records["iou"].to_numpy()
+    known = heads.separation(entropy, iou)
+    drawn = drawn_aurocs(entropy, iou, records["image"].to_numpy(), draws)
+    chosen = heads.select_heads(layer_scores, known, layers, count)
+    times, kept = np.zeros(known.shape), []
+    for scores in drawn:
+        again = heads.select_heads(layer_scores, scores, layers, count)
+        times[tuple(np.array(again).T)] += 1
+        kept.append(len(set(again) & set(chosen)) / len(chosen))
+    lo, hi = np.nanquantile(drawn, INTERVAL, axis=0)
+    table = pd.DataFrame(
+        [
+            (layer, head, known[layer, head], lo[layer, head], hi[layer, head], (layer, head) in chosen, share)
+            for (layer, head), share in np.ndenumerate(times / draws)
+        ],
+        columns=["layer", "head", "auroc", "auroc_lo", "auroc_hi", "selected", "share_of_draws"],
+    )
+    ends = np.quantile(kept, INTERVAL)
+    return table, {"kept": float(np.mean(kept)), "lo": float(ends[0]), "hi": float(ends[1])}
+
+
+# ----------------------------------------------------------------------------------------------------- other data
+
+
+def jaccard(a: Heads, b: Heads) -> float:
+    """Overlap of two sets of heads: shared ones by those in either, 0-1."""
+    return len(set(a) & set(b)) / len(set(a) | set(b))
+
+
+def halves(images: np.ndarray) -> np.ndarray:
+    """[n] 0 or 1: which half of the images each row belongs to, the same for all rows of an image."""
+    return np.random.default_rng(0).permutation(int(images.max()) + 1)[images] % 2
+
+
+def found_on(run: Run, layer_scores: np.ndarray, layers: int, count: int, coordinates: tuple[int, ...]) -> dict:
+    """Heads found on a run's small objects as `stability` finds them: 'all' (its heads), 'auroc' [layers, heads], and
+    'crossed' {query_id: heads found on the half of the images that does not hold the query}."""
+    records, entropy = sampled_answers(run)
+    entropy, iou = entropy[:, list(coordinates)].mean(1), records["iou"].to_numpy()
+    half = halves(records["image"].to_numpy())
+
+    def found(kept):
+        return heads.select_heads(layer_scores, heads.separation(entropy[kept], iou[kept]), layers, count)
+
+    by_half = {side: found(half != side) for side in (0, 1)}
+    return {
+        "all": found(np.ones(len(iou), bool)),
+        "auroc": heads.separation(entropy, iou),
+        "crossed": {query: by_half[side] for query, side in zip(records["query_id"], half)},
+    }
+
+
+def transfer_rows(
+    run: Run, queries: pd.DataFrame, sets: dict[str, dict[str, Heads] | Heads], coordinates: tuple[int, ...],
+    pool: str, draws: int,
+) -> pd.DataFrame:  # fmt: skip
+    """found_on, acc50, lo, hi, n_queries of ACS-Free on `queries` with each named set of heads: one for all queries,
+    or one a query (a query without one takes the first)."""
+    names, parts = set(queries["query_id"]), []
+    candidates = [c for c in run.candidates() if c.query_id in names]
+    for name, given in sets.items():
+        for c in candidates:
+            own = given.get(c.query_id, next(iter(given.values()))) if isinstance(given, dict) else given
+            choice = evaluate.chosen([c], run.truth, [acs_free(own, coordinates)], pool)
+            parts.append(choice[choice["method"] == "ACS-Free"].assign(method=name))
+    table = evaluate.main_table(
+        pd.concat(parts), queries, lvlm="", dataset="", reference=next(iter(sets)), draws=draws
+    ).rename(columns={"method": "found_on"})
+    return table[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
+
+
+# ---------------------------------------------------------------------------------------------------- object size
+
+
+def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+    """Pearson correlation of x [n] and y [n] after both are cleared of their least-squares fit on given [n, k] and a
+    constant; NaN if nothing is left of one of them."""
+    design = np.column_stack([np.ones(len(x)), given])
+    rest = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x, y)]
+    if min(part.std() for part in rest) < 1e-12:
+        return float("nan")
+    return float(pearsonr(*rest)[0])
+
+
+def size_effect(records: pd.DataFrame, entropy: np.ndarray, selected: Heads, draws: int) -> pd.DataFrame:
+    """partial_correlation.csv of one run: correlation r of entropy (mean over coordinates, nats) with IoU, and
+    partial_r with log object area and log box area held fixed; one row a head, and two rows (layer and head empty)
+    for the means over all heads and over D_c, those with intervals.
+
+    records and entropy [n, 4, layers, heads] as `sampled_answers` gives them. Boxes without area are left out.
+    """
+    kept = (records["box_area"] > 0).to_numpy()
+    records, read = records[kept], entropy[kept].mean(1)
+    iou = records["iou"].to_numpy()
+    given = np.log(records[["object_area", "box_area"]].to_numpy())
+    layers, columns = np.array(selected).T
+    means = {"all heads": read.mean((1, 2)), "D_c": read[:, layers, columns].mean(1)}
+    table = []
+    of_image = [np.flatnonzero(records["image"].to_numpy() == image) for image in records["image"].unique()]
+    rng = np.random.default_rng(0)
+    for name, values in means.items():
+        drawn = []
+        for _ in range(draws):
+            index = np.concatenate([of_image[pick] for pick in rng.integers(len(of_image), size=len(of_image))])
+            drawn.append(partial_correlation(values[index], iou[index], given[index]))
+        ends = np.nanquantile(drawn, INTERVAL)
+        r = float(pearsonr(values, iou)[0])
+        table.append((name, None, None, r, partial_correlation(values, iou, given), *ends, len(iou)))
+    for layer, head in np.ndindex(read.shape[1:]):
+        values = read[:, layer, head]
+        r = float(pearsonr(values, iou)[0])
+        table.append(("one head", layer, head, r, partial_correlation(values, iou, given), None, None, len(iou)))
+    names = ["heads", "layer", "head", "r", "partial_r", "partial_r_lo", "partial_r_hi", "n"]
+    return pd.DataFrame(table, columns=names).astype({"layer": "Int64", "head": "Int64"})

@@ -1,0 +1,281 @@
+"""Ablations and cost: changed inputs and selectors by hand, and all tables and figures on a planted study."""
+
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_evaluate import candidates
+from test_regressor import HEADS, LAYERS, planted
+from test_store import make_queries
+
+from acs_lib import ablations, analysis_views, cost, evaluate, paths, store
+from acs_lib.candidates import STATISTICS
+from acs_lib.heads import HeadSet
+from acs_lib.profiles import Profile, load_profile
+from acs_lib.report import analysis_figures as figures
+from acs_lib.selectors import acs_free
+from acs_lib.study import Study
+
+MAPS = np.random.default_rng(0).random((3, 4, 2, 2, 2, 2)).astype(np.float16)
+NUMBERS = np.random.default_rng(1).random((3, 4, 2, 2, 4)).astype(np.float32)
+BOXES = np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 0.25], [np.nan] * 4])
+
+
+def planted_misses(part):
+    """Small objects; of the planted answers those with the most even maps are misses (IoU 0)."""
+    answers = planted(part)
+    for found, _ in answers:
+        missed = found.boxes[:, 2] < 16
+        found.boxes[missed] = [60, 60, 70, 80]
+    return answers
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    queries = make_queries(300).assign(size="small", area_fraction=0.004)
+    parts = {"train": queries[:200], "validation": queries[200:240], "test": queries[240:]}
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        name: store.collect(folder / name, part.reset_index(drop=True), planted_misses, {}, 100)
+        for name, part in parts.items()
+    }
+
+
+def test_renormalised_maps_sum_to_one():
+    found = ablations.renormalised(MAPS, NUMBERS, BOXES)
+    assert found.sum((-1, -2)) == pytest.approx(np.ones((3, 4, 2, 2)), abs=1e-5)
+    assert found[0, 0, 0, 0] == pytest.approx(MAPS[0, 0, 0, 0] / MAPS[0, 0, 0, 0].sum(dtype=float), abs=1e-3)
+
+
+def test_the_box_mask_is_one_more_layer():
+    found = ablations.with_box_mask(MAPS, NUMBERS, BOXES)
+    assert found.shape == (3, 4, 3, 2, 2, 2)
+    assert (found[:, :, :2] == MAPS).all()
+    assert found[0, 0, 2, 0].tolist() == [[1, 0], [0, 0]]
+    assert found[1, 3, 2, 1].tolist() == [[0.5, 0.5], [0, 0]]
+    assert (found[2, :, 2] == 0).all()
+
+
+def test_statistics_alone_have_no_place():
+    found = ablations.statistics_alone(MAPS, NUMBERS, BOXES)
+    assert found.shape == (3, 4, 2, 8, 1, 1)
+    assert sorted(found[1, 2, 1].ravel()) == sorted(NUMBERS[1, 2, 1].ravel())
+
+
+def test_a_changed_run_gives_each_query_its_own_rows(runs):
+    run = runs["test"]
+    seen = []
+
+    def change(maps, statistics, boxes):
+        seen.append((statistics, boxes))
+        return maps * 0 + boxes[:, 2].reshape(-1, 1, 1, 1, 1, 1)
+
+    found = np.concatenate(list(ablations.Changed(run, change).maps(0)))
+    records = run.records(0)
+    assert found[:, 0, 0, 0, 0, 0] == pytest.approx(records["box_x2"].to_numpy() / 100, rel=1e-5)
+    assert (np.concatenate([statistics for statistics, _ in seen]) == run.statistics(0)).all()
+    assert ablations.Changed(runs["train"], most=2).shards == [0, 1]
+    assert ablations.Changed(run).shards == run.shards
+    assert next(ablations.Changed(run).maps(0)).dtype == np.float16
+
+
+def test_looked_up_scores_stand_at_their_candidates():
+    predictions = pd.DataFrame({"query_id": ["a", "a"], "candidate": [2, 0], "predicted": [0.2, 0.7]})
+    score = ablations.looked_up(predictions)
+    known = score(candidates("a", [[0, 0, 1, 1]] * 3))
+    assert known[[0, 2]].tolist() == [0.7, 0.2] and np.isnan(known[1])
+    assert np.isnan(score(candidates("b", [[0, 0, 1, 1]] * 2))).all()
+
+
+def test_raw_entropy_is_that_of_the_raw_map():
+    c = candidates("a", [[0, 0, 1, 1]])
+    attention = np.array([0.1, 0.3, 0.2])
+    share = attention / attention.sum()
+    c.statistics[..., STATISTICS.index("entropy")] = -(share * np.log(share)).sum()
+    c.statistics[..., STATISTICS.index("mass")] = attention.sum()
+    assert ablations.raw_entropy(c) == pytest.approx(np.full((1, 4, 3, 2), -(attention * np.log(attention)).sum()))
+
+
+def test_signals_read_d_cs_heads_and_coordinates_with_their_sign():
+    head_set = HeadSet("tiny", "scenes", ((1, 0),), (0, 2))
+    c = candidates("a", [[0, 0, 1, 1]])
+    c.statistics[:] = 100
+    for index, value in enumerate((2.0, 0.5, 0.1, 0.3)):  # entropy, mass, mass in box, peak
+        c.statistics[:, [0, 2], 1, 0, index] = value
+    c = ablations.replace(c, maps=np.zeros((1, 4, 3, 2, 1, 3)))
+    c.maps[:, [0, 2], 1, 0] = [0.5, 0, 0.5]
+    scores = {value: selector.score(c)[0] for value, selector in ablations.signals(head_set)}
+    assert scores == pytest.approx(
+        {
+            "entropy": -2,
+            "entropy of the raw map": -0.5 * (2 - np.log(0.5)),
+            "maximum of the renormalised map": 0.3,
+            "mass on the image": 0.5,
+            "mass inside the box": 0.1,
+            "share of the mass inside the box": 0.2,
+            "spatial entropy": -np.log(2),
+        }
+    )
+
+
+def test_counts_of_heads_are_nested():
+    head_set = HeadSet("tiny", "scenes", ((0, 0), (0, 1)), (0,))
+    scores = np.array([[0.9, 0.8], [0.7, 0.6], [0.5, 0.95]])
+    found = ablations.counts_of_heads(np.array([0.2, 0.5, 0.3]), scores, head_set)
+    assert [value for value, _ in found["layers that D_c is taken from"]] == ["1", "2", "3"]
+    assert [value for value, _ in found["heads in D_c"]] == ["1", "2", "3", "5", "6"]
+    c = candidates("a", [[0, 0, 1, 1]])
+    c.statistics[..., 0] = np.arange(6).reshape(3, 2)
+    first, second, third = (selector.score(c)[0] for _, selector in found["layers that D_c is taken from"])
+    assert (first, second, third) == (-2.5, -3.5, -2.5)  # heads (1, 0) (1, 1); (2, 1) (1, 0); (2, 1) (0, 0)
+    assert found["heads in D_c"][-1][1].score(c)[0] == -2.5
+
+
+def test_rows_by_hand():
+    world = [candidates(name, [[0, 0, 1, 1], [0, 0, 10, 10], [50, 50, 60, 60]]) for name in "ab"]
+    for c in world:
+        c.statistics[2, :, 0, 0, 0] = c.statistics[1, :, 0, 1, 0] = 1  # head (0, 0) is right, (0, 1) is not
+
+    class Run:
+        truth = {"a": [0, 0, 10, 10], "b": [0, 0, 10, 10]}
+
+    study, queries = Study(load_profile("smoke")), pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
+    named = [("right", acs_free([(0, 0)])), ("wrong", acs_free([(0, 1)]))]
+    lvlm, dataset = study.columns[0]
+    table = ablations.rows("head", named, world, Run(), queries, study, lvlm, dataset, kept=("greedy",))
+    assert list(table.columns) == ablations.COLUMNS
+    assert table.set_index(["value", "method"])["acc50"].to_dict() == {
+        ("-", "greedy"): 0, ("right", "ACS-Free"): 1, ("wrong", "ACS-Free"): 0,
+    }  # fmt: skip
+    assert set(table["factor"]) == {"head"} and (table["n_queries"] == 2).all()
+
+
+def test_a_variant_changes_what_it_says_and_has_its_own_folder():
+    study = Study(load_profile("ablations"))
+    hot = ablations.variant(study, "hot", {"temperature": 1.1}).profile
+    assert hot.sampling.temperature == 1.1 and hot.sampling.samples == study.profile.sampling.samples
+    assert hot.name == "ablations/hot"
+    assert [dataset.name for dataset in hot.datasets] == ["scenes"]
+    assert hot.datasets[0].splits["test"].queries == {"small": 400}
+    large = ablations.variant(study, "large", size="large").profile.datasets[0].splits
+    assert large["train"].queries == {"large": 1000} and large["test"].queries == {"small": 400}
+    assert study.profile.sampling.temperature == 0.8
+
+
+def test_numbers_are_told_from_words():
+    table = pd.DataFrame({"factor": ["t", "t", "s", "s"], "value": ["0.5", "1", "1", "all"]})
+    assert ablations.numeric(table)["value"].tolist() == [0.5, 1]
+
+
+def test_watched_sees_memory_and_time():
+    with cost.watched() as found:
+        held = torch.ones(40_000_000)
+        held.sum()
+    assert found["memory"] > 1e8 and found["seconds"] > 0
+
+
+# ----------------------------------------------------------------------------------------------- a planted study
+
+
+class Planted(Study):
+    """A study whose runs are given, whatever its sampling."""
+
+    given: ClassVar[dict] = {}
+
+    def run(self, lvlm, dataset, split, engine=map):
+        return self.given[split]
+
+
+@pytest.fixture(scope="module")
+def study(runs, tmp_path_factory):
+    content = load_profile("smoke").model_dump()
+    content["datasets"] = content["datasets"][:1]
+    content |= {"bootstrap": 50, "regressor": {"width": 8, "epochs": 2}, "heads": {"layers": [2], "counts": [1]}}
+    content["ablations"] = {
+        "widths": [4], "train_shards": [1], "temperatures": [1.1], "rows": ["predicting"], "trained_on": ["large"],
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("planted"))
+        for variant in ("", "temperature-1.1", "row-predicting", "trained-on-large"):
+            (paths.RUNS / content["name"] / variant / "internvl-embedded").mkdir(parents=True)
+        patch.setattr(Planted, "given", runs)
+        yield Planted(Profile.model_validate(content))
+
+
+def test_stored_ablations_of_a_planted_study(study):
+    table = analysis_views.ablation_table(analysis_views.benches(study))
+    assert list(table.columns) == ablations.COLUMNS
+    assert table["acc50"].between(0, 1).all() and (table["acc50_lo"] <= table["acc50_hi"]).all()
+    values = table.groupby("factor", sort=False)["value"].agg(set)
+    assert values["regressor's width"] == {"4", "8"}
+    assert values["training queries"] == {"64", "200"}
+    assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
+    assert values["temperature"] == {"0.8", "1.1"}
+    assert values["row read"] == {"own", "predicting"}
+    assert values["trained on size"] == {"small", "large"}
+    base = table[table["factor"] == "as the profile has it"].set_index("method")["acc50"]
+    assert base["ACS-Free"] == base[evaluate.ORACLE] > base[evaluate.RANDOM], "the planted head tells all"
+    sampled = table[table["factor"] == "temperature"]
+    assert sampled.groupby("method")["acc50"].nunique().eq(1).all(), "the planted runs do not depend on it"
+    heads = table[table["factor"] == "heads in D_c"].set_index("value")["acc50"]
+    assert heads["1"] == base["ACS-Free"]
+    assert "signal of the same heads" in analysis_views.say_ablations(table, "ACS-Free").data
+    panels = [axes.get_title() for axes in figures.ablation_panels(table).axes if axes.axison]
+    assert set(panels) == set(values.index) - {"as the profile has it"}
+
+
+def test_confidence_and_calibration_of_a_planted_study(study):
+    study.head_table(study.profile.lvlms[0])
+    table, curves = analysis_views.confidence_tables(study)
+    rows = table[table["answers"] == "all"].set_index("method")
+    assert "greedy" not in rows.index and rows["auroc"]["ACS-Free"] > 0.95
+    assert rows["auroc"]["sequence log-prob"] == 0.5, "all equal: every pair is a tie"
+    assert rows["published_auroc"].notna().sum() == 2
+    said = analysis_views.say_confidence(table).data
+    assert "0.890 and 0.916" in said and "Published, other LVLMs" in said
+    assert len(figures.confidence(table).axes) == len(figures.risk_coverage(curves).axes) == 1
+    bins, errors = analysis_views.calibration_tables(study)
+    assert bins["n"].sum() == errors["n"].iloc[0] and errors["ece"].between(0, 1).all()
+    assert "off by" in analysis_views.say_calibration(errors).data
+    assert f"ECE = {errors['ece'].iloc[0]:.3f}" in [
+        text.get_text() for text in figures.calibration(bins, errors).axes[0].texts
+    ]
+
+
+def test_analyses_of_a_planted_study(study):
+    shares, agreement = analysis_views.attribution_tables(study)
+    assert shares[list(figures.ATTRIBUTIONS)].sum().to_numpy() == pytest.approx([1, 1, 1], abs=1e-4)
+    assert "rank correlations" in analysis_views.say_attributions(shares, agreement).data
+    benches = analysis_views.benches(study)
+    heads, sets = analysis_views.stability_tables(benches)
+    assert len(heads) == LAYERS * HEADS
+    assert sets["kept"].tolist() == [1], "the planted head is found in every draw"
+    assert "selects 100%" in analysis_views.say_stability(heads, sets).data
+    overlap, transfer = analysis_views.transfer_tables(benches)
+    assert overlap["jaccard"].tolist() == [1]
+    assert transfer["found_on"].tolist() == ["D_c", "train split", "scenes, test"]
+    assert transfer["acc50"].nunique() == 1
+    assert "for no choice" in analysis_views.say_transfer(overlap, transfer).data
+    sizes = analysis_views.size_table(study)
+    chosen = sizes[(sizes["layer"] == 1) & (sizes["head"] == 1)].iloc[0]
+    assert chosen["r"] < -0.8
+    assert "held fixed" in analysis_views.say_size(sizes).data
+    made = (
+        figures.attributions(shares),
+        figures.stability(heads),
+        figures.transfer(transfer),
+        figures.size_effect(sizes),
+    )
+    assert [len(figure.axes) for figure in made] == [1, 2, 1, 1]
+
+
+def test_cost_in_words_and_bars():
+    table = pd.DataFrame(
+        {"lvlm": "tiny", "stage": cost.STAGES, "seconds_per_query": 0.002, "share": 1 / 7, "peak_mb": 10.0}
+    )
+    assert "prefill and decoding 2.0 ms" in analysis_views.say_cost(table).data
+    left, right = figures.cost(table).axes
+    assert [bar.get_width() for bar in left.patches] == [2.0] * 7
+    assert [bar.get_width() for bar in right.patches] == [10.0] * 7

@@ -1,0 +1,147 @@
+"""Other attributions, stability, transfer and the effect of size, against hand-worked cases."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_evaluate import candidates
+
+from acs_lib import analyses, heads
+from acs_lib.heads import ENTROPY
+
+SHAPE = (4, 3, 2, 2, 2)  # coordinates, layers, heads, h, w
+
+
+def linear(weights):
+    return lambda maps: (maps * weights).sum((1, 2, 3, 4, 5))
+
+
+def test_integrated_gradients_of_a_line_and_of_a_square():
+    maps, weights = torch.rand(5, *SHAPE), torch.rand(SHAPE)
+    baseline = torch.rand(1, *SHAPE)
+    found = analyses.integrated_gradients(linear(weights), maps, baseline, steps=1)
+    assert torch.allclose(found, (maps - baseline) * weights)
+
+    def square(values):
+        return (values**2 * weights).sum((1, 2, 3, 4, 5))
+
+    found = analyses.integrated_gradients(square, maps, baseline, steps=8)
+    assert torch.allclose(found, (maps**2 - baseline**2) * weights, atol=1e-5)
+    assert torch.allclose(found.sum((1, 2, 3, 4, 5)), square(maps) - square(baseline), atol=1e-4)
+
+
+def test_occlusion_sees_the_only_layer_that_counts():
+    weights = torch.zeros(SHAPE)
+    weights[:, 1] = 1
+    maps = torch.ones(2, *SHAPE)
+    maps[1] = 3
+    baseline = torch.full((1, *SHAPE), 2.0)
+    assert analyses.occlusion(linear(weights), maps, baseline).tolist() == [0, 32, 0]  # 4 x 2 x 2 x 2 values, each 1
+    assert maps[0].unique().tolist() == [1]
+
+
+def test_agreement_by_hand():
+    table = pd.DataFrame({"layer": range(3), **dict(zip(analyses.ATTRIBUTIONS, ([1, 2, 3], [2, 4, 9], [3, 2, 1])))})
+    assert analyses.agreement(table)["spearman"].tolist() == pytest.approx([1, -1, -1])
+
+
+def made_up(images=40, each=6):
+    """Entropy of head (1, 0) tells good boxes from misses, the others are noise."""
+    rng = np.random.default_rng(0)
+    records = pd.DataFrame({"image": np.repeat(np.arange(images), each)})
+    records["iou"] = np.where(rng.random(len(records)) < 0.5, 0.9, 0.0)
+    records["query_id"] = records["image"].astype(str)
+    entropy = rng.normal(3, 1, (len(records), 2, 2))
+    entropy[:, 1, 0] -= 3 * (records["iou"] > 0.6)
+    return records, entropy
+
+
+def test_a_draw_is_the_separation_of_the_images_it_drew():
+    records, entropy = made_up()
+    images = records["image"].to_numpy()
+    drawn = analyses.drawn_aurocs(entropy, records["iou"].to_numpy(), images, draws=3)
+    counts = analyses.image_counts(40, 3)
+    for values, count in zip(drawn, counts):
+        rows = np.repeat(np.arange(len(images)), count[images])
+        assert values == pytest.approx(heads.separation(entropy[rows], records["iou"].to_numpy()[rows]))
+
+
+def test_an_image_without_a_good_box_or_miss_still_counts_as_an_image():
+    iou, images = np.array([0.9, 0.0, 0.5]), np.array([0, 1, 2])
+    drawn = analyses.drawn_aurocs(np.array([1.0, 2, 3])[:, None], iou, images, draws=50)
+    assert drawn.shape == (50, 1)
+    assert np.isnan(drawn).any() and set(drawn[~np.isnan(drawn)]) == {1.0}
+
+
+def test_stability_of_a_head_that_counts():
+    records, entropy = made_up()
+    table, kept = analyses.stability(entropy, records, np.array([0.4, 0.6]), layers=2, count=1, draws=50)
+    best = table.set_index(["layer", "head"]).loc[(1, 0)]
+    assert best["selected"] and best["share_of_draws"] == 1
+    assert best["auroc_lo"] <= best["auroc"] <= best["auroc_hi"]
+    assert kept == {"kept": 1, "lo": 1, "hi": 1}
+    assert table["selected"].sum() == 1
+    other = analyses.stability(entropy, records, np.array([0.6, 0.4]), layers=1, count=1, draws=50)[0]
+    assert (other.groupby("layer")["share_of_draws"].sum() == [1, 0]).all()
+
+
+def test_overlap_and_halves():
+    assert analyses.jaccard(((0, 1), (1, 1)), ((1, 1), (2, 0))) == pytest.approx(1 / 3)
+    images = np.array([0, 0, 1, 2, 3, 3])
+    half = analyses.halves(images)
+    assert half[0] == half[1] and half[4] == half[5]
+    assert np.bincount(half[[0, 2, 3, 4]]).tolist() == [2, 2]
+
+
+class FakeRun:
+    """Two queries; head (0, 0) has the lower entropy on the good box, head (0, 1) on the bad one."""
+
+    truth = {"a": [0, 0, 10, 10], "b": [0, 0, 10, 10]}
+
+    def candidates(self):
+        for name in self.truth:
+            found = candidates(name, [[0, 0, 1, 1], [0, 0, 10, 10], [50, 50, 60, 60]])
+            found.statistics[1, :, 0, 1, ENTROPY] = found.statistics[2, :, 0, 0, ENTROPY] = 1
+            yield found
+
+
+def test_transfer_takes_each_querys_own_heads():
+    queries = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
+    sets = {"right": ((0, 0),), "wrong": ((0, 1),), "crossed": {"a": ((0, 1),), "b": ((0, 0),)}}
+    table = analyses.transfer_rows(FakeRun(), queries, sets, (0, 1, 2, 3), "sampled", 50).set_index("found_on")
+    assert table["acc50"].to_dict() == {"right": 1, "wrong": 0, "crossed": 0.5}
+    assert (table["n_queries"] == 2).all()
+
+
+def test_partial_correlation_removes_a_mere_size_effect():
+    rng = np.random.default_rng(0)
+    size = rng.normal(size=4000)
+    entropy, iou = size + 0.3 * rng.normal(size=4000), size + 0.3 * rng.normal(size=4000)
+    assert np.corrcoef(entropy, iou)[0, 1] > 0.9
+    assert abs(analyses.partial_correlation(entropy, iou, size[:, None])) < 0.05
+    x, y, z = rng.normal(size=(3, 200))
+    r = np.corrcoef([x, y, z])
+    textbook = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
+    assert analyses.partial_correlation(x, y, z[:, None]) == pytest.approx(textbook)
+    assert np.isnan(analyses.partial_correlation(z, y, z[:, None]))
+
+
+def test_size_effect_has_every_head_and_both_means():
+    rng = np.random.default_rng(0)
+    records = pd.DataFrame(
+        {
+            "image": np.repeat(np.arange(30), 4),
+            "iou": rng.random(120),
+            "object_area": rng.random(120) + 0.1,
+            "box_area": np.where(np.arange(120) == 7, 0, rng.random(120) + 0.1),
+        }
+    )
+    entropy = rng.normal(size=(120, 4, 2, 2))
+    entropy[:, :, 1, 0] = -records["iou"].to_numpy()[:, None]
+    table = analyses.size_effect(records, entropy, ((1, 0),), draws=20)
+    assert table["heads"].tolist() == ["all heads", "D_c", *["one head"] * 4]
+    assert (table["n"] == 119).all()
+    chosen = table.set_index("heads").loc["D_c"]
+    assert chosen["r"] == pytest.approx(-1) and chosen["partial_r"] == pytest.approx(-1)
+    single = table[table["heads"] == "one head"].set_index(["layer", "head"])["r"]
+    assert single[(1, 0)] == pytest.approx(-1) and single.abs().nsmallest(3).max() < 0.5

@@ -1,0 +1,106 @@
+"""Scores as confidence, against hand-worked cases."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_evaluate import NAN, candidates
+
+from acs_lib import confidence, heads
+from acs_lib.selectors import Selector
+
+LAST = Selector("last", "attention", lambda c: np.arange(len(c), dtype=float), "test")
+
+
+def test_scored_keeps_the_answers_with_a_box():
+    world = [candidates("a", [[0, 0, 10, 5], NAN, [0, 0, 10, 2]])]
+    found = confidence.scored(world, {"a": [0, 0, 10, 10]}, [LAST])
+    assert found["candidate"].tolist() == [0, 2]
+    assert found["iou"].tolist() == pytest.approx([0.5, 0.2])
+    assert found["last"].tolist() == [0, 2]
+
+
+def test_image_counts_draw_as_many_images_as_there_are():
+    counts = confidence.image_counts(5, 200)
+    assert counts.shape == (200, 5)
+    assert (counts.sum(1) == 5).all()
+    assert (counts == 0).any() and (counts > 1).any()
+
+
+def test_pairs_by_hand():
+    """Image 0 holds a hit at 3 and a miss at 1, image 1 a hit at 1 and a miss at 2."""
+    scores, hit, images = np.array([3.0, 1, 1, 2]), np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+    won, pairs = confidence.pairs_by_image(scores, hit, images)
+    assert won.tolist() == [[1, 1], [0.5, 0]]
+    assert pairs.tolist() == [[1, 1], [1, 1]]
+
+
+def test_auroc_and_its_interval():
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(50), 8)
+    hit = rng.random(400) < 0.4
+    scores = hit + rng.normal(size=400).round(1)
+    counts = confidence.image_counts(50, 2000)
+    value, lo, hi = confidence.auroc_interval(scores, hit, images, counts)
+    assert value == pytest.approx(heads.auroc(scores, hit))
+    assert 0.5 < lo < value < hi < 1
+    repeated = np.concatenate([np.repeat(scores[images == image], count) for image, count in enumerate(counts[0])])
+    hits = np.concatenate([np.repeat(hit[images == image], count) for image, count in enumerate(counts[0])])
+    drawn = confidence.auroc_interval(scores, hit, images, counts[:1])
+    assert drawn[1] == drawn[2] == pytest.approx(heads.auroc(repeated, hits))
+    assert np.isnan(confidence.auroc_interval(scores, np.ones(400, bool), images, counts)).all()
+
+
+def test_risk_and_its_area_by_hand():
+    assert confidence.risk_coverage(np.array([0.1, 0.9, 0.5]), np.array([0, 1, 0])).tolist() == pytest.approx(
+        [0, 1 / 2, 2 / 3]
+    )
+    ties = confidence.risk_coverage(np.array([1.0, 1, 1, 0]), np.array([1, 0, 0, 1]))
+    assert ties.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 1 / 2])
+    area, lo, hi = confidence.area_interval(
+        np.array([0.1, 0.9, 0.5]), np.array([0, 1, 0]), np.arange(3), np.array([[1, 1, 1], [0, 2, 0], [1, 0, 1]])
+    )
+    assert area == pytest.approx((0 + 1 / 2 + 2 / 3) / 3)
+    drawn = np.array([area, 0, 1])
+    assert (lo, hi) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))))
+
+
+def test_an_uninformative_score_has_the_share_of_misses_as_its_area():
+    rng = np.random.default_rng(1)
+    hit = (rng.random(20_000) < 0.7).astype(float)
+    area = confidence.area_interval(rng.random(20_000), hit, np.arange(20_000), np.ones((1, 20_000), int))[0]
+    assert area == pytest.approx(0.3, abs=0.02)
+
+
+def test_table_and_curves():
+    scores = pd.DataFrame(
+        {
+            "query_id": ["a", "a", "b", "b", "c", "c"],
+            "candidate": [0, 1] * 3,
+            "iou": [0.9, 0.1, 0.2, 0.6, 0.8, 0.0],
+            "mass inside the box (MTLA)": [3.0, 1, 0, 2, 4, 1],
+        }
+    )
+    selectors = [Selector("mass inside the box (MTLA)", "attention", None, "test")]
+    table = confidence.table(scores, selectors, {"a": 1, "b": 2, "c": 2}, draws=50).set_index("answers")
+    assert table["n"].to_dict() == {"all": 6, "greedy": 3}
+    assert table["right"].to_dict() == pytest.approx({"all": 0.5, "greedy": 2 / 3})
+    assert table["auroc"].to_dict() == {"all": 1, "greedy": 1}
+    assert table.loc["greedy", "aurc"] == pytest.approx((0 + 0 + 1 / 3) / 3)
+    assert table["published_auroc"].tolist() == ["0.890 and 0.916"] * 2
+    curve = confidence.curves(scores, ["mass inside the box (MTLA)"])
+    assert curve["coverage"].iloc[-1] == 1
+    assert curve["risk"].iloc[-1] == pytest.approx(1 / 3)
+    assert (curve["risk"] + curve["accuracy"] == 1).all()
+    assert curve["risk"].iloc[0] == 0
+
+
+def test_reliability_by_hand():
+    predicted, iou = np.array([0.11, 0.19, 0.95, 1.0]), np.array([0.1, 0.4, 0.95, 0.6])
+    bins, (error, lo, hi) = confidence.reliability(predicted, iou, np.arange(4), draws=200)
+    assert bins["n"].tolist() == [2, 2]
+    assert bins["predicted"].tolist() == pytest.approx([0.15, 0.975])
+    assert bins["iou"].tolist() == pytest.approx([0.25, 0.775])
+    assert error == pytest.approx(0.5 * 0.1 + 0.5 * 0.2)
+    assert lo <= error <= hi
+    assert (bins["iou_lo"] <= bins["iou"]).all() and (bins["iou"] <= bins["iou_hi"]).all()
+    assert confidence.reliability(predicted, predicted, np.arange(4), draws=10)[1] == (0, 0, 0)
