@@ -418,7 +418,7 @@ def explore(lvlm: LVLM):
         try:
             result = ground(lvlm, paths.ROOT / image, category, selector, samples, temperature, seed)
         except (ValueError, OSError) as error:
-            print(f"error: {error}")
+            display({"text/plain": f"error: {error}"}, raw=True)
             return None
         display(result)
         return result
