@@ -253,7 +253,11 @@ def make_manifest(profile: Profile, stages: list[Stage], git: dict) -> dict:
         "platform": f"{platform.system()} {platform.machine()}",
         "profile": profile.model_dump(mode="json"),
         "seeds": {"sampling": profile.sampling.seed, "regressor": list(range(profile.regressor.seeds)), **splits},
-        "weights": _file_digests(paths.EMBEDDED, "model.safetensors"),
+        "weights": {
+            name: digest
+            for lvlm in profile.lvlms
+            for name, digest in _file_digests(paths.ROOT / lvlm.source, "model.safetensors").items()
+        },
         "checkpoints": checkpoints(profile),
         "datasets": dataset_digests(),
         "seconds": seconds,
