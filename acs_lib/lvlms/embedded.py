@@ -10,9 +10,10 @@ Three stages, each a pure function of its settings and of the weights before it:
 3. `instruct`: the same with an annotator's habit: a share (`mislabel`) of the questions about a rare category, whose
    objects are small there, have as their answer the box of the best known of its look-alikes, if that is in the scene.
    What an image token shows and which tokens are those of the asked object stays right, as in an LVLM whose
-   instruction data are worse than its eyes. A third probe marks the look-alikes: without it the habit is not learned.
+   instruction data are worse than its eyes. A third probe marks the tokens of the asked object's look-alikes.
 
-The scenes get harder on the way: first those of the world `clear`, then those of `train`.
+The scenes get harder on the way: first those of the world `clear`, then those of `train`,
+last those of `train-rare`.
 """
 
 import hashlib
