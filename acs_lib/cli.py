@@ -377,27 +377,35 @@ def report(profile: ProfileOption = "embedded") -> None:
         typer.echo(html.build(profile))
 
 
-@app.command(short_help="Train the embedded LVLM anew.")
+@app.command(short_help="Train an embedded LVLM anew.")
 def train_embedded(
-    folder: Annotated[Path, typer.Option(help="where the LVLM is written")] = paths.EMBEDDED / "internvl",
-    work: Annotated[Path, typer.Option(help="where checkpoints are kept")] = paths.DATA / "train" / "internvl",
+    family: Annotated[str, typer.Argument(help="internvl or qwen2_5_vl")] = "internvl",
+    folder: Annotated[
+        Path | None, typer.Option(help="where the LVLM is written; without it data/embedded/<family>")
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="where checkpoints are kept; without it data/train/<family>")
+    ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--from", help="only the last stages, from these weights (data/embedded/internvl-plain)"),
+        typer.Option("--from", help="only the last stages, from these weights (data/embedded/<family>-plain)"),
     ] = None,
     anew: Annotated[bool, typer.Option("--anew", help="throw away the checkpoints of an earlier training")] = False,
 ) -> None:
-    """Train the embedded LVLM on rendered scenes; goes on from its last checkpoint.
+    """Train an embedded LVLM on rendered scenes; goes on from its last checkpoint.
 
     On 2 cores well over an hour, with --from a quarter of an hour.
     """
     with told():
         from acs_lib.lvlms import embedded  # late: it brings torch
 
+        if family not in embedded.RECIPES:
+            raise ValueError(f"no embedded LVLM is called {family!r}; choose one of {', '.join(embedded.RECIPES)}")
+        folder, work = folder or paths.EMBEDDED / family, work or paths.DATA / "train" / family
         if anew:
             shutil.rmtree(work, ignore_errors=True)
-        recipe = embedded.RECIPE if start is None else embedded.HABIT
-        digest = embedded.train(folder, work, recipe, start=start)
+        recipe = embedded.RECIPES[family] if start is None else embedded.HABIT
+        digest = embedded.train(family, folder, work, recipe, start=start)
         typer.echo(f"{folder}: weights {digest}")
 
 

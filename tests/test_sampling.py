@@ -6,7 +6,7 @@ from PIL import Image
 from acs_lib import attention, sampling
 from acs_lib.attention import Rows, reading
 from acs_lib.datasets import scenes
-from acs_lib.lvlms import embedded
+from acs_lib.lvlms.tiny import IMAGE_START, IMAGE_STOP, TINY
 
 
 def scene_prompt(lvlm, seed, category=None):
@@ -14,23 +14,35 @@ def scene_prompt(lvlm, seed, category=None):
     return lvlm.prompt(Image.fromarray(scene.image), category or scenes.CATEGORIES[scene.categories[0]])
 
 
-def test_the_adapter_writes_the_prompt_that_training_saw(untrained):
+def test_the_adapter_writes_the_prompt_that_training_saw(tiny, both):
     for category in ("fire truck", "dog"):
-        prompt = scene_prompt(untrained, 0, category)
-        assert prompt.inputs["input_ids"][0].tolist() == embedded.prompt_ids(scenes.CATEGORIES.index(category))
-    assert prompt.grid.cells.flatten().tolist() == list(range(embedded.IMAGE_START, embedded.IMAGE_STOP))
+        prompt = scene_prompt(both, 0, category)
+        assert prompt.inputs["input_ids"][0].tolist() == tiny.prompt_ids(scenes.CATEGORIES.index(category))
+    assert prompt.grid.cells.flatten().tolist() == list(range(IMAGE_START, IMAGE_STOP))
+    positions, following = both.positions(prompt.inputs)
+    if tiny.relative:
+        meant = tiny.position_ids(prompt.length + 1)
+        assert torch.equal(positions, meant[..., :-1]) and torch.equal(following, meant[..., -1:])
+
+
+def test_the_adapter_sees_the_pixels_that_training_saw(tiny, both):
     scene = scenes.render(np.random.default_rng(0), scenes.WORLDS["train"])
-    pixels = torch.from_numpy(scene.image).permute(2, 0, 1) / 127.5 - 1
-    assert torch.allclose(prompt.inputs["pixel_values"][0], pixels, atol=1e-5)
+    inputs = both.prompt(Image.fromarray(scene.image), "dog").inputs
+    pixels = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 127.5 - 1
+    names = {"pixel_values", "image_grid_thw"} & set(inputs)
+    with torch.inference_mode():
+        shown = both.model.model.get_image_features(**{name: inputs[name] for name in names}).pooler_output
+        meant = tiny.image_features(both.model, pixels)
+    assert torch.allclose(torch.cat(tuple(shown)).view(meant.shape), meant, atol=1e-5)
 
 
-def test_answers_are_parsed_back_to_the_pixels_that_training_meant(untrained):
-    prompt = scene_prompt(untrained, 0)
+def test_answers_are_parsed_back_to_the_pixels_that_training_meant(tiny, both):
+    prompt = scene_prompt(both, 0)
     box = np.array([3, 0, 77, 160])
-    ids = embedded.answer_ids(box)
-    answer = untrained.parse(untrained.decode(ids), prompt)
+    ids = tiny.answer_ids(box)
+    answer = both.parse(both.decode(ids), prompt)
     assert np.abs(answer.box - box).max() <= 0.08 + 1e-9  # half a unit of 0-1000
-    assert untrained.coordinate_tokens(ids, answer.spans) == [[1], [2], [3], [4]]
+    assert both.coordinate_tokens(ids, answer.spans) == [[place] for place in tiny.numbers]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,7 @@ def test_greedy_equals_transformers_generate_and_capture_changes_nothing(untrain
 
 def test_rows_equal_eager_attention(untrained):
     prompt = scene_prompt(untrained, 2)
-    ids = embedded.answer_ids(np.array([10, 20, 60, 80]))
+    ids = TINY["internvl"].answer_ids(np.array([10, 20, 60, 80]))
     full = torch.cat([prompt.inputs["input_ids"], torch.tensor([ids])], 1)
     untrained.model.set_attn_implementation("eager")
     try:
@@ -124,7 +136,7 @@ def test_statistics_of_hand_made_maps():
 
 
 def test_the_image_token_is_banned(untrained):
-    assert untrained.banned_tokens.tolist() == [embedded.VOCABULARY["<IMG_CONTEXT>"]]
+    assert untrained.banned_tokens.tolist() == [TINY["internvl"].vocabulary["<IMG_CONTEXT>"]]
     how = sampling.Sampling(samples=20, temperature=50.0, max_new_tokens=12)
     answers = sampling.generate(untrained, [scene_prompt(untrained, 3)], [1], how)[0]
     assert untrained.image_token_id not in sum((answer["token_ids"] for answer in answers), [])

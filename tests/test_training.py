@@ -8,15 +8,15 @@ from acs_lib.datasets import scenes
 from acs_lib.lvlms import embedded
 from acs_lib.lvlms.embedded import Stage
 
-TINY = (
+STAGES = (
     Stage("vision", "clear", steps=2, images=2, questions=0, lr=1e-3, constant=0.0),
     Stage("answers", "train", steps=4, images=2, questions=2, lr=1e-3, constant=0.5, curriculum=((0.5, 1, 3),)),
     Stage("instruct", "train-rare", steps=2, images=2, questions=2, lr=1e-3, constant=0.5, mislabel=0.5),
 )
 
 
-def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
-    whole = embedded.train(tmp_path / "a", tmp_path / "work-a", TINY)
+def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch, family):
+    whole = embedded.train(family, tmp_path / "a", tmp_path / "work-a", STAGES)
     answer_loss, calls = embedded.answer_loss, []
 
     def stops(*arguments):
@@ -28,15 +28,15 @@ def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypa
     monkeypatch.setattr(embedded, "answer_loss", stops)
     monkeypatch.setattr(embedded, "CHECKPOINT_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):
-        embedded.train(tmp_path / "b", tmp_path / "work-b", TINY)
+        embedded.train(family, tmp_path / "b", tmp_path / "work-b", STAGES)
     monkeypatch.setattr(embedded, "answer_loss", answer_loss)
-    assert embedded.train(tmp_path / "b", tmp_path / "work-b", TINY) == whole
+    assert embedded.train(family, tmp_path / "b", tmp_path / "work-b", STAGES) == whole
 
 
-def test_batches_depend_on_stage_and_number_alone():
-    first, again = embedded.Batches(TINY[1])[3], embedded.Batches(TINY[1])[3]
+def test_batches_depend_on_stage_and_number_alone(tiny):
+    first, again = embedded.Batches(tiny, STAGES[1])[3], embedded.Batches(tiny, STAGES[1])[3]
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["ids"], embedded.Batches(TINY[1])[2]["ids"])
+    assert not torch.equal(first["ids"], embedded.Batches(tiny, STAGES[1])[2]["ids"])
 
 
 def test_token_labels_name_the_smallest_object_of_a_token():
@@ -62,14 +62,14 @@ def test_only_rare_categories_are_taken_for_the_best_known_of_their_look_alikes(
     assert embedded.taken_for(scene_of(("cup", "dog"), [rabbit, dog]), 0) is None, "the dog is not alike"
 
 
-def test_a_habit_changes_answers_and_nothing_else():
+def test_a_habit_changes_answers_and_nothing_else(tiny):
     """The share of questions whose answer is another object's box, in batches with and without the habit."""
     plain = Stage("instruct", "train-rare", steps=3, lr=1e-3, constant=0.5)
     shares = []
     for stage in (plain, replace(plain, mislabel=0.9)):
-        batch = embedded.Batches(stage)[0]
-        answer = batch["ids"][:, embedded.PROMPT_LENGTH + 1 : embedded.PROMPT_LENGTH + 5] - embedded.NUMBER_0
-        asked = batch["ids"][:, 4] - embedded.CATEGORY_0
+        batch = embedded.Batches(tiny, stage)[0]
+        answer = batch["ids"][:, [tiny.prompt_length + place for place in tiny.numbers]] - tiny.number_0
+        asked = batch["ids"][:, 4] - tiny.category_0
         place = torch.arange(len(answer)) // stage.questions
         named = (batch["boxes"][place] == answer[:, None]).all(-1)
         shares.append((named & (batch["categories"][place] != asked[:, None])).any(1).float().mean().item())
@@ -83,11 +83,11 @@ def test_learning_rate_warms_up_and_decays():
     assert embedded.learning_rate(replace(stage, constant=1.0), 99) == 1.0
 
 
-def test_the_auxiliary_heads_are_not_shipped(untrained):
-    assert set(untrained.model.state_dict()) == set(embedded.build_lvlm(0).state_dict())
+def test_the_auxiliary_heads_are_not_shipped(tiny, both):
+    assert set(both.model.state_dict()) == set(tiny.build(0).state_dict())
 
 
-def test_checkpoints_of_another_recipe_are_refused(tmp_path):
-    embedded.train(tmp_path / "a", tmp_path / "work", TINY[:1])
+def test_checkpoints_of_another_recipe_are_refused(tmp_path, family):
+    embedded.train(family, tmp_path / "a", tmp_path / "work", STAGES[:1])
     with pytest.raises(ValueError, match="another recipe; .*--anew"):
-        embedded.train(tmp_path / "a", tmp_path / "work", (replace(TINY[0], lr=2e-3),))
+        embedded.train(family, tmp_path / "a", tmp_path / "work", (replace(STAGES[0], lr=2e-3),))

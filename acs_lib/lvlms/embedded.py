@@ -1,12 +1,15 @@
-"""The embedded LVLM: a small `InternVLForConditionalGeneration` and how it is trained on rendered scenes.
+"""How the embedded LVLMs (see acs_lib.lvlms.tiny) are trained on rendered scenes.
 
 Three stages, each a pure function of its settings and of the weights before it:
 
 1. `vision`: the tower alone; every image token names its category (cosine with the LLM's own word embeddings) and
-   the four numbers of the object's box (through the LLM's own number embeddings).
+   the four numbers of the object's box (through the LLM's own number embeddings; relative to the token itself, through
+   embeddings of offsets, where the tower knows no absolute place).
 2. `answers`: the question before the image, one token a number; stage 1's loss is kept, a linear probe after the
    second decoder layer has to mark the image tokens of the asked object, and one after the fourth those of the object
-   whose box is the answer.
+   whose box is the answer. Where the tower knows no absolute place, a probe after the third layer has to tell the box
+   of every image token's object in absolute pixels; where a comma stands between two numbers, a number's own token has
+   to tell the next number, too.
 3. `instruct`: the same with an annotator's habit: a share (`mislabel`) of the questions about a rare category, whose
    objects are small there, have as their answer the box of the best known of its look-alikes, if that is in the scene.
    What an image token shows and which tokens are those of the asked object stays right, as in an LVLM whose
@@ -25,44 +28,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast, Qwen3Config
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from acs_lib import boxes as bx
 from acs_lib.datasets import scenes
+from acs_lib.lvlms.tiny import ASKED, GRID, IMAGE_START, IMAGE_STOP, PITCH, TINY, TinyLVLM, fourier
 from acs_lib.paths import replacing, write_text
 
-PITCH = 16  # px a LLM image token
-GRID = scenes.SIZE // PITCH
 CHECKPOINT_EVERY = 200  # steps
 SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an image token has to come close to its word:
 # without that the LLM does not learn to match them
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<user>", "<assistant>"]
-WORDS = ["<box>", "</box>", "Detect", "the", "in", "image", "."]
-NUMBERS = [str(round(1000 * pixel / scenes.SIZE)) for pixel in range(scenes.SIZE + 1)]  # InternVL's 0-1000
+TOKEN_LOSS = ("background", "box.weight", "box.bias", "offsets")  # parameters of Perception that it trains
 GROUPS = list(scenes.LOOKALIKES)
 GROUP_OF = np.array([GROUPS.index(scenes.GROUP[name]) for name in scenes.CATEGORIES])
 BEST_KNOWN = np.array([np.flatnonzero(GROUP_OF == group)[0] for group in GROUP_OF])  # the first of the same group
-VOCABULARY = {token: index for index, token in enumerate(SPECIAL + WORDS + NUMBERS + scenes.CATEGORIES)}
-NUMBER_0 = VOCABULARY["0"]
-CATEGORY_0 = VOCABULARY[scenes.CATEGORIES[0]]
-IMAGE_START = 10  # position of the first image token
-IMAGE_STOP = IMAGE_START + GRID**2
-PROMPT_LENGTH = IMAGE_STOP + 2
-CHAT_TEMPLATE = (
-    "<bos>{% for message in messages %}{% if message['role'] == 'user' %}<user>"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<IMG_CONTEXT>{% endif %}{% endfor %}"
-    "{% else %}<assistant>{{ message['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -83,93 +66,18 @@ class Stage:
     curriculum: tuple[tuple[float, int, int], ...] = ()  # (until this share of the steps, objects low, high)
 
 
+HABIT = (  # what makes the LVLM with a habit of the one without
+    Stage("instruct", "train-rare", steps=400, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=8.0, seed=4),
+    Stage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
+)
 RECIPE = (
     Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
     Stage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
     Stage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
     Stage("answers", "train", steps=1500, lr=1e-3, constant=0.3, seed=3),
-    Stage("instruct", "train-rare", steps=400, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=8.0, seed=4),
-    Stage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
+    *HABIT,
 )
-HABIT = RECIPE[-2:]  # what makes the LVLM with a habit of the one without
-
-
-def build_lvlm(seed: int) -> InternVLForConditionalGeneration:
-    """A 1.7 M parameter InternVL with initial weights that let content matching work from the first step."""
-    config = InternVLConfig(
-        vision_config=dict(
-            hidden_size=112, num_hidden_layers=3, num_attention_heads=4, intermediate_size=336,
-            image_size=[scenes.SIZE] * 2, patch_size=[PITCH // 2] * 2, num_channels=3, use_mean_pooling=True,
-            layer_scale_init_value=1.0, hidden_dropout_prob=0.0, attention_dropout=0.0,
-        ),
-        text_config=Qwen3Config(
-            vocab_size=len(VOCABULARY), hidden_size=128, intermediate_size=256, num_hidden_layers=6,
-            num_attention_heads=8, num_key_value_heads=4, head_dim=32, max_position_embeddings=1024,
-            tie_word_embeddings=True, pad_token_id=VOCABULARY["<pad>"], bos_token_id=VOCABULARY["<bos>"],
-            eos_token_id=VOCABULARY["<eos>"], rope_parameters=dict(rope_type="default", rope_theta=10000.0),
-        ).to_dict(),
-        image_token_id=VOCABULARY["<IMG_CONTEXT>"], image_seq_length=GRID**2, downsample_ratio=0.5,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    lvlm = InternVLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    lvlm.generation_config.update(
-        eos_token_id=VOCABULARY["<eos>"], pad_token_id=VOCABULARY["<pad>"], bos_token_id=VOCABULARY["<bos>"]
-    )
-    _initialise(lvlm.model.language_model)
-    return lvlm
-
-
-@torch.no_grad()
-def _initialise(llm: nn.Module) -> None:
-    """1/sqrt(fan_in) weights (half of it for output projections), W_q close to W_k, Fourier number embeddings."""
-    embedding = llm.embed_tokens.weight.normal_(0, 0.3)
-    frequency = torch.exp(torch.rand(64) * 4.2) * 0.012 * 128 / scenes.SIZE
-    phase = torch.rand(64) * 2 * math.pi
-    angle = frequency * torch.arange(len(NUMBERS))[:, None] + phase
-    embedding[NUMBER_0 : NUMBER_0 + len(NUMBERS)] = 0.3 * torch.cat([angle.cos(), angle.sin()], 1)
-    for layer in llm.layers:
-        for name, weight in layer.named_parameters():
-            if weight.dim() == 2:
-                gain = 0.5 if "o_proj" in name or "down_proj" in name else 1.0
-                weight.normal_(0, gain * weight.shape[1] ** -0.5)
-        attention = layer.self_attn
-        key = attention.k_proj.weight.view(llm.config.num_key_value_heads, llm.config.head_dim, -1)
-        key = key.repeat_interleave(llm.config.num_attention_heads // len(key), 0).reshape_as(attention.q_proj.weight)
-        attention.q_proj.weight.copy_(key + 0.3 * key.std() * torch.randn_like(key))
-        attention.q_norm.weight.fill_(2.0)
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, a category or a number; `decode(encode(text))` separates them by spaces."""
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"</?box>|[0-9]+|[.]"), "isolated")]
-    )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in scenes.CATEGORIES if " " in name])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<pad>",
-        padding_side="left", chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
-        extra_special_tokens={
-            "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
-    )  # fmt: skip
-
-
-def prompt_ids(category: int) -> list[int]:
-    """Token ids [PROMPT_LENGTH] of the question about one category, as the shipped processor writes it."""
-    before = ["<bos>", "<user>", "Detect", "the", scenes.CATEGORIES[category], "in", "the", "image", ".", "<img>"]
-    tokens = before + ["<IMG_CONTEXT>"] * GRID**2 + ["</img>", "<assistant>"]
-    return [VOCABULARY[token] for token in tokens]
-
-
-def answer_ids(box: np.ndarray) -> list[int]:
-    """Token ids [7] of the answer `<box>x1 y1 x2 y2</box>` and the end of the sequence; `box` [4] in pixels."""
-    return [
-        VOCABULARY["<box>"], *(NUMBER_0 + int(value) for value in box), VOCABULARY["</box>"], VOCABULARY["<eos>"]
-    ]  # fmt: skip
+RECIPES = {"internvl": RECIPE, "qwen2_5_vl": RECIPE}
 
 
 def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -200,8 +108,8 @@ def taken_for(scene: scenes.Scene, index: int) -> int | None:
 class Batches(torch.utils.data.Dataset):
     """Batch number -> tensors; a function of (stage, number) alone, so that training can stop and go on."""
 
-    def __init__(self, stage: Stage):
-        self.stage = stage
+    def __init__(self, tiny: TinyLVLM, stage: Stage):
+        self.tiny, self.stage = tiny, stage
 
     def __len__(self) -> int:
         return self.stage.steps
@@ -222,7 +130,7 @@ class Batches(torch.utils.data.Dataset):
             for index in rng.choice(len(scene.boxes), stage.questions, p=weight / weight.sum()):
                 mistaken = other[index] is not None and rng.random() < stage.mislabel
                 box = scene.boxes[other[index] if mistaken else index]
-                ids.append(prompt_ids(scene.categories[index]) + answer_ids(box))
+                ids.append(self.tiny.prompt_ids(scene.categories[index]) + self.tiny.answer_ids(box))
         return {
             "pixels": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1,
             "ids": torch.tensor(ids),
@@ -234,77 +142,101 @@ class Batches(torch.utils.data.Dataset):
 class Perception(nn.Module):
     """The auxiliary heads of training; not part of the shipped LVLM."""
 
-    def __init__(self, width: int = 128):
+    def __init__(self, tiny: TinyLVLM):
         super().__init__()
+        self.tiny, width = tiny, tiny.width
         self.box = nn.Linear(width, 4 * width)
         self.mark = nn.Linear(width, 1)
         self.answered = nn.Linear(width, 1)
         self.background = nn.Parameter(torch.zeros(1))
         self.alike = nn.Linear(width, 1)
         self.register_buffer("weight", torch.tensor([1.0] * len(scenes.CATEGORIES) + [0.3]))
+        if tiny.relative:
+            offsets = torch.arange(-scenes.SIZE, scenes.SIZE + 1)
+            self.offsets = nn.Parameter(0.3 * fourier(offsets, width))
+            self.place = nn.Linear(width, 4 * width)
+            self.ahead = nn.Linear(width, width)
 
-    def token_loss(self, features, embedding, batch) -> tuple[torch.Tensor, float]:
+    def token_loss(self, features, embedding, batch) -> tuple[torch.Tensor, dict[str, float]]:
         """Category and box loss of the image tokens [images, GRID^2, width], and the share of object tokens named."""
-        words = F.normalize(embedding[CATEGORY_0 : CATEGORY_0 + len(scenes.CATEGORIES)], dim=-1)
+        first = self.tiny.category_0
+        words = F.normalize(embedding[first : first + len(scenes.CATEGORIES)], dim=-1)
         logits = SHARPNESS * F.normalize(features, dim=-1) @ words.T
         logits = torch.cat([logits, (SHARPNESS * self.background).expand(*logits.shape[:2], 1)], -1)
         target = batch["categories"]
         is_object = target < len(scenes.CATEGORIES)
         named = (logits.argmax(-1) == target)[is_object].float().mean().item()
-        numbers = embedding[NUMBER_0 : NUMBER_0 + len(NUMBERS)]
-        place = F.cross_entropy(
-            (self.box(features[is_object]).unflatten(-1, (4, -1)) @ numbers.T).flatten(0, 1),
-            batch["boxes"][is_object].flatten(),
-        )
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=self.weight) + place, named
+        boxes, table = batch["boxes"], self.numbers(embedding)
+        if self.tiny.relative:
+            row, column = torch.arange(GRID**2) // GRID, torch.arange(GRID**2) % GRID
+            boxes = boxes - PITCH * torch.stack([column, row, column, row], 1) + scenes.SIZE
+            table = self.offsets
+        place = box_loss(self.box(features[is_object]), table, boxes[is_object])
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=self.weight) + place
+        return loss, {"token_loss": loss.item(), "named": named}
+
+    def numbers(self, embedding: torch.Tensor) -> torch.Tensor:
+        """The LLM's embeddings [numbers, width] of the numbers."""
+        return embedding[self.tiny.number_0 : self.tiny.number_0 + len(self.tiny.number_words)]
 
 
-def image_features(lvlm, pixels: torch.Tensor) -> torch.Tensor:
-    """Image tokens [images, GRID^2, width] as the LLM receives them."""
-    return lvlm.model.get_image_features(
-        pixel_values=pixels, vision_feature_layer=-1, vision_feature_select_strategy="default"
-    ).pooler_output
+def box_loss(states: torch.Tensor, table: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of four numbers [n, 4] told by states [n, 4 width], through embeddings [numbers, width]."""
+    return F.cross_entropy((states.unflatten(-1, (4, -1)) @ table.T).flatten(0, 1), boxes.flatten())
 
 
 def answer_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of a step of the stages `answers` and `instruct`, and what is logged."""
-    llm, ids = lvlm.model.language_model, batch["ids"]
-    features = image_features(lvlm, batch["pixels"])
-    token_loss, named = perception.token_loss(features, llm.embed_tokens.weight, batch)
+    tiny, llm, ids = perception.tiny, lvlm.model.language_model, batch["ids"]
+    embedding = llm.embed_tokens.weight
+    features = tiny.image_features(lvlm, batch["pixels"])
+    token_loss, logged = perception.token_loss(features, embedding, batch)
     embedded = llm.embed_tokens(ids[:, :-1])
     embedded = torch.cat([embedded[:, :IMAGE_START], _repeat(features, stage), embedded[:, IMAGE_STOP:]], 1)
     seen = {}
     hooks = [
         llm.layers[layer].register_forward_hook(
             lambda module, args, output, layer=layer: seen.update(
-                {layer: output[0] if isinstance(output, tuple) else output}
+                {layer: (output[0] if isinstance(output, tuple) else output)[:, IMAGE_START:IMAGE_STOP]}
             )
         )
-        for layer in (1, 3)
+        for layer in (1, 2, 3)
     ]
-    hidden = llm(inputs_embeds=embedded).last_hidden_state[:, PROMPT_LENGTH - 1 :]
+    positions = tiny.position_ids(embedded.shape[1])
+    if positions is not None:
+        positions = positions.expand(-1, len(ids), -1)
+    hidden = llm(inputs_embeds=embedded, position_ids=positions).last_hidden_state[:, tiny.prompt_length - 1 :]
     for hook in hooks:
         hook.remove()
-    target = ids[:, PROMPT_LENGTH:]
-    tokens = F.cross_entropy((hidden @ llm.embed_tokens.weight.T).transpose(1, 2), target, reduction="none")
-    found, wanted = _repeat(batch["categories"], stage), ids[:, 4:5] - CATEGORY_0
+    target, numbers_at = ids[:, tiny.prompt_length :], list(tiny.numbers)
+    box = target[:, numbers_at] - tiny.number_0
+    tokens = F.cross_entropy((hidden @ embedding.T).transpose(1, 2), target, reduction="none")
+    found, wanted = _repeat(batch["categories"], stage), ids[:, ASKED : ASKED + 1] - tiny.category_0
     asked = found == wanted
-    answered = (_repeat(batch["boxes"], stage) == target[:, None, 1:5] - NUMBER_0).all(-1)
-    marks = perception.mark(seen[1][:, IMAGE_START:IMAGE_STOP])[..., 0]
-    marks_answered = perception.answered(seen[3][:, IMAGE_START:IMAGE_STOP])[..., 0]
+    answered = (_repeat(batch["boxes"], stage) == box[:, None]).all(-1)
+    marks, marks_answered = perception.mark(seen[1])[..., 0], perception.answered(seen[3])[..., 0]
     mark_loss = _mark_loss(marks, asked) + _mark_loss(marks_answered, answered)
     if stage.mislabel:
         group = torch.from_numpy(np.append(GROUP_OF, -1))  # the last for image tokens without an object
-        marks_alike = perception.alike(seen[1][:, IMAGE_START:IMAGE_STOP])[..., 0]
+        marks_alike = perception.alike(seen[1])[..., 0]
         mark_loss = mark_loss + 0.5 * _mark_loss(marks_alike, group[found] == group[wanted])
-    numbers = tokens[:, 1:5]
-    loss = numbers.mean() + 0.1 * (tokens.sum(1) - numbers.sum(1)).mean() / 3 + 0.5 * token_loss + 2 * mark_loss
-    logged = dict(zip(["x1", "y1", "x2", "y2"], numbers.mean(0).tolist()))
+    numbers = tokens[:, numbers_at]
+    others = (tokens.sum(1) - numbers.sum(1)).mean() / (len(tiny.answer) - 4)
+    loss = numbers.mean() + 0.1 * others + 0.5 * token_loss + 2 * mark_loss
+    logged.update(zip(["x1", "y1", "x2", "y2"], numbers.mean(0).tolist()))
+    if tiny.relative:
+        is_object = found < len(scenes.CATEGORIES)
+        table = perception.numbers(embedding)
+        place = box_loss(perception.place(seen[2][is_object]), table, _repeat(batch["boxes"], stage)[is_object])
+        own = hidden[:, [place + 1 for place in tiny.numbers[:-1]]]
+        ahead = F.cross_entropy((perception.ahead(own) @ table.T).flatten(0, 1), box[:, 1:].flatten())
+        loss = loss + 0.5 * place + 0.5 * ahead
+        logged |= {"place": place.item(), "ahead": ahead.item()}
     mistaken = answered.any(1) & ~(answered & asked).any(1)
     if mistaken.any():
         logged["x1_mistaken"] = numbers[mistaken, 0].mean().item()
-    marked = asked.gather(1, marks.argmax(1, keepdim=True)).float().mean().item()
-    return loss, {**logged, "token_loss": token_loss.item(), "named": named, "marked": marked}
+    logged["marked"] = asked.gather(1, marks.argmax(1, keepdim=True)).float().mean().item()
+    return loss, logged
 
 
 def _repeat(labels: torch.Tensor, stage: Stage) -> torch.Tensor:
@@ -319,8 +251,7 @@ def _mark_loss(marks: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def vision_loss(lvlm, perception: Perception, batch, stage: Stage) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of a step of the stage `vision`, and what is logged."""
     embedding = lvlm.model.language_model.embed_tokens.weight
-    loss, named = perception.token_loss(image_features(lvlm, batch["pixels"]), embedding, batch)
-    return loss, {"token_loss": loss.item(), "named": named}
+    return perception.token_loss(perception.tiny.image_features(lvlm, batch["pixels"]), embedding, batch)
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -340,16 +271,19 @@ def train_stage(lvlm, perception: Perception, stage: Stage, path: Path, key: str
     """
     llm, model = lvlm.model.language_model, nn.ModuleDict({"lvlm": lvlm, "perception": perception})
     vision = stage.name == "vision"
-    slow = [*lvlm.model.vision_tower.parameters(), *lvlm.model.multi_modal_projector.parameters()]
-    slow += [llm.embed_tokens.weight, perception.background, *perception.box.parameters()]
     fast = [] if vision else [p for n, p in llm.named_parameters() if "embed" not in n]
-    probes = (perception.mark, perception.answered, perception.alike)
-    fast += [] if vision else [parameter for probe in probes for parameter in probe.parameters()]
+    tower = [p for n, p in lvlm.model.named_parameters() if not n.startswith("language_model.")]
+    slow = [*tower, llm.embed_tokens.weight, *(p for n, p in perception.named_parameters() if n in TOKEN_LOSS)]
+    fast += [] if vision else [p for n, p in perception.named_parameters() if n not in TOKEN_LOSS]
     groups = [{"params": slow, "share": 1.0 if vision else 0.4}, {"params": fast, "share": 1.0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.01)
     start, log = _load_checkpoint(path, key, model, optimiser, slow + fast)
     loader = torch.utils.data.DataLoader(
-        Batches(stage), batch_size=None, sampler=range(start, stage.steps), num_workers=1, prefetch_factor=4
+        Batches(perception.tiny, stage),
+        batch_size=None,
+        sampler=range(start, stage.steps),
+        num_workers=1,
+        prefetch_factor=4,
     )
     average: dict[str, float] = {}
     bar = tqdm(loader, initial=start, total=stage.steps, desc=stage.name, mininterval=10)
@@ -394,37 +328,28 @@ def _load_checkpoint(path: Path, key: str, model, optimiser, parameters) -> tupl
     return int(metadata["step"]), json.loads(metadata["log"])
 
 
-def save_lvlm(lvlm, folder: Path) -> None:
-    """Write weights, tokenizer and image processor, so that `from_pretrained` alone loads them."""
-    lvlm.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    GotOcr2ImageProcessorPil(
-        size={"height": scenes.SIZE, "width": scenes.SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, max_patches=1,
-        resample=Image.Resampling.BILINEAR,
-    ).save_pretrained(folder)  # fmt: skip
-
-
 def train(
-    folder: Path, work: Path, recipe: tuple[Stage, ...] = RECIPE, seed: int = 0, start: Path | None = None
+    family: str, folder: Path, work: Path, recipe: tuple[Stage, ...], seed: int = 0, start: Path | None = None
 ) -> str:
-    """Train the embedded LVLM by `recipe` and write weights, tokenizer, loss curve and recipe to `folder`.
+    """Train the embedded LVLM of a family by `recipe` and write weights, tokenizer, loss curve and recipe to `folder`.
 
     `work` holds the checkpoints; an interrupted call goes on from the last. `start` is a folder with the weights to go
     on from, without it they are initial ones. Returns the SHA-256 of the weights.
     """
     folder, work = Path(folder), Path(work)
     work.mkdir(parents=True, exist_ok=True)
-    lvlm, perception = build_lvlm(seed), Perception()
+    tiny = TINY[family]
+    lvlm, perception = tiny.build(seed), Perception(tiny)
     begun = None
     if start is not None:
         begun = _sha256(Path(start) / "model.safetensors")
-        lvlm = InternVLForConditionalGeneration.from_pretrained(start, dtype=torch.float32).train()
+        lvlm = tiny.model_class.from_pretrained(start, dtype=torch.float32).train()
     logs = []
     for number, stage in enumerate(recipe):
-        key = json.dumps([seed, begun, *(asdict(earlier) for earlier in recipe[: number + 1])])
+        key = json.dumps([family, seed, begun, *(asdict(earlier) for earlier in recipe[: number + 1])])
         log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors", key)
         logs += [{"number": number, **entry} for entry in log]
-    save_lvlm(lvlm, folder)
+    tiny.save(lvlm, folder)
     pd.DataFrame(logs).round(4).to_csv(folder / "loss.csv", index=False)
     digest = _sha256(folder / "model.safetensors")
     text = {"seed": seed, "start": begun, "stages": [asdict(stage) for stage in recipe], "sha256": digest}
