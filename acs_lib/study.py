@@ -127,6 +127,13 @@ class Study:
         )
         return layers, table, head_set
 
+    def head_tables(self) -> tuple[pd.DataFrame, pd.DataFrame, list[HeadSet]]:
+        """`head_table` of every LVLM, one under the other; layers with heads in D_c are `selected`."""
+        layers, tables, head_sets = zip(*(self.head_table(lvlm) for lvlm in self.profile.lvlms))
+        table = pd.concat(tables, ignore_index=True)
+        chosen = table.groupby(["lvlm", "layer"])["selected"].any().rename("selected")
+        return pd.concat(layers, ignore_index=True).join(chosen, on=["lvlm", "layer"]), table, list(head_sets)
+
     def head_set(self, lvlm: LVLMSpec) -> HeadSet:
         """D_c as notebook 04 found it."""
         return HeadSet.load(paths.runs(self.profile.name) / lvlm.name / "head_set.json", lvlm.name)

@@ -204,16 +204,19 @@ def say_regressor(table: pd.DataFrame, published: float) -> Markdown:
     )
 
 
-def say_heads(head_set: HeadSet, table: pd.DataFrame) -> Markdown:
-    """D_c and how well its heads separate, from `Study.head_table`."""
-    chosen = table[table["selected"]]
-    names = ", ".join(f"({layer}, {head})" for layer, head in head_set.heads)
-    return say(
-        f"D_c of {head_set.lvlm} is {{{names}}} as (layer, head), counted from 0, read at "
-        f"{', '.join(COORDINATES[index] for index in head_set.coordinates)}; their entropy tells good boxes from "
-        f"misses with AUROC {chosen['auroc'].min():.2f} to {chosen['auroc'].max():.2f} over all answers, and "
-        f"{chosen['auroc_within_query'].min():.2f} to {chosen['auroc_within_query'].max():.2f} inside queries."
-    )
+def say_heads(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
+    """Each LVLM's D_c and how well its heads separate, from `Study.head_tables`."""
+    parts = []
+    for head_set in head_sets:
+        chosen = table[table["selected"] & (table["lvlm"] == head_set.lvlm)]
+        names = ", ".join(f"({layer}, {head})" for layer, head in head_set.heads)
+        parts.append(
+            f"D_c of {head_set.lvlm} is {{{names}}} as (layer, head), counted from 0, read at "
+            f"{', '.join(COORDINATES[index] for index in head_set.coordinates)}; their entropy tells good boxes from "
+            f"misses with AUROC {chosen['auroc'].min():.2f} to {chosen['auroc'].max():.2f} over all answers, and "
+            f"{chosen['auroc_within_query'].min():.2f} to {chosen['auroc_within_query'].max():.2f} inside queries."
+        )
+    return say(" ".join(parts))
 
 
 def comparisons(study: Study, columns: list[tuple]) -> pd.DataFrame:
@@ -265,7 +268,7 @@ def say_comparisons(table: pd.DataFrame, method: str) -> Markdown:
     for row in table[table["method"] == method].itertuples():
         verdict = "above" if row.delta_lo > 0 else "below" if row.delta_hi < 0 else "not told apart from"
         parts.append(
-            f"{verdict} {row.reference} on {row.dataset} ({100 * row.delta:+.1f} {POINTS}, "
+            f"{verdict} {row.reference} on {row.dataset} with {row.lvlm} ({100 * row.delta:+.1f} {POINTS}, "
             f"95 % interval {100 * row.delta_lo:+.1f} to {100 * row.delta_hi:+.1f})"
         )
     return say(f"{method} is " + "; ".join(parts) + ".")
@@ -285,7 +288,8 @@ def claims(
 
     def differences(rows):
         return "; ".join(
-            f"{row.dataset} {100 * row.delta:+.1f} [{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}]"
+            f"{row.lvlm} on {row.dataset} {100 * row.delta:+.1f} "
+            f"[{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}]"
             for row in rows.itertuples()
         )
 
@@ -300,15 +304,15 @@ def claims(
             "LVLMs find large objects and miss small ones",
             "greedy Acc@0.5 0.872 large, 0.614 small (Qwen2.5-VL-7B, COCO)",
             "; ".join(
-                f"{dataset} {row['large']:.3f} large, {row['small']:.3f} small"
-                for (_, dataset), row in greedy.iterrows()
+                f"{lvlm} on {dataset} {row['large']:.3f} large, {row['small']:.3f} small"
+                for (lvlm, dataset), row in greedy.iterrows()
             ),
             "reproduced" if (greedy["large"] > greedy["small"]).all() else "contradicted",
         ),
         (
             "Attention predicts the box's IoU",
             "Pearson r > 0.67",
-            "; ".join(f"{row.dataset} r = {row.pearson:.3f}" for row in test.itertuples()),
+            "; ".join(f"{row.lvlm} on {row.dataset} r = {row.pearson:.3f}" for row in test.itertuples()),
             "reproduced" if (test["pearson"] > 0.67).all() else "not shown",
         ),
         (
@@ -537,11 +541,11 @@ def ranked_table(study: Study, lvlm, dataset, kinds: pd.DataFrame) -> pd.DataFra
 def say_ranked(table: pd.DataFrame) -> Markdown:
     """For each kind of mistake, the score that tells it best from a good box, from `ranked_table`."""
     parts = []
-    for (dataset, kind), rows in table.groupby(["dataset", "kind"], sort=False):
+    for (lvlm, dataset, kind), rows in table.groupby(["lvlm", "dataset", "kind"], sort=False):
         best = rows.loc[rows["right"].idxmax()]
         learned = rows.set_index("method").loc["ACS-Learned"]
         parts.append(
-            f"on {dataset}, against {kind}, {best['method']} is best ({best['right']:.2f}; ACS-Learned "
+            f"with {lvlm} on {dataset}, against {kind}, {best['method']} is best ({best['right']:.2f}; ACS-Learned "
             f"{learned['right']:.2f} [{learned['lo']:.2f}, {learned['hi']:.2f}], {learned['pairs']} pairs)"
         )
     return say("; ".join(parts) + ".")

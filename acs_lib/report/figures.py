@@ -202,6 +202,17 @@ def _panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:
     return [(", ".join(map(str, values)), part) for values, part in frame.groupby(keys, sort=False, dropna=False)]
 
 
+def _grid(panels: int, width: float, height: float, margin: float) -> tuple[Figure, list[Axes]]:
+    """A figure with that many panels of `width` x `height` inches in one or two columns, and its axes in order."""
+    columns = min(panels, 2)
+    rows = -(-panels // columns)
+    size = (margin + width * columns, height * rows)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
+    for axes in grid.flat[panels:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:panels])
+
+
 def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str, str, str]]:
     """Colour, marker, line style and hatch of each method; the same for a well-known method in every figure."""
     others = [method for method in methods if method not in METHODS]
@@ -343,11 +354,9 @@ def main_results(frame: pd.DataFrame) -> Figure:
     order = [*mean.index[~is_oracle], *mean.index[is_oracle]]
     gap = 0.6
     height = {method: i + gap * method.startswith("oracle") for i, method in enumerate(order)}
-    figure, grid = plt.subplots(
-        1, len(blocks), sharey=True, squeeze=False, figsize=(3.6 + 3.6 * len(blocks), 1.6 + 0.26 * len(order))
-    )
+    figure, grid = _grid(len(blocks), 3.6, 1.6 + 0.26 * len(order), 3.6)
     has_published = "published_acc50" in frame and frame["published_acc50"].notna().any()
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         greedy = block.loc[block["method"] == "greedy", "acc50"]
         if len(greedy):
             axes.axvline(greedy.iloc[0], color=GREY, linestyle="--", linewidth=1.2, zorder=1, gid="greedy")
@@ -380,9 +389,10 @@ def main_results(frame: pd.DataFrame) -> Figure:
         axes.set_ylim(-0.7, max(height.values()) + 0.7)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
-    grid[0][0].set_yticks(list(height.values()), order)
-    for method, label in zip(order, grid[0][0].get_yticklabels(), strict=True):
-        label.set_fontweight("bold" if method.startswith("ACS") else "normal")
+    grid[0].set_yticks(list(height.values()), order)
+    for axes in grid[::2]:
+        for method, label in zip(order, axes.get_yticklabels(), strict=True):
+            label.set_fontweight("bold" if method.startswith("ACS") else "normal")
     families = dict.fromkeys(frame.loc[~frame["method"].str.startswith("oracle"), "family"])
     handles = [
         Line2D([], [], linestyle="", color=colour, marker=marker, markersize=9 if marker == "*" else 6, label=family)
@@ -568,8 +578,8 @@ def candidates_sweep(frame: pd.DataFrame, methods: Sequence[str] | None = None) 
     methods = list(methods or dict.fromkeys(frame["method"]))
     looks = _looks(methods)
     blocks = _panels(frame[frame["method"].isin(methods)], "lvlm", "dataset")
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.2 + 4.2 * len(blocks), 3.7))
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    figure, grid = _grid(len(blocks), 4.2, 3.7, 1.2)
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         for method in methods:
             rows = block[block["method"] == method].sort_values("n")
             colour, marker, line, _ = looks[method]
@@ -590,8 +600,7 @@ def candidates_sweep(frame: pd.DataFrame, methods: Sequence[str] | None = None) 
         numbers = sorted(block["n"].unique())
         axes.set(title=title, xlabel="sampled candidates N", ylabel="Acc@0.5, small objects", xticks=numbers)
         axes.label_outer(remove_inner_ticks=False)
-    handles = grid[0][0].get_legend_handles_labels()[0]
-    _legend_below(figure, handles)
+    _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -606,8 +615,8 @@ def ranked_right(frame: pd.DataFrame) -> Figure:
     methods = list(dict.fromkeys(frame["method"]))
     kinds = [kind for kind in MISTAKES if kind in set(frame["kind"])]
     height = 1.4 + 0.42 * len(methods)
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.6 + 3.9 * len(blocks), height))
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    figure, grid = _grid(len(blocks), 3.9, height, 1.6)
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":")
         for index, kind in enumerate(kinds):
             colour, marker = MISTAKES[kind]
@@ -620,8 +629,8 @@ def ranked_right(frame: pd.DataFrame) -> Figure:
         axes.set(title=title, xlabel="pairs ranked right (0.5 is chance)", yticks=range(len(methods)))
         axes.set_yticklabels(methods)
         axes.label_outer(remove_inner_ticks=False)
-    grid[0][0].invert_yaxis()
-    _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
+    grid[0].invert_yaxis()
+    _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
