@@ -1,4 +1,4 @@
-"""The log of designs of the embedded LVLM: what each did to selection, one row a design and dataset.
+"""The log of designs of the embedded LVLMs: what each did to selection, one row an LVLM, design and dataset.
 
 `data/embedded/designs.csv` holds the rows of the search, measured on images that are no test images (the numbers of
 a profile's own LVLM come from its test split). Nothing here chooses anything; the log is evidence.
@@ -28,7 +28,7 @@ GAINS = {
 
 
 def log() -> pd.DataFrame:
-    """The log, one row a design and temperature; columns as `design_row` gives them."""
+    """The log, one row an LVLM, design and sampling; columns as `design_row` gives them."""
     return pd.read_csv(LOG)
 
 
@@ -52,7 +52,7 @@ def design_row(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.D
     small = study.test_queries(lvlm, dataset, "small")
     choices = choices[choices["query_id"].isin(small["query_id"])]
     sampling = study.profile.sampling
-    row = {"dataset": dataset.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    row = {"lvlm": lvlm.name, "dataset": dataset.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
     row["n_queries"] = len(small)
     accuracy = choices.groupby("method")["hit"].mean()
     row |= {name: accuracy[method] for name, method in METHODS.items()}

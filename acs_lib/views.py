@@ -559,10 +559,10 @@ def say_designs(log: pd.DataFrame) -> Markdown:
     )
 
     def names(rows):
-        return (
-            "; ".join(f"{row.design}, T {row.temperature:g}, top-p {row.top_p:g}" for row in rows.itertuples())
-            or "none"
-        )
+        found = [
+            f"{row.lvlm}, {row.design}, T {row.temperature:g}, top-p {row.top_p:g}" for row in rows.itertuples()
+        ]
+        return "; ".join(found) or "none"
 
     return say(
         f"ACS-Learned is above greedy in {len(won)} of {len(log)} rows ({names(won)}) and below in {len(lost)} "

@@ -1,10 +1,10 @@
-"""Measure one design of the embedded LVLM and add it to the log of designs (data/embedded/designs.csv).
+"""Measure one design of an embedded LVLM and add it to the log of designs (data/embedded/designs.csv).
 
-    python -m benchmarks.designs "habit, rho 0.6" path/to/weights --temperature 0.4
+    python -m benchmarks.designs "habit, rho 0.6" path/to/weights --lvlm internvl-embedded --temperature 0.4
 
 What selection gains is measured on research images of the world `scenes`: neither a test nor a training image of any
 profile. Regressor and D_c come from the embedded profile's train and validation images, as always. A row of the same
-design, temperature and top-p is replaced. About two minutes on 2 cores.
+LVLM, design, temperature and top-p is replaced. About two minutes on 2 cores.
 """
 
 from pathlib import Path
@@ -25,12 +25,13 @@ RESEARCH = SplitSpec(images=260, seed=31, queries={"small": 500, "large": 60})
 def main(
     design: Annotated[str, typer.Argument(help="What the log calls it.")],
     weights: Annotated[Path, typer.Argument(help="The LVLM's folder.", exists=True, file_okay=False)],
+    name: Annotated[str, typer.Option("--lvlm", help="Which LVLM of the embedded profile it is a design of.")],
     temperature: float = 0.5,
     top_p: float = 1.0,
     train: Annotated[int, typer.Option(help="Queries that the regressor is trained on.")] = 1500,
 ) -> None:
     profile = load_profile("embedded")
-    lvlm = LVLMSpec(name=profile.lvlms[0].name, source=str(weights.resolve()), dtype="float32")
+    lvlm = LVLMSpec(name=name, source=str(weights.resolve()), dtype="float32")
     spec = next(dataset for dataset in profile.datasets if dataset.name == profile.train_on)
     splits = {
         "train": spec.splits["train"].model_copy(update={"queries": {"small": train}}),
@@ -39,16 +40,17 @@ def main(
     }
     dataset = DatasetSpec(name=spec.name, kind=spec.kind, splits=splits)
     sampling = profile.sampling.model_copy(update={"temperature": temperature, "top_p": top_p})
-    name = f"designs-{slug(design)}-{temperature:g}-{top_p:g}"
-    changed = {"name": name, "lvlms": (lvlm,), "datasets": (dataset,), "sampling": sampling, "bootstrap": 2000}
+    kept_as = f"designs-{name}-{slug(design)}-{temperature:g}-{top_p:g}"
+    changed = {"name": kept_as, "lvlms": (lvlm,), "datasets": (dataset,), "sampling": sampling, "bootstrap": 2000}
     study = Study(profile.model_copy(update=changed))
     _, heads, _ = study.head_table(lvlm)
     row = designs.design_row(
         study, lvlm, dataset, study.choices(lvlm, dataset), designs.kind_table(study, lvlm, dataset)
     )
     row = {"design": design, **row, "auroc": heads["auroc"].max(), "auroc_within": heads["auroc_within_query"].max()}
-    log = pd.read_csv(designs.LOG) if designs.LOG.exists() else pd.DataFrame(columns=["design", "temperature", "top_p"])
-    same = (log["design"] == design) & (log["temperature"] == temperature) & (log["top_p"] == top_p)
+    keys = ["lvlm", "design", "temperature", "top_p"]
+    log = pd.read_csv(designs.LOG) if designs.LOG.exists() else pd.DataFrame(columns=keys)
+    same = (log[keys] == [row[key] for key in keys]).all(axis=1)
     with replacing(designs.LOG) as aside:
         pd.concat([log[~same], pd.DataFrame([row])]).round(4).to_csv(aside, index=False)
     typer.echo(pd.Series(row).to_string())

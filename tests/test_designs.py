@@ -36,15 +36,15 @@ def test_a_row_is_consistent(row):
 
 def test_the_shipped_log_has_one_row_a_setting_and_the_control():
     log = designs.log()
-    assert not log.duplicated(["design", "temperature", "top_p"]).any() and (log["n_queries"] >= 400).all()
-    assert "no habit" in set(log["design"])
+    assert not log.duplicated(["lvlm", "design", "temperature", "top_p"]).any() and (log["n_queries"] >= 400).all()
+    assert (log[log["design"] == "no habit"].groupby("lvlm").size() > 0).all()
     assert (log["oracle"] >= log["greedy"]).all() and log["r"].between(-1, 1).all()
 
 
 def test_the_takeaway_counts_wins_and_losses_from_the_log():
     rows = [("a", 0.4, 0.03, 0.01, 0.05, 0.5), ("b", 0.4, -0.03, -0.05, -0.01, 0.1), ("c", 0.3, 0.0, -0.1, 0.1, 0.3)]
     names = ["design", "temperature", "learned_vs_greedy", "learned_vs_greedy_lo", "learned_vs_greedy_hi"]
-    log = pd.DataFrame(rows, columns=[*names, "share another object"]).assign(r=[0.6, 0.7, 0.65], top_p=0.8)
+    log = pd.DataFrame(rows, columns=[*names, "share another object"]).assign(r=[0.6, 0.7, 0.65], top_p=0.8, lvlm="x")
     text = views.say_designs(log.assign(r_within=[0.5, 0.4, 0.3])).data
-    assert "above greedy in 1 of 3 rows (a, T 0.4, top-p 0.8) and below in 1 (b, T 0.4, top-p 0.8)" in text
+    assert "above greedy in 1 of 3 rows (x, a, T 0.4, top-p 0.8) and below in 1 (x, b, T 0.4, top-p 0.8)" in text
     assert "correlation of +1.00 with the share" in text and "of -1.00 with the pooled r" in text

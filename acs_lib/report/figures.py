@@ -636,12 +636,13 @@ def ranked_right(frame: pd.DataFrame) -> Figure:
 
 @_styled
 def designs(frame: pd.DataFrame) -> Figure:
-    """What choosing by attention gained over greedy in every design of the LVLM that was tried, against how many of
+    """What choosing by attention gained over greedy in every design of an LVLM that was tried, against how many of
     the mistakes in mixed queries are other objects (no figure of the paper).
 
-    frame: columns design, dataset, share another object, learned_vs_greedy, learned_vs_greedy_lo, _hi (0-1)
+    frame: columns design, dataset, share another object, learned_vs_greedy, learned_vs_greedy_lo, _hi (0-1), and
+        optionally lvlm (a panel each)
     """
-    blocks = _panels(frame, "dataset")
+    blocks = _panels(frame, "lvlm", "dataset")
     figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.2 + 4.2 * len(blocks), 3.9))
     names = list(dict.fromkeys(frame["design"]))
     looks = dict(zip(names, OTHERS * (1 + len(names) // len(OTHERS))))
