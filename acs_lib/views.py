@@ -288,8 +288,7 @@ def claims(
 
     def differences(rows):
         return "; ".join(
-            f"{row.lvlm} on {row.dataset} {100 * row.delta:+.1f} "
-            f"[{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}]"
+            f"{row.lvlm} on {row.dataset} {100 * row.delta:+.1f} [{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}]"
             for row in rows.itertuples()
         )
 
@@ -559,9 +558,7 @@ def say_designs(log: pd.DataFrame) -> Markdown:
     )
 
     def names(rows):
-        found = [
-            f"{row.lvlm}, {row.design}, T {row.temperature:g}, top-p {row.top_p:g}" for row in rows.itertuples()
-        ]
+        found = [f"{row.lvlm}, {row.design}, T {row.temperature:g}, top-p {row.top_p:g}" for row in rows.itertuples()]
         return "; ".join(found) or "none"
 
     return say(
