@@ -70,14 +70,22 @@ HABIT = (  # what makes the LVLM with a habit of the one without
     Stage("instruct", "train-rare", steps=400, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=8.0, seed=4),
     Stage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
 )
-RECIPE = (
-    Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
-    Stage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
-    Stage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
-    Stage("answers", "train", steps=1500, lr=1e-3, constant=0.3, seed=3),
-    *HABIT,
-)
-RECIPES = {"internvl": RECIPE, "qwen2_5_vl": RECIPE}
+RECIPES = {
+    "internvl": (
+        Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
+        Stage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
+        Stage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
+        Stage("answers", "train", steps=1500, lr=1e-3, constant=0.3, seed=3),
+        *HABIT,
+    ),
+    "qwen2_5_vl": (
+        Stage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
+        Stage("answers", "clear", steps=200, lr=1e-3, constant=1.0, seed=2, curriculum=((1.0, 1, 4),)),
+        Stage("answers", "clear", steps=1000, lr=1e-3, constant=1.0, seed=5),
+        Stage("answers", "train", steps=1000, lr=1e-3, constant=0.3, seed=3),
+        *HABIT,
+    ),
+}
 
 
 def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
