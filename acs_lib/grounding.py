@@ -48,7 +48,7 @@ from acs_lib.selectors import (
 from acs_lib.selectors.likelihood import sequence_logprob
 from acs_lib.store import query_key
 
-EMBEDDED = "internvl-embedded"  # the LVLM that is shipped
+EMBEDDED = "internvl-embedded"  # the default of the two LVLMs that are shipped
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
 ACS_FREE, ACS_LEARNED, SPATIAL = "acs-free", "acs-learned", "spatial-entropy"
 NEED_HEADS = (ACS_FREE, SPATIAL)
@@ -87,7 +87,10 @@ def load_lvlm(source: str | Path = EMBEDDED) -> LVLM:
 
 def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
     """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
-    return paths.EMBEDDED / "internvl" if lvlm.name == EMBEDDED else paths.DATA / "calibrated" / lvlm.name
+    spec = profiles.known_lvlms().get(lvlm.name)
+    if spec and (paths.ROOT / spec.source).parent == paths.ROOT / "data" / "embedded":
+        return paths.EMBEDDED / Path(spec.source).name
+    return paths.DATA / "calibrated" / lvlm.name
 
 
 def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
