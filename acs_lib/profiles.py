@@ -51,7 +51,7 @@ class SamplingSpec(Strict):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = 64
     seed: int = 0
-    row: Literal["own", "predicting"] = "own"
+    row: Literal["own", "predicting", "last", "after"] = "own"
 
 
 class RegressorSpec(Strict):
