@@ -214,6 +214,11 @@ class Bench:
         layers, table, head_set = study.head_table(lvlm)
         return cls(study, lvlm, head_set, layers, table)
 
+    @property
+    def separation(self) -> np.ndarray:
+        """AUROC [layers, heads] of low entropy for good boxes, over all answers of the train split."""
+        return self.head_table.pivot(index="layer", columns="head", values="auroc").to_numpy()
+
     def run(self, split: str) -> Run:
         return self.study.run(self.lvlm, self.study.train_set, split)
 
@@ -263,8 +268,7 @@ def stored(bench: Bench) -> pd.DataFrame:
     """COLUMNS of the factors that need no new sampling, one LVLM, the dataset that it was calibrated on."""
     study, spec = bench.study, bench.study.profile.ablations
     free, learned = bench.standard()
-    heads_of = bench.head_table.pivot(index="layer", columns="head", values="auroc").to_numpy()
-    by_count = counts_of_heads(bench.layers["attribution"].to_numpy(), heads_of, bench.head_set)
+    by_count = counts_of_heads(bench.layers["attribution"].to_numpy(), bench.separation, bench.head_set)
     inputs = [("maps (the paper's)", learned)] + [(name, bench.learned(f)) for name, f in INPUTS.items()]
     full = study.profile.regressor.width
     widths = [(str(width), bench.learned(width=width)) for width in spec.widths] + [(str(full), learned)]

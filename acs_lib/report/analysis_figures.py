@@ -198,16 +198,16 @@ def size_effect(frame: pd.DataFrame) -> Figure:
 def ablation_panels(frame: pd.DataFrame, methods: Sequence[str] = ("greedy", "ACS-Free", "ACS-Learned")) -> Figure:
     """Acc@0.5 (0-1) on small objects for every value of every factor, a panel each, with 95 % intervals.
 
-    frame: ablations.csv of one LVLM and dataset; numbers go along a line, words stand beside each other. The vertical
+    frame: ablations.csv of one LVLM; numbers go along a line, words stand beside each other. The vertical
     line is greedy decoding of the row group 'as the profile has it'.
     """
-    base = frame[frame["factor"] == "as the profile has it"].set_index("method")["acc50"]
-    factors = [factor for factor in dict.fromkeys(frame["factor"]) if factor != "as the profile has it"]
+    base = frame[frame["factor"] == ablations.STANDARD].set_index("method")["acc50"]
+    factors = [factor for factor in dict.fromkeys(frame["factor"]) if factor != ablations.STANDARD]
     looks, order = _looks(methods), {factor: list(dict.fromkeys(frame.loc[frame["factor"] == factor, "value"]))
                                      for factor in factors}  # fmt: skip
     numbers = set(ablations.numeric(frame)["factor"])
     rows = -(-len(factors) // 2)
-    tallest = [max(len(order[factor]) for factor in factors[2 * row : 2 * row + 2]) for row in range(rows)]
+    tallest = [min(13, max(len(order[factor]) for factor in factors[2 * row : 2 * row + 2])) for row in range(rows)]
     figure, grid = plt.subplots(
         rows, 2, squeeze=False, figsize=(9.2, 0.5 + sum(0.9 + 0.26 * count for count in tallest)),
         height_ratios=[2.5 + count for count in tallest],
