@@ -1,12 +1,15 @@
 """Ablations: one thing of the method is changed, the rest stays, and small objects of the test split are chosen again.
 
 Everything is found on the train split (heads, regressors) and nothing is chosen by the result: every value of a factor
-is a row. Most factors are computed from one run's stored candidates and maps; temperature, the row that is read and
-the size of the training objects need runs of their own (`variant`).
+is a row. Most factors are computed from one run's stored candidates and maps; temperature, the row that is read, more
+samples, and training objects of another size or dataset need runs of their own (`variant`).
 
-Rows: factor, value, lvlm, dataset, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over images).
+Rows: factor, value, lvlm, dataset, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over images), and
+delta, delta_lo, delta_hi: the paired difference of Acc@0.5 with the same method as the profile has it, on the same
+queries (NaN where the queries are what is changed).
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -25,9 +28,11 @@ from acs_lib.study import Study
 
 COLUMNS = [
     "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
+    "delta", "delta_lo", "delta_hi",
 ]  # fmt: skip
 COCO_SMALL = 32**2 / (640 * 480)  # share of the image: COCO's 32 x 32 px in its most frequent size of image
-SMALL = {"0.33 % (COCO's 32^2)": COCO_SMALL, "0.5 %": 0.005, "1 %": 0.01}
+SMALL = {"0.33 % (COCO's 32^2)": COCO_SMALL, "0.5 %": 0.005, "1 %": 0.01, "5 %": 0.05}
+STANDARD = "as the profile has it"  # the row group of the method with nothing changed
 KEPT = ("greedy", evaluate.RANDOM, evaluate.ORACLE)  # what every value of a factor that changes the pool is set against
 Named = tuple[str, Selector]  # the value of a factor, and what it makes of a method
 
@@ -169,16 +174,28 @@ def counts_of_heads(layer_scores: np.ndarray, head_scores: np.ndarray, head_set:
 def rows(
     factor: str, named: Iterable[Named], candidates: Iterable[Candidates], run: Run, queries: pd.DataFrame,
     study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, kept: Iterable[str] = (),
+    standard: pd.DataFrame | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """COLUMNS of one factor over `queries`: one row a value and method, and of the controls `kept` with value '-'."""
+    """COLUMNS of one factor over `queries`: one row a value and method, and of the controls `kept` with value '-'.
+
+    standard: choices (see acs_lib.evaluate) of the same methods as the profile has them, on these queries or more
+    """
     selectors = [replace(selector, name=f"{value}\t{selector.name}") for value, selector in named]
     choices = evaluate.chosen(candidates, run.truth, [SELECTORS["greedy"], *selectors], study.profile.pool)
-    table = evaluate.main_table(
-        choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=min(2000, study.profile.bootstrap)
-    )
+    draws = min(2000, study.profile.bootstrap)
+    table = evaluate.main_table(choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=draws)
     table = table[table["method"].str.contains("\t") | table["method"].isin(list(kept))]
     parts = table["method"].str.split("\t")
+    gains = np.full((len(table), 3), np.nan)
+    if standard is not None:
+        standard = standard[standard["query_id"].isin(queries["query_id"])]
+        choices = pd.concat([choices, standard.assign(method=STANDARD + standard["method"])])
+        gains = [
+            evaluate.paired_difference(choices, queries, name, STANDARD + part[-1], draws=draws)[:3]
+            for name, part in zip(table["method"], parts)
+        ]
     table = table.assign(factor=factor, value=parts.map(lambda part: part[0] if len(part) > 1 else "-"))
+    table[["delta", "delta_lo", "delta_hi"]] = gains
     return table.assign(method=parts.str[-1])[COLUMNS]
 
 
@@ -197,6 +214,11 @@ class Bench:
         layers, table, head_set = study.head_table(lvlm)
         return cls(study, lvlm, head_set, layers, table)
 
+    @property
+    def separation(self) -> np.ndarray:
+        """AUROC [layers, heads] of low entropy for good boxes, over all answers of the train split."""
+        return self.head_table.pivot(index="layer", columns="head", values="auroc").to_numpy()
+
     def run(self, split: str) -> Run:
         return self.study.run(self.lvlm, self.study.train_set, split)
 
@@ -209,13 +231,23 @@ class Bench:
         return self.study.test_queries(self.lvlm, self.study.train_set, "small")
 
     def rows(self, factor: str, named: list[Named], queries: pd.DataFrame | None = None, **settings) -> pd.DataFrame:
-        """`rows` on test queries, by default the small objects."""
+        """`rows` on test queries, by default the small objects and against this bench's own standard."""
         queries = self.small() if queries is None else queries
         needs_maps = any(value == "spatial entropy" for value, _ in named)
         return rows(
             factor, named, self.candidates(queries, needs_maps), self.run("test"), queries, self.study, self.lvlm,
-            self.study.train_set, **settings,
+            self.study.train_set, **{"standard": self.choices, **settings},
         )  # fmt: skip
+
+    @functools.cached_property
+    def choices(self) -> pd.DataFrame:
+        """`standard_choices` on the test split."""
+        return self.standard_choices(self.run("test"))
+
+    def standard_choices(self, run: Run) -> pd.DataFrame:
+        """Choices (see acs_lib.evaluate) of the methods as the profile has them, and of the controls, on a run."""
+        selectors = [SELECTORS["greedy"], *self.standard(run)]
+        return evaluate.chosen(run.candidates(), run.truth, selectors, self.study.profile.pool)
 
     def learned(self, change: Callable | None = None, most: int | None = None, **settings) -> Selector:
         """ACS-Learned with a regressor of another input, training set or width; the same seed and, with fewer
@@ -236,8 +268,7 @@ def stored(bench: Bench) -> pd.DataFrame:
     """COLUMNS of the factors that need no new sampling, one LVLM, the dataset that it was calibrated on."""
     study, spec = bench.study, bench.study.profile.ablations
     free, learned = bench.standard()
-    heads_of = bench.head_table.pivot(index="layer", columns="head", values="auroc").to_numpy()
-    by_count = counts_of_heads(bench.layers["attribution"].to_numpy(), heads_of, bench.head_set)
+    by_count = counts_of_heads(bench.layers["attribution"].to_numpy(), bench.separation, bench.head_set)
     inputs = [("maps (the paper's)", learned)] + [(name, bench.learned(f)) for name, f in INPUTS.items()]
     full = study.profile.regressor.width
     widths = [(str(width), bench.learned(width=width)) for width in spec.widths] + [(str(full), learned)]
@@ -245,7 +276,7 @@ def stored(bench: Bench) -> pd.DataFrame:
     fewer = [shards for shards in spec.train_shards if shards < len(run.shards)]
     sizes = [(str(shards * SHARD), bench.learned(most=shards)) for shards in fewer]
     parts = [
-        bench.rows("as the profile has it", [("-", free), ("-", learned)], kept=KEPT),
+        bench.rows(STANDARD, [("-", free), ("-", learned)], kept=KEPT),
         bench.rows("coordinates", coordinates(bench.head_set, study.profile.heads.coordinates)),
         *(bench.rows(factor, named) for factor, named in by_count.items()),
         bench.rows("signal of the same heads", signals(bench.head_set)),
@@ -255,33 +286,37 @@ def stored(bench: Bench) -> pd.DataFrame:
         parts.append(bench.rows("regressor's width", sorted(widths, key=lambda pair: int(pair[0]))))
     if sizes:
         parts.append(bench.rows("training queries", [*sizes, (str(len(run.queries)), learned)]))
-    small = bench.small()
+    queries = study.test_queries(bench.lvlm, study.train_set)
     for value, threshold in SMALL.items():
-        part = small[small["area_fraction"] < threshold]
+        part = queries[queries["area_fraction"] < threshold]
         if len(part):
-            found = bench.rows("threshold of small", [(value, free), (value, learned)], part, kept=KEPT)
+            named = [(value, free), (value, learned)]
+            found = bench.rows("threshold of small", named, part, kept=KEPT, standard=None)
             parts.append(found.assign(value=value))
     for size in evaluate.SIZES:
-        part = study.test_queries(bench.lvlm, study.train_set, size)
+        part = queries[queries["size"] == size]
         if len(part):
             named = [(size, free), (size, learned)]
-            parts.append(bench.rows("applied to size", named, part, kept=KEPT).assign(value=size))
+            found = bench.rows("applied to size", named, part, kept=KEPT, standard=None)
+            parts.append(found.assign(value=size))
     return pd.concat(parts, ignore_index=True)
 
 
 # -------------------------------------------------------------------------------------- factors that need sampling
 
 
-def variant(study: Study, name: str, sampling: dict | None = None, size: str | None = None) -> Study:
-    """The study with other settings of sampling, or with training and validation objects of another size; its runs
-    and regressors lie in a folder of their own below the profile's."""
+def variant(
+    study: Study, name: str, sampling: dict | None = None, size: str | None = None, train_on: str | None = None
+) -> Study:
+    """The study with other settings of sampling, with training and validation objects of another size, or with another
+    dataset to train on; its runs and regressors lie in a folder of their own below the profile's."""
     profile = study.profile
-    changes = {"name": f"{profile.name}/{name}"}
+    changes = {"name": f"{profile.name}/{name}", "train_on": train_on or profile.train_on}
     if sampling:
         changes["sampling"] = profile.sampling.model_copy(update=sampling)
     datasets = []
     for dataset in profile.datasets:
-        if dataset.name != profile.train_on:
+        if dataset.name != changes["train_on"]:
             continue
         splits = dict(dataset.splits)
         for split, spec in splits.items():
@@ -292,24 +327,82 @@ def variant(study: Study, name: str, sampling: dict | None = None, size: str | N
     return type(study)(profile.model_copy(update=changes | {"datasets": tuple(datasets)}))
 
 
+def unread_rows(records: pd.DataFrame) -> dict[str, str]:
+    """Row (see acs_lib.sampling.Sampling) -> why it is no row of its own for an LVLM; records of a run whose rows are
+    the numbers' own."""
+    tokens = records.loc[records["failure"] == "", "coordinate_tokens"]
+    reasons = {}
+    if (tokens.map(len) == len(COORDINATES)).all():
+        reasons["last"] = "a number is one token, so that its last digit's row is its own row"
+    if tokens.map(lambda places: places[-1] - places[0] + 1 == len(places)).all():
+        reasons["after"] = "no token stands between the numbers of an answer"
+    return reasons
+
+
+def counted(bench: Bench) -> pd.DataFrame:
+    """COLUMNS of the number of samples, 1 to `ablations.samples` (at least the profile's own number): the first so many
+    answers, whose noise does not depend on how many follow. Heads and regressor are the profile's."""
+    study, own = bench.study, bench.study.profile.sampling.samples
+    most = max(own, study.profile.ablations.samples)
+    if most > own:
+        study = variant(study, f"samples-{most}", {"samples": most})
+    run, small = study.run(bench.lvlm, study.train_set, "test"), bench.small()
+    names, selectors = set(small["query_id"]), bench.standard(run)
+    candidates = [c for c in run.candidates() if c.query_id in names]
+    parts = []
+    for n in range(1, most + 1):
+        found = rows(
+            "samples", [(str(n), selector) for selector in selectors], (c.first(n + 1) for c in candidates), run, small,
+            study, bench.lvlm, study.train_set, kept=KEPT, standard=bench.choices,
+        )  # fmt: skip
+        parts.append(found.assign(value=str(n)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def crossed(bench: Bench) -> pd.DataFrame:
+    """COLUMNS of heads and regressor found on the train split of one dataset and applied to the test split of each;
+    only the dataset that the profile trains on has to have a train split."""
+    study, lvlm = bench.study, bench.lvlm
+    benches = {study.train_set.name: bench}
+    for dataset in study.profile.datasets:
+        if dataset.name not in benches and "train" in dataset.splits:
+            other = variant(study, f"found-on-{dataset.name}", train_on=dataset.name)
+            benches[dataset.name] = Bench.open(other, lvlm)
+    parts = []
+    for dataset in study.profile.datasets if len(study.profile.datasets) > 1 else ():
+        run, small = study.run(lvlm, dataset, "test"), study.test_queries(lvlm, dataset, "small")
+        candidates = [c for c in run.candidates() if c.query_id in set(small["query_id"])]
+        standard = bench.standard_choices(run)
+        for found_on, other in benches.items():
+            value = f"{found_on}, on {dataset.name}"
+            named = [(value, selector) for selector in other.standard(run)]
+            found = rows(
+                "found on one dataset, applied to another", named, candidates, run, small, study, lvlm, dataset,
+                kept=KEPT, standard=standard,
+            )  # fmt: skip
+            parts.append(found.assign(value=value))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
 def sampled(bench: Bench) -> pd.DataFrame:
-    """COLUMNS of temperature, row read and training size; heads and regressor are found anew in each case."""
-    spec, parts = bench.study.profile.ablations, []
-    cases = [("temperature", f"{t:g}", variant(bench.study, f"temperature-{t:g}", {"temperature": t}))
-             for t in spec.temperatures]  # fmt: skip
-    cases += [("row read", row, variant(bench.study, f"row-{row}", {"row": row})) for row in spec.rows]
-    own = {"temperature": f"{bench.study.profile.sampling.temperature:g}", "row read": bench.study.profile.sampling.row}
-    for factor, value, study in cases:
-        other = Bench.open(study, bench.lvlm)
-        named = [(value, selector) for selector in other.standard()]
-        parts.append(other.rows(factor, named, kept=KEPT).assign(value=value))
+    """COLUMNS of temperature, row read and training size; heads and regressor are found anew in each case. A row that
+    `unread_rows` names is left out."""
+    study, spec, parts = bench.study, bench.study.profile.ablations, []
+    own = {"temperature": f"{study.profile.sampling.temperature:g}", "row read": study.profile.sampling.row}
+    left_out = unread_rows(bench.run("test").records())
+    cases = [("temperature", f"{t:g}", {"temperature": t}) for t in spec.temperatures]
+    cases += [("row read", row, {"row": row}) for row in spec.rows if row not in left_out]
     for factor in dict.fromkeys(factor for factor, _, _ in cases):
         named = [(own[factor], selector) for selector in bench.standard()]
         parts.append(bench.rows(factor, named, kept=KEPT).assign(value=own[factor]))
+    for factor, value, sampling in cases:
+        other = Bench.open(variant(study, f"{factor.split()[0]}-{value}", sampling), bench.lvlm)
+        named = [(value, selector) for selector in other.standard()]
+        parts.append(other.rows(factor, named, kept=KEPT, standard=bench.choices).assign(value=value))
     if spec.trained_on:
         parts.append(bench.rows("trained on size", [("small", selector) for selector in bench.standard()]))
     for size in spec.trained_on:
-        other = Bench.open(variant(bench.study, f"trained-on-{size}", size=size), bench.lvlm)
+        other = Bench.open(variant(study, f"trained-on-{size}", size=size), bench.lvlm)
         parts.append(
             bench.rows("trained on size", [(size, selector) for selector in other.standard(bench.run("test"))])
         )

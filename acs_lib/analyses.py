@@ -15,7 +15,7 @@ from acs_lib import boxes as bx
 from acs_lib import evaluate, heads
 from acs_lib.confidence import image_counts, pairs_by_image
 from acs_lib.evaluate import INTERVAL
-from acs_lib.heads import ENTROPY, Heads
+from acs_lib.heads import ENTROPY, Heads, HeadSet
 from acs_lib.regressor import AttentionIoURegressor, rows
 from acs_lib.selectors import acs_free
 from acs_lib.store import BOX, Run
@@ -75,12 +75,14 @@ def attributions(model: AttentionIoURegressor, run: Run, answers: int = 500) -> 
     return table.rename_axis("layer").reset_index()
 
 
-def agreement(table: pd.DataFrame) -> pd.DataFrame:
-    """a, b, spearman (-1 to 1) of every pair of ATTRIBUTIONS over the layers of `attributions`."""
+def agreement(table: pd.DataFrame, head_scores: np.ndarray, layers: int, count: int) -> pd.DataFrame:
+    """Every pair of ATTRIBUTIONS: a, b, spearman (-1 to 1) over the layers of `attributions`, and jaccard (0-1) of the
+    `count` heads of the highest separation, head_scores [layers, heads], inside the `layers` layers that each ranks
+    first."""
+    found = {name: heads.select_heads(table[name].to_numpy(), head_scores, layers, count) for name in ATTRIBUTIONS}
     pairs = [(a, b) for index, a in enumerate(ATTRIBUTIONS) for b in ATTRIBUTIONS[index + 1 :]]
-    return pd.DataFrame(
-        [(a, b, float(spearmanr(table[a], table[b])[0])) for a, b in pairs], columns=["a", "b", "spearman"]
-    )
+    rows = [(a, b, float(spearmanr(table[a], table[b])[0]), jaccard(found[a], found[b])) for a, b in pairs]
+    return pd.DataFrame(rows, columns=["a", "b", "spearman", "jaccard"])
 
 
 # ------------------------------------------------------------------------------------------------------ stability
@@ -212,10 +214,10 @@ def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> floa
     return float(pearsonr(*rest)[0])
 
 
-def size_effect(records: pd.DataFrame, entropy: np.ndarray, selected: Heads, draws: int) -> pd.DataFrame:
-    """partial_correlation.csv of one run: correlation r of entropy (mean over coordinates, nats) with IoU, and
+def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, draws: int) -> pd.DataFrame:
+    """partial_correlation.csv of one run: correlation r of entropy (mean over the four coordinates, nats) with IoU, and
     partial_r with log object area and log box area held fixed; one row a head, and two rows (layer and head empty)
-    for the means over all heads and over D_c, those with intervals.
+    for the means over all heads and over D_c (at its own coordinates), those with intervals.
 
     records and entropy [n, 4, layers, heads] as `sampled_answers` gives them. Boxes without area are left out.
     """
@@ -223,8 +225,9 @@ def size_effect(records: pd.DataFrame, entropy: np.ndarray, selected: Heads, dra
     records, read = records[kept], entropy[kept].mean(1)
     iou = records["iou"].to_numpy()
     given = np.log(records[["object_area", "box_area"]].to_numpy())
-    layers, columns = np.array(selected).T
-    means = {"all heads": read.mean((1, 2)), "D_c": read[:, layers, columns].mean(1)}
+    layers, columns = np.array(head_set.heads).T
+    chosen = entropy[kept][:, list(head_set.coordinates)][:, :, layers, columns]
+    means = {"all heads": read.mean((1, 2)), "D_c": chosen.mean((1, 2))}
     table = []
     of_image = [np.flatnonzero(records["image"].to_numpy() == image) for image in records["image"].unique()]
     rng = np.random.default_rng(0)

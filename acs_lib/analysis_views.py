@@ -50,13 +50,12 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
     for (lvlm, dataset), rows in table[table["answers"] == "all"].groupby(["lvlm", "dataset"], sort=False):
         rows = rows.set_index("method")
         best = rows["auroc"].idxmax()
-        told = [f"{rows['auroc'][best]:.2f} ({best})"]
-        told += [
+        names = (best, "ACS-Learned", "ACS-Free", "sequence log-prob", *confidence.PUBLISHED_AUROC)
+        first, *others = (
             f"{rows['auroc'][name]:.2f} [{rows['auroc_lo'][name]:.2f}, {rows['auroc_hi'][name]:.2f}] ({name})"
-            for name in ("ACS-Learned", "ACS-Free", "sequence log-prob", *confidence.PUBLISHED_AUROC)
-        ]
-        parts.append(f"on {dataset} ({lvlm}) the best AUROC over all answers is " + ", beside ".join(told[:2]) + ", "
-                     + ", ".join(told[2:]))  # fmt: skip
+            for name in dict.fromkeys(names)
+        )
+        parts.append(f"on {dataset} ({lvlm}) the best AUROC over all answers is {first}, beside {', '.join(others)}")
     published = "; ".join(f"{name} {numbers}" for name, numbers in confidence.PUBLISHED_AUROC.items())
     return say("; ".join(parts) + f". Published, other LVLMs and data (arXiv 2607.05978, 8B parameters): {published}.")
 
@@ -95,24 +94,31 @@ def benches(study: Study) -> list[Bench]:
     return [Bench.open(study, lvlm) for lvlm in study.profile.lvlms]
 
 
-def attribution_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split."""
+def attribution_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split. Heads
+    are compared inside as few layers as D_c may be taken from."""
     tables, agreements = [], []
-    for lvlm in study.profile.lvlms:
-        table = analyses.attributions(study.fit(lvlm), study.run(lvlm, study.train_set, "train"))
-        agreements.append(_placed(analyses.agreement(table), lvlm))
-        tables.append(_placed(table, lvlm))
+    for bench in benches:
+        table = analyses.attributions(bench.study.fit(bench.lvlm), bench.run("train"))
+        layers, count = min(bench.study.profile.heads.layers), len(bench.head_set.heads)
+        agreement = analyses.agreement(table, bench.separation, layers, count).assign(layers=layers)
+        agreements.append(_placed(agreement, bench.lvlm))
+        tables.append(_placed(table, bench.lvlm))
     return pd.concat(tables, ignore_index=True), pd.concat(agreements, ignore_index=True)
 
 
 def say_attributions(table: pd.DataFrame, agreement: pd.DataFrame) -> Markdown:
-    """Whether the attributions agree on the order of the layers, from `attribution_tables`."""
+    """Whether the attributions agree on the order of the layers and on D_c, from `attribution_tables`."""
     parts = []
     for lvlm, rows in table.groupby("lvlm", sort=False):
         tops = ", ".join(f"{rows['layer'][rows[name].idxmax()]} by {name}" for name in analyses.ATTRIBUTIONS)
         pairs = agreement[agreement["lvlm"] == lvlm]
         told = ", ".join(f"{row.spearman:+.2f} ({row.a} and {row.b})" for row in pairs.itertuples())
-        parts.append(f"for {lvlm} the first layer is {tops}; rank correlations over the layers are {told}")
+        shared = ", ".join(f"{row.jaccard:.0%}" for row in pairs.itertuples())
+        parts.append(
+            f"for {lvlm} the first layer is {tops}; rank correlations over the layers are {told}, and of the heads "
+            f"with the best AUROC inside the first {pairs['layers'].iloc[0]} layers the same pairs share {shared}"
+        )
     return say("; ".join(parts) + ".")
 
 
@@ -196,8 +202,8 @@ def size_table(study: Study) -> pd.DataFrame:
     parts = []
     for lvlm, dataset in study.columns:
         records, entropy = analyses.sampled_answers(study.run(lvlm, dataset, "test"))
-        chosen = study.head_set(lvlm).heads
-        parts.append(_placed(analyses.size_effect(records, entropy, chosen, min(200, _draws(study))), lvlm, dataset))
+        found = analyses.size_effect(records, entropy, study.head_set(lvlm), min(200, _draws(study)))
+        parts.append(_placed(found, lvlm, dataset))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -224,30 +230,48 @@ def say_size(table: pd.DataFrame) -> Markdown:
 
 
 def ablation_table(benches: list[Bench]) -> pd.DataFrame:
-    """ablations.csv: every factor of acs_lib.ablations, for every LVLM, on the dataset that it was calibrated on."""
-    parts = [part for bench in benches for part in (ablations.stored(bench), ablations.sampled(bench))]
+    """ablations.csv: every factor of acs_lib.ablations, for every LVLM, on the dataset that it was calibrated on (and
+    on the others where a factor says so)."""
+    factors = (ablations.stored, ablations.counted, ablations.sampled, ablations.crossed)
+    parts = [part(bench) for bench in benches for part in factors]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def say_ablations(table: pd.DataFrame, method: str) -> Markdown:
-    """For every factor with several values, the best and the worst value of a method and whether their intervals part,
-    from `ablation_table`."""
+    """For every LVLM the values with which a method is told apart from itself as the profile has it, by paired
+    difference, and the factors without such a value, from `ablation_table`."""
     parts = []
-    rows = table[(table["method"] == method) & ~table["factor"].isin(["threshold of small", "applied to size"])]
-    for factor, values in rows.groupby("factor", sort=False):
-        if len(values) < 2:
-            continue
-        best, worst = values.loc[values["acc50"].idxmax()], values.loc[values["acc50"].idxmin()]
-        if best["acc50"] == worst["acc50"]:
-            parts.append(f"{factor}: all {len(values)} values give {best['acc50']:.1%}")
-            continue
-        apart = "apart" if best["acc50_lo"] > worst["acc50_hi"] else "intervals overlap"
+    rows = table[(table["method"] == method) & table["delta"].notna() & (table["factor"] != ablations.STANDARD)]
+    for lvlm, found in rows.groupby("lvlm", sort=False):
+        changed = found[(found["delta_lo"] != 0) | (found["delta_hi"] != 0)]
+        apart = changed[(changed["delta_lo"] > 0) | (changed["delta_hi"] < 0)]
+        told = [
+            f"{factor}: "
+            + ", ".join(
+                f"{row.value} {100 * row.delta:+.1f} [{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}]"
+                for row in values.itertuples()
+            )
+            for factor, values in apart.groupby("factor", sort=False)
+        ]
+        quiet = [factor for factor in dict.fromkeys(found["factor"]) if factor not in set(apart["factor"])]
         parts.append(
-            f"{factor}: {best['value']} is best ({best['acc50']:.1%}), {worst['value']} worst ({worst['acc50']:.1%}), "
-            f"{apart}"
+            f"With {lvlm}, {len(apart)} of {len(changed)} changes are told apart from {method} as the profile has it "
+            f"(points of Acc@0.5, paired 95 % intervals; by chance alone one in twenty would be)"
+            + (": " + "; ".join(told) if told else "")
+            + (f". No change is told apart under: {', '.join(quiet)}" if quiet else "")
         )
-    count = table.loc[table["method"] == method, "n_queries"].max()
-    return say(f"{method}, up to {count} small objects a value. " + "; ".join(parts) + ".")
+    count = rows["n_queries"].max()
+    return say(f"{method}, up to {count} small objects a value. " + ". ".join(parts) + ".")
+
+
+def say_rows(benches: list[Bench]) -> Markdown:
+    """Which attention rows an LVLM's answers do not have, from acs_lib.ablations.unread_rows."""
+    parts = []
+    for bench in benches:
+        reasons = ablations.unread_rows(bench.run("test").records())
+        told = "; ".join(f"'{row}' is left out, since {reason}" for row, reason in reasons.items())
+        parts.append(f"for {bench.lvlm.name} " + (told or "every row can be read"))
+    return say("Rows that can stand for a number: " + ". ".join(parts) + ".")
 
 
 def cost_table(study: Study) -> pd.DataFrame:

@@ -22,8 +22,9 @@ TOP_K = 20  # of the confidence
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn. `row` says which attention row stands for a number: that of its own tokens ('own'), or
-    those of the tokens that predict them ('predicting'); several tokens are averaged."""
+    """How answers are drawn. `row` says which attention row stands for a number, the mean over its digits' tokens
+    ('own'), the mean over the tokens that predict these ('predicting'), that of its last digit's token ('last'), or
+    that of the token after it, a comma or a bracket ('after')."""
 
     samples: int = 10
     temperature: float = 0.5
@@ -87,8 +88,10 @@ def generate(
     those of `sampling`.
     Keys: token_ids, logprobs, entropies, self_certainty, confidence (a value a token, at temperature 1 and before the
     penalty: what the LVLM itself holds likely), and rows, a
-    dict with an entry for every number of the answer: position of its first token -> sum [layers, heads, image tokens]
-    float32 of the rows of its tokens ('own') or of the tokens before them ('predicting').
+    dict with an entry for every number of the answer, [layers, heads, image tokens] float32: position of its first
+    token -> sum of the rows of its tokens ('own') or of the tokens before them ('predicting'), or the row of its last
+    token ('last'); position of its last token -> row of the token after it ('after', without an entry where another
+    number follows at once).
     """
     width, steps, device = sampling.samples + 1, sampling.max_new_tokens, lvlm.model.device
     longest = max(prompt.length for prompt in prompts)
@@ -134,6 +137,8 @@ def generate(
         numbers.append(_describe(logits, token, logits.shape[-1] - len(banned)))
         lives.append(running)
         wanted = running & digit[token]
+        if sampling.row == "after":
+            wanted = running & ~digit[token] & (digit[tokens[-2]] if step else False)
         if step and capture and sampling.row == "predicting":
             _keep(lvlm, rows, tokens, wanted, reader.take())
         running = running & ~torch.isin(token, end)
@@ -148,8 +153,12 @@ def generate(
                 use_cache=True,
             )  # fmt: skip
         logits = output.logits
-        if read and sampling.row == "own":
-            _keep(lvlm, rows, tokens, wanted, reader.take())
+        if read and sampling.row == "after":
+            values = reader.take()
+            for query, answer in wanted.nonzero().tolist():
+                rows[query][answer][step - 1] = values[query, answer].clone()
+        elif read and sampling.row != "predicting":
+            _keep(lvlm, rows, tokens, wanted, reader.take(), sampling.row == "last")
     tokens, numbers = torch.stack(tokens, -1).cpu(), torch.stack(numbers, -1).cpu()
     counts = torch.stack(lives).sum(0).tolist()
     return [
@@ -185,8 +194,11 @@ def _describe(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> tor
     )
 
 
-def _keep(lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted: torch.Tensor, values) -> None:
-    """Add the rows of the wanted answers' last digit, out of a buffer that the next pass overwrites, to its number."""
+def _keep(
+    lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted: torch.Tensor, values, last: bool = False
+) -> None:
+    """Add the rows of the wanted answers' last digit, out of a buffer that the next pass overwrites, to its number;
+    with `last` they take the place of those before."""
     step = len(tokens) - 1
     written, goes_on = torch.stack(tokens, -1).tolist(), {}
     for query, answer in wanted.nonzero().tolist():
@@ -196,14 +208,23 @@ def _keep(lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted
         if text not in goes_on:
             goes_on[text] = lvlm.decode(list(text)).strip().isdigit()
         if sums and goes_on[text]:
-            sums[start] += row
+            sums[start] = row.clone() if last else sums[start].add_(row)
         else:
             sums[step] = row.clone()
 
 
-def coordinate_maps(rows: dict[int, torch.Tensor], tokens: list[list[int]], grid_shape) -> np.ndarray:
-    """Maps [4, layers, heads, h, w] float32 of the four numbers: the mean of the rows of a number's tokens."""
-    maps = torch.stack([sum(rows[token] for token in number if token in rows) / len(number) for number in tokens])
+def coordinate_maps(
+    rows: dict[int, torch.Tensor], tokens: list[list[int]], grid_shape, row: str = "own"
+) -> np.ndarray | None:
+    """Maps [4, layers, heads, h, w] float32 of the four numbers: the mean of the rows of a number's tokens, or the last
+    row (see Sampling). None if a number has no row: no token stands between it and the next."""
+    found = [[rows[token] for token in number if token in rows] for number in tokens]
+    if row == "after" and not all(number[-1] in rows for number in tokens):
+        return None
+    if row in ("last", "after"):
+        maps = torch.stack([number[-1] for number in found])
+    else:
+        maps = torch.stack([sum(read) / len(number) for read, number in zip(found, tokens)])
     return maps.unflatten(-1, tuple(grid_shape)).cpu().numpy()
 
 
@@ -256,8 +277,10 @@ def candidates(
                 except ValueError:
                     failure = "a coordinate without tokens of its own"
                 else:
-                    one = coordinate_maps(answer["rows"], tokens, shape)
-                    if np.isfinite(one).all():
+                    one = coordinate_maps(answer["rows"], tokens, shape, sampling.row)
+                    if one is None:
+                        failure, tokens = "no token after one of the numbers", []
+                    elif np.isfinite(one).all():
                         boxes[index], maps[index] = parsed.box, one
                     else:
                         failure, tokens = "non-finite attention", []

@@ -1,5 +1,6 @@
 """Ablations and cost: changed inputs and selectors by hand, and all tables and figures on a planted study."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from acs_lib.candidates import STATISTICS
 from acs_lib.heads import HeadSet
 from acs_lib.profiles import Profile, load_profile
 from acs_lib.report import analysis_figures as figures
-from acs_lib.selectors import acs_free
+from acs_lib.selectors import SELECTORS, acs_free
 from acs_lib.study import Study
 
 MAPS = np.random.default_rng(0).random((3, 4, 2, 2, 2, 2)).astype(np.float16)
@@ -144,8 +145,13 @@ def test_rows_by_hand():
     study, queries = Study(load_profile("smoke")), pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
     named = [("right", acs_free([(0, 0)])), ("wrong", acs_free([(0, 1)]))]
     lvlm, dataset = study.columns[0]
-    table = ablations.rows("head", named, world, Run(), queries, study, lvlm, dataset, kept=("greedy",))
+    standard = evaluate.chosen(world, Run.truth, [SELECTORS["greedy"], acs_free([(0, 1)])])
+    table = ablations.rows(
+        "head", named, world, Run(), queries, study, lvlm, dataset, kept=("greedy",), standard=standard
+    )
     assert list(table.columns) == ablations.COLUMNS
+    gains = table.set_index("value")[["delta", "delta_lo", "delta_hi"]]
+    assert gains.loc["right"].tolist() == [1, 1, 1] and (gains.loc[["wrong", "-"]] == 0).all(axis=None)
     assert table.set_index(["value", "method"])["acc50"].to_dict() == {
         ("-", "greedy"): 0, ("right", "ACS-Free"): 1, ("wrong", "ACS-Free"): 0,
     }  # fmt: skip
@@ -158,10 +164,35 @@ def test_a_variant_changes_what_it_says_and_has_its_own_folder():
     assert hot.sampling.temperature == 1.1 and hot.sampling.samples == study.profile.sampling.samples
     assert hot.name == "ablations/hot"
     assert [dataset.name for dataset in hot.datasets] == ["scenes"]
-    assert hot.datasets[0].splits["test"].queries == {"small": 400}
+    given = {split: spec.queries["small"] for split, spec in study.train_set.splits.items()}
+    assert hot.datasets[0].splits["test"].queries == {"small": given["test"]}
     large = ablations.variant(study, "large", size="large").profile.datasets[0].splits
-    assert large["train"].queries == {"large": 1000} and large["test"].queries == {"small": 400}
+    assert large["train"].queries == {"large": given["train"]} and large["test"].queries == {"small": given["test"]}
+    other = ablations.variant(study, "other", train_on="scenes-shift")
+    assert other.train_set.name == "scenes-shift" and len(other.profile.datasets) == 1
     assert study.profile.sampling.temperature == 0.8
+
+
+def test_no_split_of_the_ablations_shares_its_scenes_with_another():
+    """A rendered split is a function of its world and seed."""
+    worlds = [
+        (dataset.name, split.seed)
+        for dataset in load_profile("ablations").datasets
+        for split in dataset.splits.values()
+    ]
+    assert len(set(worlds)) == len(worlds) == 6
+
+
+def test_rows_that_an_answer_does_not_have():
+    def told(*tokens):
+        return set(ablations.unread_rows(pd.DataFrame({"failure": "", "coordinate_tokens": list(tokens)})))
+
+    assert told([1, 2, 3, 4], [1, 2, 3, 4]) == {"last", "after"}
+    assert told([1, 3, 5, 7]) == {"last"}, "commas"
+    assert told([1, 2, 3, 4, 5, 6, 7]) == {"after"}, "several digits a number"
+    assert told([1, 2, 4, 5, 7, 8, 10]) == set(), "several digits and commas, as Qwen2.5-VL writes them"
+    failed = pd.DataFrame({"failure": ["no box in the answer", ""], "coordinate_tokens": [[], [1, 3, 5, 7]]})
+    assert set(ablations.unread_rows(failed)) == {"last"}
 
 
 def test_numbers_are_told_from_words():
@@ -194,18 +225,20 @@ def study(runs, tmp_path_factory):
     content["datasets"] = content["datasets"][:1]
     content |= {"bootstrap": 50, "regressor": {"width": 8, "epochs": 2}, "heads": {"layers": [2], "counts": [1]}}
     content["ablations"] = {
-        "widths": [4], "train_shards": [1], "temperatures": [1.1], "rows": ["predicting"], "trained_on": ["large"],
+        "widths": [4], "train_shards": [1], "temperatures": [1.1], "rows": ["predicting", "last", "after"],
+        "trained_on": ["large"], "samples": 12,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("planted"))
-        for variant in ("", "temperature-1.1", "row-predicting", "trained-on-large"):
+        for variant in ("", "temperature-1.1", "row-predicting", "trained-on-large", "found-on-scenes-shift"):
             (paths.RUNS / content["name"] / variant / "internvl-embedded").mkdir(parents=True)
         patch.setattr(Planted, "given", runs)
         yield Planted(Profile.model_validate(content))
 
 
 def test_stored_ablations_of_a_planted_study(study):
-    table = analysis_views.ablation_table(analysis_views.benches(study))
+    benches = analysis_views.benches(study)
+    table = analysis_views.ablation_table(benches)
     assert list(table.columns) == ablations.COLUMNS
     assert table["acc50"].between(0, 1).all() and (table["acc50_lo"] <= table["acc50_hi"]).all()
     values = table.groupby("factor", sort=False)["value"].agg(set)
@@ -213,17 +246,56 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["training queries"] == {"64", "200"}
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
     assert values["temperature"] == {"0.8", "1.1"}
-    assert values["row read"] == {"own", "predicting"}
+    assert values["row read"] == {"own", "predicting"}, "planted answers have neither commas nor several digits"
+    assert "'after' is left out, since no token" in analysis_views.say_rows(benches).data
+    assert values["samples"] == {str(n) for n in range(1, 13)}
+    best = table[(table["factor"] == "samples") & (table["method"] == evaluate.ORACLE)]["acc50"]
+    assert best.is_monotonic_increasing and best.iloc[0] < best.iloc[-1]
     assert values["trained on size"] == {"small", "large"}
     base = table[table["factor"] == "as the profile has it"].set_index("method")["acc50"]
     assert base["ACS-Free"] == base[evaluate.ORACLE] > base[evaluate.RANDOM], "the planted head tells all"
     sampled = table[table["factor"] == "temperature"]
     assert sampled.groupby("method")["acc50"].nunique().eq(1).all(), "the planted runs do not depend on it"
-    heads = table[table["factor"] == "heads in D_c"].set_index("value")["acc50"]
-    assert heads["1"] == base["ACS-Free"]
-    assert "signal of the same heads" in analysis_views.say_ablations(table, "ACS-Free").data
+    heads = table[table["factor"] == "heads in D_c"].set_index("value")
+    assert heads["acc50"]["1"] == base["ACS-Free"]
+    assert heads["delta"].tolist() == pytest.approx((heads["acc50"] - base["ACS-Free"]).tolist())
+    assert table["delta"].isna().tolist() == table["factor"].isin(["threshold of small", "applied to size"]).tolist()
     panels = [axes.get_title() for axes in figures.ablation_panels(table).axes if axes.axison]
     assert set(panels) == set(values.index) - {"as the profile has it"}
+
+
+def test_heads_and_regressor_of_either_dataset_are_applied_to_both(study):
+    content = study.profile.model_dump()
+    content["datasets"] += (load_profile("ablations").datasets[1].model_dump(),)
+    both = Planted(Profile.model_validate(content))
+    bench = ablations.Bench.open(both, both.profile.lvlms[0])
+    table = ablations.crossed(bench)
+    table = table[table["method"] == "ACS-Free"]
+    assert table[["value", "dataset"]].to_numpy().tolist() == [
+        ["scenes, on scenes", "scenes"],
+        ["scenes-shift, on scenes", "scenes"],
+        ["scenes, on scenes-shift", "scenes-shift"],
+        ["scenes-shift, on scenes-shift", "scenes-shift"],
+    ]
+    assert (table[["delta", "delta_lo", "delta_hi"]] == 0).all(axis=None), "the planted runs are the same"
+    content["datasets"][1]["splits"] = {"test": content["datasets"][1]["splits"]["test"]}
+    alone = replace(bench, study=Planted(Profile.model_validate(content)))
+    assert ablations.crossed(alone)["dataset"].unique().tolist() == ["scenes", "scenes-shift"]
+
+
+def test_a_sentence_names_only_changes_whose_interval_leaves_out_zero():
+    values = {"hot": (0.05, 0.01, 0.09), "cold": (-0.04, -0.09, 0.01), "own": (0, 0, 0)}
+    table = pd.DataFrame(
+        [
+            {"factor": factor, "value": value, "lvlm": "tiny", "method": "ACS-Free", "n_queries": 9,
+             "delta": delta, "delta_lo": lo, "delta_hi": hi}
+            for factor, names in {"temperature": ("hot", "cold", "own"), "row read": ("cold", "own")}.items()
+            for value, (delta, lo, hi) in ((name, values[name]) for name in names)
+        ]
+    )  # fmt: skip
+    said = analysis_views.say_ablations(table, "ACS-Free").data
+    assert "1 of 3 changes" in said and "temperature: hot +5.0 [+1.0, +9.0]" in said
+    assert "cold" not in said and "told apart under: row read" in said
 
 
 def test_confidence_and_calibration_of_a_planted_study(study):
@@ -234,6 +306,7 @@ def test_confidence_and_calibration_of_a_planted_study(study):
     assert rows["auroc"]["sequence log-prob"] == 0.5, "all equal: every pair is a tie"
     assert rows["published_auroc"].notna().sum() == 2
     said = analysis_views.say_confidence(table).data
+    assert said.count("(ACS-Learned)") == said.count("(ACS-Free)") == 1
     assert "0.890 and 0.916" in said and "Published, other LVLMs" in said
     assert len(figures.confidence(table).axes) == len(figures.risk_coverage(curves).axes) == 1
     bins, errors = analysis_views.calibration_tables(study)
@@ -245,10 +318,11 @@ def test_confidence_and_calibration_of_a_planted_study(study):
 
 
 def test_analyses_of_a_planted_study(study):
-    shares, agreement = analysis_views.attribution_tables(study)
+    benches = analysis_views.benches(study)
+    shares, agreement = analysis_views.attribution_tables(benches)
+    assert agreement["jaccard"].tolist() == [1, 1, 1], "the planted head, in whatever order the layers come"
     assert shares[list(figures.ATTRIBUTIONS)].sum().to_numpy() == pytest.approx([1, 1, 1], abs=1e-4)
     assert "rank correlations" in analysis_views.say_attributions(shares, agreement).data
-    benches = analysis_views.benches(study)
     heads, sets = analysis_views.stability_tables(benches)
     assert len(heads) == LAYERS * HEADS
     assert sets["kept"].tolist() == [1], "the planted head is found in every draw"

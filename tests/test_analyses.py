@@ -42,7 +42,10 @@ def test_occlusion_sees_the_only_layer_that_counts():
 
 def test_agreement_by_hand():
     table = pd.DataFrame({"layer": range(3), **dict(zip(analyses.ATTRIBUTIONS, ([1, 2, 3], [2, 4, 9], [3, 2, 1])))})
-    assert analyses.agreement(table)["spearman"].tolist() == pytest.approx([1, -1, -1])
+    scores = np.array([[0.9, 0.6], [0.8, 0.5], [0.7, 0.4]])
+    found = analyses.agreement(table, scores, layers=2, count=2)
+    assert found["spearman"].tolist() == pytest.approx([1, -1, -1])
+    assert found["jaccard"].tolist() == pytest.approx([1, 1 / 3, 1 / 3]), "(1, 0) (2, 0) against (0, 0) (1, 0)"
 
 
 def made_up(images=40, each=6):
@@ -138,7 +141,8 @@ def test_size_effect_has_every_head_and_both_means():
     )
     entropy = rng.normal(size=(120, 4, 2, 2))
     entropy[:, :, 1, 0] = -records["iou"].to_numpy()[:, None]
-    table = analyses.size_effect(records, entropy, ((1, 0),), draws=20)
+    entropy[:, 3, 1, 0] = 0  # not one of D_c's coordinates
+    table = analyses.size_effect(records, entropy, heads.HeadSet("tiny", "scenes", ((1, 0),), (0, 2)), draws=20)
     assert table["heads"].tolist() == ["all heads", "D_c", *["one head"] * 4]
     assert (table["n"] == 119).all()
     chosen = table.set_index("heads").loc["D_c"]

@@ -159,3 +159,12 @@ def test_the_row_that_predicts_a_digit_is_the_row_of_the_token_before(untrained)
             assert torch.equal(other["rows"][place], one["rows"][place - 1])
             compared += 1
     assert compared
+
+
+def test_a_number_that_another_follows_at_once_has_no_row_after_it():
+    rows = {place: torch.full((2, 3, 4), float(place)) for place in (2, 5, 6)}
+    tokens = [[1, 2], [5], [6], [6]]
+    maps = sampling.coordinate_maps(rows, tokens, (2, 2), "after")
+    assert maps.shape == (4, 2, 3, 2, 2) and maps[:, 0, 0, 0, 0].tolist() == [2, 5, 6, 6]
+    assert sampling.coordinate_maps(rows, [[1, 2], [3], [5], [6]], (2, 2), "after") is None
+    assert sampling.coordinate_maps(rows, [[1, 2], [5], [6], [6]], (2, 2))[0, 0, 0, 0, 0] == 1, "a sum by two digits"

@@ -19,6 +19,7 @@ from acs_lib.report.figures import (
     ORANGE,
     VERMILLION,
     _errors,
+    _grid,
     _legend_below,
     _looks,
     _panels,
@@ -36,9 +37,8 @@ def confidence(frame: pd.DataFrame) -> Figure:
     frame: columns method, family, answers (all, greedy), auroc, auroc_lo, auroc_hi, and lvlm, dataset (a panel each)
     """
     blocks, methods = _panels(frame, "lvlm", "dataset"), list(dict.fromkeys(frame["method"]))
-    height = 1.5 + 0.3 * len(methods)
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(2.2 + 3.6 * len(blocks), height))
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    figure, grid = _grid(len(blocks), 3.6, 1.5 + 0.3 * len(methods), 2.2)
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":")
         for index, (answers, (colour, marker, label)) in enumerate(ANSWERS.items()):
             rows = block[block["answers"] == answers].set_index("method").reindex(methods)
@@ -51,10 +51,10 @@ def confidence(frame: pd.DataFrame) -> Figure:
         axes.set_yticklabels(methods)
         axes.label_outer(remove_inner_ticks=False)
     families = frame.drop_duplicates("method")["family"]
-    for label, family in zip(grid[0][0].get_yticklabels(), families, strict=True):
+    for label, family in zip(grid[0].get_yticklabels(), families, strict=True):
         label.set_fontweight("bold" if family.startswith("acs") else "normal")
-    grid[0][0].invert_yaxis()
-    _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
+    grid[0].invert_yaxis()
+    _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -65,8 +65,8 @@ def risk_coverage(frame: pd.DataFrame) -> Figure:
     frame: columns method, coverage, risk, and lvlm, dataset (a panel each)
     """
     blocks, looks = _panels(frame, "lvlm", "dataset"), _looks(dict.fromkeys(frame["method"]))
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.2 + 3.6 * len(blocks), 3.6))
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    figure, grid = _grid(len(blocks), 3.6, 3.6, 1.2)
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         for method, rows in block.groupby("method", sort=False):
             colour, marker, line, _ = looks[method]
             axes.plot(
@@ -75,7 +75,7 @@ def risk_coverage(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axes.set(title=title, xlabel="coverage (share of answers kept)", ylabel="risk (share with IoU < 0.5)")
         axes.label_outer(remove_inner_ticks=False)
-    _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
+    _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -87,8 +87,8 @@ def calibration(bins: pd.DataFrame, errors: pd.DataFrame) -> Figure:
     errors: columns lvlm, dataset, ece, in the same order
     """
     blocks = _panels(bins, "lvlm", "dataset")
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1 + 3.6 * len(blocks), 3.9))
-    for axes, (title, block), error in zip(grid[0], blocks, errors["ece"], strict=True):
+    figure, grid = _grid(len(blocks), 3.6, 3.9, 1)
+    for axes, (title, block), error in zip(grid, blocks, errors["ece"], strict=True):
         share = block["n"] / block["n"].sum()
         axes.bar(block["from"], share, block["to"] - block["from"], align="edge", color=LIGHT, label="share of answers")
         axes.plot([0, 1], [0, 1], "--", color=BLACK, linewidth=1, label="predicted = true")
@@ -99,7 +99,7 @@ def calibration(bins: pd.DataFrame, errors: pd.DataFrame) -> Figure:
         axes.text(0.03, 0.95, f"ECE = {error:.3f}", transform=axes.transAxes, va="top", fontweight="bold")
         axes.set(title=title, xlabel="predicted IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
         axes.label_outer(remove_inner_ticks=False)
-    handles = {handle.get_label(): handle for handle in grid[0][0].get_legend_handles_labels()[0]}
+    handles = {handle.get_label(): handle for handle in grid[0].get_legend_handles_labels()[0]}
     _legend_below(figure, list(handles.values()))
     return figure
 
@@ -159,16 +159,15 @@ def transfer(frame: pd.DataFrame) -> Figure:
     frame: columns found_on, applied_to, acc50, acc50_lo, acc50_hi, and lvlm
     """
     blocks, names = _panels(frame, "lvlm", "applied_to"), list(dict.fromkeys(frame["found_on"]))
-    height = 1.2 + 0.34 * len(names)
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.8 + 3.2 * len(blocks), height))
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    figure, grid = _grid(len(blocks), 3.2, 1.2 + 0.34 * len(names), 1.8)
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         rows = block.set_index("found_on").reindex(names)
         error = _errors(rows["acc50"], rows["acc50_lo"], rows["acc50_hi"])
         axes.errorbar(rows["acc50"], range(len(names)), xerr=error, fmt="P", color=GREEN, markersize=7)
         axes.set(title=title, xlabel="Acc@0.5 of ACS-Free", ylabel="heads found on", yticks=range(len(names)))
         axes.set_yticklabels(names)
         axes.label_outer(remove_inner_ticks=False)
-    grid[0][0].set_ylim(len(names) - 0.5, -0.5)
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
@@ -180,8 +179,8 @@ def size_effect(frame: pd.DataFrame) -> Figure:
     """
     blocks = _panels(frame, "lvlm", "dataset")
     looks = {"one head": (GREY, "o", 4), "all heads": (BLUE, "s", 8), "D_c": (VERMILLION, "*", 12)}
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1 + 3.4 * len(blocks), 3.7))
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    figure, grid = _grid(len(blocks), 3.4, 3.7, 1)
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         ends = [block[["r", "partial_r"]].min(axis=None), block[["r", "partial_r"]].max(axis=None)]
         axes.plot(ends, ends, "--", color=BLACK, linewidth=1)
         axes.axhline(0, color=GREY, linewidth=1, linestyle=":")
@@ -190,7 +189,7 @@ def size_effect(frame: pd.DataFrame) -> Figure:
             axes.plot(rows["r"], rows["partial_r"], marker, color=colour, markersize=size, label=kind)
         axes.set(title=title, xlabel="r of entropy and IoU", ylabel="partial r, sizes held fixed")
         axes.label_outer(remove_inner_ticks=False)
-    _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
+    _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -198,16 +197,16 @@ def size_effect(frame: pd.DataFrame) -> Figure:
 def ablation_panels(frame: pd.DataFrame, methods: Sequence[str] = ("greedy", "ACS-Free", "ACS-Learned")) -> Figure:
     """Acc@0.5 (0-1) on small objects for every value of every factor, a panel each, with 95 % intervals.
 
-    frame: ablations.csv of one LVLM and dataset; numbers go along a line, words stand beside each other. The vertical
+    frame: ablations.csv of one LVLM; numbers go along a line, words stand beside each other. The vertical
     line is greedy decoding of the row group 'as the profile has it'.
     """
-    base = frame[frame["factor"] == "as the profile has it"].set_index("method")["acc50"]
-    factors = [factor for factor in dict.fromkeys(frame["factor"]) if factor != "as the profile has it"]
+    base = frame[frame["factor"] == ablations.STANDARD].set_index("method")["acc50"]
+    factors = [factor for factor in dict.fromkeys(frame["factor"]) if factor != ablations.STANDARD]
     looks, order = _looks(methods), {factor: list(dict.fromkeys(frame.loc[frame["factor"] == factor, "value"]))
                                      for factor in factors}  # fmt: skip
     numbers = set(ablations.numeric(frame)["factor"])
     rows = -(-len(factors) // 2)
-    tallest = [max(len(order[factor]) for factor in factors[2 * row : 2 * row + 2]) for row in range(rows)]
+    tallest = [min(13, max(len(order[factor]) for factor in factors[2 * row : 2 * row + 2])) for row in range(rows)]
     figure, grid = plt.subplots(
         rows, 2, squeeze=False, figsize=(9.2, 0.5 + sum(0.9 + 0.26 * count for count in tallest)),
         height_ratios=[2.5 + count for count in tallest],

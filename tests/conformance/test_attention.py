@@ -202,6 +202,22 @@ def test_an_answer_is_read_from_end_to_end(family, lvlm):
         assert np.abs(found.maps[0, coordinate] - mean).max() < 1e-5
 
 
+@pytest.mark.parametrize("row", ["predicting", "last", "after"])
+def test_a_numbers_other_rows_are_those_of_its_last_digit_and_of_its_neighbours(family, lvlm, row):
+    """Every digit of the script is a token, and every number is followed by a comma or a bracket."""
+    prompt = lvlm.prompt(picture(320, 240), "cat")
+    text = family.answer.format(x1=2, y1=34, x2=156, y2=178)
+    how = Sampling(samples=1, max_new_tokens=99, row=row)
+    with scripted(lvlm, text) as script:
+        found, _ = candidates(lvlm, [prompt], ["a"], [0], ["cat"], how)[0]
+    assert found.parsed.all()
+    expected = eager_rows(lvlm, prompt, script)[1:]
+    for coordinate, number in enumerate(lvlm.coordinate_tokens(script, lvlm.parse(text, prompt).spans)):
+        wanted = {"predicting": [token - 1 for token in number], "last": number[-1:], "after": [number[-1] + 1]}[row]
+        mean = expected[wanted].mean(0).unflatten(-1, tuple(prompt.grid.cells.shape)).numpy()
+        assert np.abs(found.maps[:, coordinate] - mean).max() < 1e-5
+
+
 def test_non_finite_attention_is_the_failure_of_its_answer_alone(family, lvlm, monkeypatch):
     prompt = lvlm.prompt(picture(320, 240), "cat")
     text = family.answer.format(x1=12, y1=34, x2=156, y2=178)
