@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,7 +82,13 @@ class Study:
         run = self.run(lvlm, dataset, split)
         if control is not None:
             return regressor.predict(self.fit(lvlm, control, shuffle_labels=True), run)
-        frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in range(self.profile.regressor.seeds)]
+        return self.predicted(lvlm, run)
+
+    def predicted(self, lvlm: LVLMSpec, run: Run, seeds: Iterable[int] | None = None) -> pd.DataFrame:
+        """query_id, candidate, iou, predicted of every answer of a run that holds a box: the mean over the regressors
+        of `seeds`, by default the profile's."""
+        seeds = range(self.profile.regressor.seeds) if seeds is None else seeds
+        frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in seeds]
         return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
 
     def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:

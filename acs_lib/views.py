@@ -274,6 +274,23 @@ def rank_table(study: Study, main: pd.DataFrame, columns: list[tuple]) -> pd.Dat
     return evaluate.rank_intervals(evaluate.mean_ranks(main), drawn, draws=study.profile.bootstrap)
 
 
+def say_seeds(spread: pd.DataFrame) -> Markdown:
+    """Spread of Acc@0.5 over the seeds, from `seeds.spread`."""
+    parts = []
+    for (lvlm, dataset, source), rows in spread.groupby(["lvlm", "dataset", "source"], sort=False):
+        text = "; ".join(
+            f"{row.method} {100 * row.acc50_lowest:.1f} to {100 * row.acc50_highest:.1f}"
+            for row in rows.itertuples()
+            if row.method in ("greedy", "ACS-Free", "ACS-Learned")
+        )
+        r = rows.loc[rows["method"] == "ACS-Learned"].iloc[0]
+        parts.append(
+            f"over {r['seeds']} seeds of {source} ({lvlm} on {dataset}) Acc@0.5 in % is: {text}; "
+            f"r {r['pearson_lowest']:.3f} to {r['pearson_highest']:.3f}"
+        )
+    return say(". ".join(parts) + "." if parts else "this profile names no seeds.")
+
+
 def fusion_table(study: Study) -> pd.DataFrame:
     """The methods whose box is outside the pool against greedy; columns and statistics of main_results.csv."""
     parts = []

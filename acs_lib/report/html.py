@@ -50,6 +50,7 @@ TITLES = {  # table stem -> title; the order of the page
     "head_set_stability": "Stability of the selected heads",
     "head_overlap": "Overlap of the heads between data",
     "head_transfer": "Heads found on other data",
+    "seed_spread": "Spread over seeds",
     "cost": "Cost",
 }
 FIGURES = (  # the order of the page; others follow
