@@ -269,7 +269,9 @@ def say_significance(table: pd.DataFrame, level: float = 0.05) -> Markdown:
 
 
 def rank_table(study: Study, main: pd.DataFrame, columns: list[tuple]) -> pd.DataFrame:
-    """ranks.csv: evaluate.mean_ranks of the main table, with the interval of the mean rank."""
+    """ranks.csv: evaluate.mean_ranks of the main table, with the interval of the mean rank. A method that is not in
+    every column (P(True), where one LVLM cannot be asked) has no rank."""
+    main = main[main.groupby("method")["method"].transform("size") == len(columns)]
     drawn = [(frame, small) for _, _, frame, small in _small(study, columns)]
     return evaluate.rank_intervals(evaluate.mean_ranks(main), drawn, draws=study.profile.bootstrap)
 

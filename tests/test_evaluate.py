@@ -325,6 +325,20 @@ def test_side_by_side_keeps_measured_and_published_apart():
     assert display.loc["best sampling baseline", "measured, tiny, scenes"] == ""
 
 
+def test_an_lvlm_that_is_not_asked_has_the_reason_in_place_of_a_number():
+    choices, queries = frame({"greedy": [1, 0], "P(True)": [1, 1]}, [0, 1])
+    asked = evaluate.main_table(choices, queries, lvlm="large", dataset="scenes", draws=50)
+    greedy = choices[choices["method"] == "greedy"]
+    tiny = evaluate.main_table(greedy, queries, lvlm="tiny", dataset="scenes", draws=50)
+    reasons = {"tiny": "its vocabulary has no Yes and No"}
+    display = tables.side_by_side(pd.concat([tiny, asked]), published.main_results(), reasons).set_index("method")
+    assert display.loc["P(True)", "measured, tiny, scenes"] == "not asked: its vocabulary has no Yes and No"
+    assert display.loc["P(True)", "measured, large, scenes"] == "100.0 [100.0, 100.0], n = 2"
+    alone = tables.side_by_side(tiny, published.main_results(), reasons)
+    assert list(alone["method"])[:3] == ["greedy", "P(True)", "best sampling baseline"]
+    assert "P(True)" not in set(tables.side_by_side(tiny, published.main_results())["method"])
+
+
 def test_write_table(tmp_path):
     rows = pd.DataFrame({"method": ["a|b_1", "50 %"], "acc50": [0.123456789, np.nan], "n_queries": [3, 12345678]})
     paths = tables.write_table(rows, tmp_path, "demo", caption="Acc & IoU")
