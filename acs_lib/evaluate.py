@@ -32,6 +32,10 @@ MAIN_COLUMNS = [
 SIZE_COLUMNS = [
     "lvlm", "dataset", "method", "size", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi",
 ]  # fmt: skip
+SIGNIFICANCE_COLUMNS = [
+    "lvlm", "dataset", "method", "family", "n_queries", "delta_vs_greedy", "delta_lo", "delta_hi", "p_bootstrap",
+    "p_bootstrap_holm", "gained", "lost", "odds_ratio", "odds_ratio_lo", "odds_ratio_hi", "p_mcnemar", "p_mcnemar_holm",
+]  # fmt: skip
 CELLS = 4_000_000  # (draw, image) pairs held at once, 32 bytes each
 
 
@@ -102,7 +106,7 @@ def _per_query(choices: pd.DataFrame, queries: pd.DataFrame) -> tuple[dict[str, 
     return wide, pd.factorize(images)[0]
 
 
-def _bootstrap(values: np.ndarray, images: np.ndarray, draws: int, seed: int) -> np.ndarray:
+def _bootstrap(values: np.ndarray, images: np.ndarray, draws: int, seed: int | Sequence[int]) -> np.ndarray:
     """[draws, columns] means over queries of values [queries, columns] when the images are drawn with replacement.
 
     images: [queries] codes 0..m-1. A draw takes m images, each with all its queries. The draws depend on the seed and
@@ -247,6 +251,97 @@ def mean_ranks(
     summary = pd.DataFrame({"family": family, "mean_rank": ranks.mean(axis=1), "n_columns": ranks.shape[1]})
     order = summary.loc[family.index].sort_values("mean_rank", kind="stable").index
     return summary.join(ranks).loc[order].rename_axis("method").reset_index()
+
+
+def rank_intervals(
+    ranks: pd.DataFrame,
+    columns: Iterable[tuple[pd.DataFrame, pd.DataFrame]],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`mean_ranks` with mean_rank_lo and mean_rank_hi, the 95 % interval of the mean rank (percentile bootstrap).
+
+    columns: (choices, queries) of every column that was ranked. In a column each draw takes images for all methods
+    together and ranks the methods anew; columns are drawn independently of one another, also where two LVLMs saw the
+    same images. Raises ValueError where `columns` are not as many as were ranked.
+    """
+    methods, total, columns = list(ranks["method"]), 0.0, list(columns)
+    if len(columns) != ranks["n_columns"].iloc[0]:
+        raise ValueError(f"{len(columns)} columns of choices for ranks over {ranks['n_columns'].iloc[0]}")
+    for number, (choices, queries) in enumerate(columns):
+        wide, images = _per_query(choices[choices["method"].isin(methods)], queries)
+        drawn = _bootstrap(wide["hit"][methods].to_numpy(float), images, draws, [seed, number])
+        total = total + stats.rankdata(-drawn.round(12), method="average", axis=1)
+    lo, hi = np.quantile(total / len(columns), INTERVAL, axis=0)
+    ranks = ranks.copy()
+    ranks.insert(ranks.columns.get_loc("mean_rank") + 1, "mean_rank_lo", lo)
+    ranks.insert(ranks.columns.get_loc("mean_rank_lo") + 1, "mean_rank_hi", hi)
+    return ranks
+
+
+def significance(
+    choices: pd.DataFrame,
+    queries: pd.DataFrame,
+    *,
+    lvlm: str,
+    dataset: str,
+    reference: str = "greedy",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """SIGNIFICANCE_COLUMNS, one row a method that chooses one answer: its Acc@0.5 against `reference`, tested twice.
+
+    delta_vs_greedy, delta_lo, delta_hi, p_bootstrap: as `paired_difference`, images drawn
+    gained, lost: queries that only the method hits, and that only the reference hits
+    odds_ratio: gained / lost, with its exact 95 % interval (Clopper-Pearson of gained / (gained + lost)); from 0 to
+        inf, 1 is no effect, NaN without a query that they differ on
+    p_mcnemar: as `mcnemar`, which takes queries of one image as independent; p_bootstrap does not
+    p_*_holm: `holm` over the rows. The reference, the oracle and the mean over the samples are no row.
+    """
+    wide, images = _per_query(choices, queries)
+    if reference not in wide["hit"]:
+        raise ValueError(f"no choices of the reference method {reference!r}")
+    methods = choices.drop_duplicates("method").set_index("method")["family"]
+    methods = methods.drop([reference, RANDOM, ORACLE], errors="ignore")
+    methods = methods.sort_values(key=lambda family: family.map(FAMILIES.index), kind="stable")
+    hit, other = wide["hit"][list(methods.index)].to_numpy(float), wide["hit"][reference].to_numpy(float)
+    gain = hit - other[:, None]
+    drawn = _bootstrap(gain, images, draws, seed)
+    lo, hi = np.quantile(drawn, INTERVAL, axis=0)
+    gained, lost = (gain > 0).sum(axis=0), (gain < 0).sum(axis=0)
+    odds = np.array([_odds(*counts) for counts in zip(gained, lost)]).reshape(-1, 3)
+    p_bootstrap, p_mcnemar = _p_value(drawn), np.array([mcnemar(column, other) for column in hit.T])
+    table = pd.DataFrame(
+        {
+            "lvlm": lvlm,
+            "dataset": dataset,
+            "method": methods.index,
+            "family": methods.to_numpy(),
+            "n_queries": len(gain),
+            "delta_vs_greedy": gain.mean(axis=0),
+            "delta_lo": lo,
+            "delta_hi": hi,
+            "p_bootstrap": p_bootstrap,
+            "p_bootstrap_holm": holm(p_bootstrap),
+            "gained": gained,
+            "lost": lost,
+            "odds_ratio": odds[:, 0],
+            "odds_ratio_lo": odds[:, 1],
+            "odds_ratio_hi": odds[:, 2],
+            "p_mcnemar": p_mcnemar,
+            "p_mcnemar_holm": holm(p_mcnemar),
+        }
+    )
+    return table[SIGNIFICANCE_COLUMNS]
+
+
+def _odds(gained: int, lost: int) -> tuple[float, float, float]:
+    """gained / lost and its exact 95 % interval; inf where nothing was lost, NaN where nothing differs."""
+    if not gained + lost:
+        return (np.nan,) * 3
+    shares = stats.binomtest(int(gained), int(gained + lost)).proportion_ci(INTERVAL[1] - INTERVAL[0], "exact")
+    return tuple(np.inf if share == 1 else share / (1 - share) for share in (gained / (gained + lost), *shares))
 
 
 def mcnemar(hit_a: np.ndarray, hit_b: np.ndarray) -> float:

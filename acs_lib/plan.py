@@ -60,6 +60,7 @@ CONFIGS = {
 # From `preprocessor_config.json` of the same repositories.
 PIXELS = {"qwen2_vl": (3136, 12845056), "qwen2_5_vl": (3136, 12845056), "qwen3_vl": (65536, 16777216)}
 TILES = 1, 12
+VERIFICATION = 60  # tokens of P(True)'s question that are no image, about
 QUESTION = 40  # tokens of the prompt that are no image, about; those of the chat template included
 IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most frequent
 IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
@@ -169,6 +170,15 @@ def seconds(model: nn.Module, tokens: Tokens, answers: int, steps: int, batch: i
     return prefill_flops(model, tokens) / compute + steps * decode / batch
 
 
+def verification_seconds(model: nn.Module, tokens: Tokens, answers: int, gpu: GPUSpec) -> float:
+    """P(True) of one query: the image once more, and for every answer, at most, a pass over the rest of the question,
+    as long as its operations or the reading of the weights take, whichever is slower."""
+    compute, bandwidth = gpu.tflops * 1e12 * gpu.compute_share, gpu.bandwidth * 1e9 * gpu.bandwidth_share
+    weights = decoder_parameters(model)
+    one = max(BFLOAT16 * weights / bandwidth, 2 * weights * VERIFICATION / compute)
+    return prefill_flops(model, tokens) / compute + answers * one
+
+
 def cache_bytes(model: nn.Module, tokens: Tokens, answers: int, steps: int) -> int:
     """Keys and values of one query: its prompt once, and the tokens of all its answers."""
     text = model.config.get_text_config()
@@ -219,6 +229,8 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
                 (profile.map_side or 0) ** 2 or tokens.cells,
             )
             hours = count * seconds(model, tokens, *settings, gpu) / 3600
+            if profile.p_true and split == "test":
+                hours += count * verification_seconds(model, tokens, how.samples + 1, gpu) / 3600
             largest = max((image_tokens(model.config, *size) for size in sizes.index), key=lambda found: found.image)
             memory.append(memory_bytes(model, largest, *settings))
             rows.append(
@@ -276,6 +288,8 @@ def say(profile: Profile) -> str:
             f"where there are no annotations yet: as many queries as the profile allows, images of {IMAGE_SIZE[0]}x"
             f"{IMAGE_SIZE[1]} px; `acs data` fetches annotations and images, or links those that you have"
         )
+    if profile.p_true:
+        lines.append("GPU hours of test splits include P(True), one more question about every answer")
     if lvlms["memory_gb"].max() > gpu.memory:
         lines.append(f"this does not fit into {gpu.memory:g} GB: lower `batch_queries` in the profile")
     return "\n".join(lines)

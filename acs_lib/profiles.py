@@ -89,6 +89,15 @@ class AblationsSpec(Strict):
     trained_on: tuple[Literal["medium", "large"], ...] = ()
 
 
+class SeedsSpec(Strict):
+    """Over how many seeds of each source of randomness the spread of the results is shown (see acs_lib.seeds); 0: not
+    shown. Every seed of sampling samples the test splits' small objects once more, every one of the regressor trains
+    one."""
+
+    sampling: int = Field(0, ge=0)
+    regressor: int = Field(0, ge=0)
+
+
 class GPUSpec(Strict):
     """What the plan (acs_lib.plan) reckons with. Peak figures are NVIDIA's data sheet of the A100 SXM 80 GB (dense
     bfloat16, HBM2e); the shares of the peak that are reached are assumptions, for transformers without a compiler."""
@@ -112,12 +121,14 @@ class Profile(Strict):
     large: float = 0.05
     sampling: SamplingSpec
     pool: Literal["sampled", "all"] = "sampled"
+    p_true: bool = False  # ask every LVLM that can say Yes and No about each of its answers to the test splits
     batch_queries: int = 16
     map_side: int | None = Field(None, ge=1)  # maps are averaged to this many rows and columns; None: the grid's own
     gpu: GPUSpec | None = None
     regressor: RegressorSpec = RegressorSpec()
     heads: HeadsSpec
     ablations: AblationsSpec = AblationsSpec()
+    seeds: SeedsSpec = SeedsSpec()
     bootstrap: int = 10_000
     notebooks: tuple[str, ...] = ("01", "02", "03", "04", "05", "06", "08")
 

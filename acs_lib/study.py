@@ -1,20 +1,39 @@
 """One profile's study, as the notebooks tell it: runs, regressors, D_c, choices, and where tables and figures go."""
 
+import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from transformers import AutoTokenizer
 
 from acs_lib import evaluate, heads, paths, pipeline, published, regressor
+from acs_lib import p_true as p_true_
+from acs_lib.candidates import Candidates
 from acs_lib.heads import ENTROPY, Heads, HeadSet
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
 from acs_lib.regressor import AttentionIoURegressor
 from acs_lib.report import figures, tables
-from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, spatial_entropy
+from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, p_true, spatial_entropy
 from acs_lib.store import Run, digest
+
+
+def _by_answer(frame: pd.DataFrame, value: str) -> Callable[[Candidates], np.ndarray]:
+    """Candidates -> [n] of a column of a frame with query_id and candidate; NaN for an answer that is not in it."""
+    by_query = {query_id: part for query_id, part in frame.groupby("query_id")}
+
+    def scores(candidates: Candidates) -> np.ndarray:
+        found = np.full(len(candidates), np.nan)
+        if candidates.query_id in by_query:
+            part = by_query[candidates.query_id]
+            part = part[part["candidate"] < len(candidates)]
+            found[part["candidate"]] = part[value]
+        return found
+
+    return scores
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,13 @@ class Study:
         run = self.run(lvlm, dataset, split)
         if control is not None:
             return regressor.predict(self.fit(lvlm, control, shuffle_labels=True), run)
-        frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in range(self.profile.regressor.seeds)]
+        return self.predicted(lvlm, run)
+
+    def predicted(self, lvlm: LVLMSpec, run: Run, seeds: Iterable[int] | None = None) -> pd.DataFrame:
+        """query_id, candidate, iou, predicted of every answer of a run that holds a box: the mean over the regressors
+        of `seeds`, by default the profile's."""
+        seeds = range(self.profile.regressor.seeds) if seeds is None else seeds
+        frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in seeds]
         return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
 
     def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
@@ -145,30 +170,44 @@ class Study:
         accuracy = choices.groupby("method")["hit"].mean()
         return sets[max(range(len(sets)), key=lambda index: accuracy[str(index)])]
 
-    def selectors(self, lvlm: LVLMSpec, predictions: pd.DataFrame) -> list[Selector]:
-        """All methods of the main table; `predictions` are those of the split that they will choose on."""
+    @functools.cached_property
+    def unasked(self) -> dict[str, str]:
+        """LVLM's name -> why P(True) has no row for it; only those LVLMs that are not asked."""
+        reasons = {}
+        for lvlm in self.profile.lvlms:
+            try:
+                p_true_.words(AutoTokenizer.from_pretrained(pipeline.lvlm_source(lvlm), revision=lvlm.revision))
+            except p_true_.CannotBeAsked as error:
+                reasons[lvlm.name] = str(error)
+            else:
+                if not self.profile.p_true:
+                    reasons[lvlm.name] = f"the profile {self.profile.name} does not ask"
+        return reasons
+
+    def asked(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame | None:
+        """query_id, candidate, p_true of every answer to the test split; None for an LVLM that is not asked."""
+        if lvlm.name in self.unasked:
+            return None
+        folder = pipeline.run_folder(self.profile, lvlm, dataset, "test")
+        run = self.run(lvlm, dataset, "test")
+        return p_true_.collect(pipeline.load(lvlm), run, folder.with_name(f"{folder.name}-p-true"))
+
+    def selectors(self, lvlm: LVLMSpec, predictions: pd.DataFrame, asked: pd.DataFrame | None = None) -> list[Selector]:
+        """All methods of the main table; `predictions` are those of the split that they will choose on, and so is
+        `asked`, without which P(True) is left out."""
         chosen = self.head_set(lvlm)
-        by_query = {query_id: part for query_id, part in predictions.groupby("query_id")}
-
-        def predicted(candidates):
-            scores = np.full(len(candidates), np.nan)
-            if candidates.query_id in by_query:
-                part = by_query[candidates.query_id]
-                part = part[part["candidate"] < len(candidates)]
-                scores[part["candidate"]] = part["predicted"]
-            return scores
-
         return [
             *SELECTORS.values(),
+            *([] if asked is None else [p_true(_by_answer(asked, "p_true"))]),
             spatial_entropy(chosen.heads),
             acs_free(chosen.heads, chosen.coordinates),
-            acs_learned(predicted),
+            acs_learned(_by_answer(predictions, "predicted")),
         ]
 
     def choices(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
         """The choice of every method on every test query (all sizes): see acs_lib.evaluate.chosen."""
         run = self.run(lvlm, dataset, "test")
-        selectors = self.selectors(lvlm, self.predictions(lvlm, dataset, "test"))
+        selectors = self.selectors(lvlm, self.predictions(lvlm, dataset, "test"), self.asked(lvlm, dataset))
         return evaluate.chosen(run.candidates(maps=True), run.truth, selectors, self.profile.pool)
 
     def all_choices(self) -> list[tuple[LVLMSpec, DatasetSpec, pd.DataFrame]]:

@@ -230,9 +230,7 @@ def comparisons(study: Study, columns: list[tuple]) -> pd.DataFrame:
         ("ACS-Free", "entropy, all heads"),
     ]
     table = []
-    for lvlm, dataset, frame in columns:
-        small = study.test_queries(lvlm, dataset, "small")
-        frame = frame[frame["query_id"].isin(small["query_id"])]
+    for lvlm, dataset, frame, small in _small(study, columns):
         for method, reference in pairs:
             found = evaluate.paired_difference(frame, small, method, reference, draws=study.profile.bootstrap)
             table.append((lvlm.name, dataset.name, method, reference, *found, len(small)))
@@ -240,6 +238,62 @@ def comparisons(study: Study, columns: list[tuple]) -> pd.DataFrame:
     compared = pd.DataFrame(table, columns=names)
     compared["p_holm"] = compared.groupby(["lvlm", "dataset"])["p_value"].transform(evaluate.holm)
     return compared
+
+
+def _small(study: Study, columns: list[tuple]) -> list[tuple]:
+    """(lvlm, dataset, choices, queries) of the small test objects, of every column (lvlm, dataset, choices)."""
+    found = []
+    for lvlm, dataset, frame in columns:
+        queries = study.test_queries(lvlm, dataset, "small")
+        found.append((lvlm, dataset, frame[frame["query_id"].isin(queries["query_id"])], queries))
+    return found
+
+
+def significance_table(study: Study, columns: list[tuple]) -> pd.DataFrame:
+    """significance.csv: evaluate.significance of every column, small test objects."""
+    parts = [
+        evaluate.significance(frame, small, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap)
+        for lvlm, dataset, frame, small in _small(study, columns)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def say_significance(table: pd.DataFrame, level: float = 0.05) -> Markdown:
+    """Which methods differ from greedy by both tests after Holm's correction, from `significance_table`."""
+    parts = []
+    for (lvlm, dataset), rows in table.groupby(["lvlm", "dataset"], sort=False):
+        sure = rows[rows[["p_bootstrap_holm", "p_mcnemar_holm"]].max(axis=1) < level]
+        above, below = (list(sure.loc[sign * sure["delta_vs_greedy"] > 0, "method"]) for sign in (1, -1))
+        parts.append(f"on {dataset} ({lvlm}) above: {', '.join(above) or 'none'}; below: {', '.join(below) or 'none'}")
+    return say(
+        f"told apart from greedy by the paired bootstrap and by McNemar's test, both p < {level} after Holm's "
+        "correction over the methods of a column: " + ". ".join(parts) + "."
+    )
+
+
+def rank_table(study: Study, main: pd.DataFrame, columns: list[tuple]) -> pd.DataFrame:
+    """ranks.csv: evaluate.mean_ranks of the main table, with the interval of the mean rank. A method that is not in
+    every column (P(True), where one LVLM cannot be asked) has no rank."""
+    main = main[main.groupby("method")["method"].transform("size") == len(columns)]
+    drawn = [(frame, small) for _, _, frame, small in _small(study, columns)]
+    return evaluate.rank_intervals(evaluate.mean_ranks(main), drawn, draws=study.profile.bootstrap)
+
+
+def say_seeds(spread: pd.DataFrame) -> Markdown:
+    """Spread of Acc@0.5 over the seeds, from `seeds.spread`."""
+    parts = []
+    for (lvlm, dataset, source), rows in spread.groupby(["lvlm", "dataset", "source"], sort=False):
+        text = "; ".join(
+            f"{row.method} {100 * row.acc50_lowest:.1f} to {100 * row.acc50_highest:.1f}"
+            for row in rows.itertuples()
+            if row.method in ("greedy", "ACS-Free", "ACS-Learned")
+        )
+        r = rows.loc[rows["method"] == "ACS-Learned"].iloc[0]
+        parts.append(
+            f"over {r['seeds']} seeds of {source} ({lvlm} on {dataset}) Acc@0.5 in % is: {text}; "
+            f"r {r['pearson_lowest']:.3f} to {r['pearson_highest']:.3f}"
+        )
+    return say(". ".join(parts) + "." if parts else "this profile names no seeds.")
 
 
 def fusion_table(study: Study) -> pd.DataFrame:

@@ -212,6 +212,70 @@ def test_mean_ranks_by_hand():
         evaluate.mean_ranks(main.drop(index=7))
 
 
+def test_rank_intervals_by_hand():
+    """Two methods on two images: medoid hits one more on image 0 and one less on image 1. Of the draws of two images
+    (0, 0) ranks it first, (1, 1) last, and the mixed ones tie."""
+    choices, queries = frame({"greedy": [0, 1, 1, 1], "medoid": [1, 1, 0, 1]}, [0, 0, 1, 1])
+    choices["family"] = choices["family"].replace("attention", "consensus")
+    main = evaluate.main_table(choices, queries, lvlm="tiny", dataset="scenes", draws=50)
+    ranks = evaluate.mean_ranks(main)
+    one = evaluate.rank_intervals(ranks, [(choices, queries)], draws=4000).set_index("method")
+    assert list(one.columns)[1:4] == ["mean_rank", "mean_rank_lo", "mean_rank_hi"]
+    assert one["mean_rank"].to_dict() == {"greedy": 1.5, "medoid": 1.5}
+    assert (one["mean_rank_lo"] == 1).all() and (one["mean_rank_hi"] == 2).all()
+
+    both = pd.concat([main, main.assign(dataset="shift")])
+    ranks, drawn = evaluate.mean_ranks(both), [(choices, queries)] * 2
+    two = evaluate.rank_intervals(ranks, drawn, draws=4000).set_index("method")
+    # P(mean rank 1) = 1/16 > 2.5 % with independent columns; three columns: 1/64 < 2.5 %, so 7/6 is the bound
+    assert (two["mean_rank_lo"] == 1).all()
+    ranks = evaluate.mean_ranks(pd.concat([both, main.assign(dataset="third")]))
+    three = evaluate.rank_intervals(ranks, [(choices, queries)] * 3, draws=4000)
+    assert three["mean_rank_lo"].tolist() == pytest.approx([7 / 6] * 2)
+    assert three["mean_rank_hi"].tolist() == pytest.approx([11 / 6] * 2)
+    with pytest.raises(ValueError, match="2 columns of choices for ranks over 3"):
+        evaluate.rank_intervals(ranks, drawn)
+
+
+def test_a_method_better_on_every_image_has_a_rank_without_doubt():
+    choices, queries = frame({"greedy": [0] * 20, "better": [1] * 20}, list(range(20)))
+    ranks = evaluate.mean_ranks(evaluate.main_table(choices, queries, lvlm="a", dataset="b", draws=50))
+    found = evaluate.rank_intervals(ranks, [(choices, queries)], draws=200)
+    assert found[["mean_rank", "mean_rank_lo", "mean_rank_hi"]].to_numpy().tolist() == [[1] * 3, [2] * 3]
+
+
+def test_significance_by_hand():
+    """Eight images of one query: `up` gains 5 and loses 1, `same` is greedy, `sure` gains all four that greedy lacks.
+    The exact interval of 5/6 is (0.3588, 0.9958) (Clopper-Pearson)."""
+    methods = {
+        "greedy": [0, 0, 0, 0, 0, 1, 1, 1],
+        "up": [1, 1, 1, 1, 1, 0, 1, 1],
+        "same": [0, 0, 0, 0, 0, 1, 1, 1],
+        "sure": [1, 1, 1, 1, 0, 1, 1, 1],
+        evaluate.RANDOM: [0.5] * 8,
+        evaluate.ORACLE: [1] * 8,
+    }
+    choices, queries = frame(methods, list(range(8)))
+    found = evaluate.significance(choices, queries, lvlm="tiny", dataset="scenes", draws=400)
+    assert list(found.columns) == evaluate.SIGNIFICANCE_COLUMNS
+    found = found.set_index("method")
+    assert list(found.index) == ["up", "same", "sure"] and (found["n_queries"] == 8).all()
+    assert found["delta_vs_greedy"].tolist() == [0.5, 0, 0.5]
+    assert found[["gained", "lost"]].to_numpy().tolist() == [[5, 1], [0, 0], [4, 0]]
+    odds = found[["odds_ratio", "odds_ratio_lo", "odds_ratio_hi"]]
+    assert odds.loc["up"].tolist() == pytest.approx([5, 0.3588 / 0.6412, 0.9958 / 0.0042], rel=0.01)
+    assert odds.loc["same"].isna().all()
+    # 4 of 4: the lower bound p solves p^4 = 0.025
+    assert odds.loc["sure"].tolist() == pytest.approx([np.inf, 0.025**0.25 / (1 - 0.025**0.25), np.inf])
+    assert found["p_mcnemar"].tolist() == pytest.approx([14 / 64, 1, 2 / 16])
+    assert found["p_mcnemar_holm"].tolist() == pytest.approx([28 / 64, 1, 6 / 16])
+    paired = evaluate.paired_difference(choices, queries, "up", "greedy", draws=400)
+    assert found.loc["up", ["delta_vs_greedy", "delta_lo", "delta_hi", "p_bootstrap"]].tolist() == pytest.approx(paired)
+    np.testing.assert_allclose(found["p_bootstrap_holm"], evaluate.holm(found["p_bootstrap"]))
+    with pytest.raises(ValueError, match="reference"):
+        evaluate.significance(choices, queries, lvlm="a", dataset="b", reference="none")
+
+
 def test_auroc_by_hand():
     # positives 3, 1 against negatives 2, 1: pairs won 1 + 1 + 0 + a tie
     assert heads.auroc(np.array([3, 1, 2, 1]), np.array([True, True, False, False])) == pytest.approx(2.5 / 4)
@@ -259,6 +323,20 @@ def test_side_by_side_keeps_measured_and_published_apart():
     assert display.loc["greedy", "published, Qwen2.5-VL-7B, COCO"] == "61.4"
     assert display.loc["medoid", "published, Qwen2.5-VL-7B, COCO"] == ""
     assert display.loc["best sampling baseline", "measured, tiny, scenes"] == ""
+
+
+def test_an_lvlm_that_is_not_asked_has_the_reason_in_place_of_a_number():
+    choices, queries = frame({"greedy": [1, 0], "P(True)": [1, 1]}, [0, 1])
+    asked = evaluate.main_table(choices, queries, lvlm="large", dataset="scenes", draws=50)
+    greedy = choices[choices["method"] == "greedy"]
+    tiny = evaluate.main_table(greedy, queries, lvlm="tiny", dataset="scenes", draws=50)
+    reasons = {"tiny": "its vocabulary has no Yes and No"}
+    display = tables.side_by_side(pd.concat([tiny, asked]), published.main_results(), reasons).set_index("method")
+    assert display.loc["P(True)", "measured, tiny, scenes"] == "not asked: its vocabulary has no Yes and No"
+    assert display.loc["P(True)", "measured, large, scenes"] == "100.0 [100.0, 100.0], n = 2"
+    alone = tables.side_by_side(tiny, published.main_results(), reasons)
+    assert list(alone["method"])[:3] == ["greedy", "P(True)", "best sampling baseline"]
+    assert "P(True)" not in set(tables.side_by_side(tiny, published.main_results())["method"])
 
 
 def test_write_table(tmp_path):

@@ -26,7 +26,8 @@ MAIN_COLUMNS = (
     "delta_vs_greedy,p_value,published_acc50"
 )
 TABLES = (
-    "main_results regressor layers heads entropy_by_layer by_size candidates_sweep ranks ablations confidence cost"
+    "main_results regressor layers heads entropy_by_layer by_size candidates_sweep ranks significance fusions seeds "
+    "ablations confidence cost"
 ).split()
 
 
@@ -176,6 +177,25 @@ def test_smoke_main_results(smoke):
     assert rates.notna().all(axis=None), "every method has every LVLM and dataset"
     assert table["acc50"].between(0, 1).all()
     assert (rates["greedy"] <= rates["oracle best of N"]).all()
+
+
+def test_smoke_every_method_is_set_against_greedy_and_ranked(smoke):
+    main, tested, ranks = (
+        pd.read_csv(smoke / "tables" / f"{n}.csv") for n in ("main_results", "significance", "ranks")
+    )
+    shared = main.merge(tested, on=["lvlm", "dataset", "method"], suffixes=("", "_tested"))
+    assert len(shared) == len(tested) == len(main) - 3 * main[["lvlm", "dataset"]].drop_duplicates().shape[0]
+    assert shared["delta_vs_greedy"].equals(shared["delta_vs_greedy_tested"])
+    for name in ("p_bootstrap", "p_mcnemar"):
+        assert (tested[f"{name}_holm"] >= tested[name]).all() and tested[name].between(0, 1).all()
+    assert (ranks["mean_rank_lo"] <= ranks["mean_rank_hi"]).all()
+
+
+def test_smoke_the_greedy_answer_does_not_depend_on_the_seed(smoke):
+    table = pd.read_csv(smoke / "tables" / "seeds.csv")
+    greedy = table[(table["method"] == "greedy") & (table["source"] == "sampling")].groupby(["lvlm", "dataset"])
+    assert (greedy["seed"].nunique() == load_profile("smoke").seeds.sampling).all()
+    assert (greedy["acc50"].nunique() == 1).all() and (greedy["miou"].nunique() == 1).all()
 
 
 def test_smoke_regressor_learns_and_its_control_does_not(smoke):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from acs_lib.candidates import Candidates
-from acs_lib.selectors import FAMILIES, FUSIONS, SELECTORS, acs_free, acs_learned, choose, spatial_entropy
+from acs_lib.selectors import FAMILIES, FUSIONS, SELECTORS, acs_free, acs_learned, choose, p_true, spatial_entropy
 from acs_lib.selectors.attention import entropy_of_heads, random_heads, spatial_entropy_of_map
 from acs_lib.selectors.consensus import coordinate_median, medoid, pixel_vote, weighted_box_fusion
 from acs_lib.selectors.likelihood import deepconf_lowest_window
@@ -138,6 +138,12 @@ def test_a_sharper_distribution_scores_higher_in_every_likelihood_method():
             worse, better = selector.score(c)
             assert better > worse, selector.name
     assert score("self-certainty", c)[0] == pytest.approx(0)  # KL of uniform from uniform
+
+
+def test_p_true_takes_the_answer_that_the_lvlm_calls_right_and_never_one_without_a_box():
+    c, selector = make(), p_true(lambda c: np.array([0.9, 0.2, np.nan, 0.3]))
+    assert choose(selector.score(c), c.parsed) == 3 and choose(selector.score(c), c.parsed, "all") == 0
+    assert (selector.name, selector.family, selector.source) == ("P(True)", "likelihood", "arXiv 2207.05221")
 
 
 # consensus

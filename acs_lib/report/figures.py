@@ -57,6 +57,7 @@ METHODS = {  # method -> colour, marker, line style, hatch; the others take thei
     "oracle best of N": (BLACK, "p", ":", "xxx"),
     "random (mean over N)": (SKY, "s", ":", "..."),
 }
+SEEDS = {"sampling": (BLUE, "o"), "regressor": (VERMILLION, "^")}  # source of randomness -> colour, marker
 MISTAKES = {"near miss": (BLUE, "o"), "another object": (VERMILLION, "^"), "nothing": (GREY, "s")}  # colour, marker
 OTHERS = (
     (BLUE, "v", "-.", "---"),
@@ -90,6 +91,8 @@ CAPTIONS = {
     "candidates_sweep": "Acc@0.5 on small objects against the number of sampled candidates, with 95 % intervals.",
     "ranked_right": "Share of pairs of one query (a good sampled box, a mistake) in which the score puts the good box "
     "first, by kind of mistake, with 95 % intervals; the dotted line is chance.",
+    "seeds": "Acc@0.5 on small objects with every seed, by source of randomness; the grey bar is the 95 % interval "
+    "over images with the first seed.",
     "designs": "Gain of ACS-Learned over greedy decoding (Acc@0.5 on small objects, 95 % intervals) in every design of "
     "the embedded LVLM, against the share of mistakes that are another object.",
     "training_curve": "Training of the embedded LVLM: losses, and shares of image tokens named and marked right.",
@@ -631,6 +634,33 @@ def ranked_right(frame: pd.DataFrame) -> Figure:
         axes.label_outer(remove_inner_ticks=False)
     grid[0].invert_yaxis()
     _legend_below(figure, grid[0].get_legend_handles_labels()[0])
+    return figure
+
+
+@_styled
+def seeds(frame: pd.DataFrame) -> Figure:
+    """Acc@0.5 of every seed, and how wide the interval over images is beside it (no figure of the paper).
+
+    frame: columns source, seed, method, acc50, acc50_lo, acc50_hi (0-1), and optionally lvlm, dataset (a panel each);
+        see acs_lib.seeds
+    """
+    blocks = _panels(frame, "lvlm", "dataset")
+    methods = list(dict.fromkeys(frame["method"]))
+    height = 1.4 + 0.36 * len(methods)
+    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.9 + 3.6 * len(blocks), height))
+    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+        own = block.drop_duplicates("method")
+        places = own["method"].map(methods.index)
+        axes.hlines(places, own["acc50_lo"], own["acc50_hi"], color=LIGHT, linewidth=7, label="95 % over images")
+        for index, (source, (colour, marker)) in enumerate(SEEDS.items()):
+            rows = block[block["source"] == source]
+            place = rows["method"].map(methods.index) + 0.3 * (index - 0.5)
+            axes.plot(rows["acc50"], place, marker, color=colour, alpha=0.8, label=f"seeds of {source}")
+        axes.set(title=title, xlabel="Acc@0.5, small objects", yticks=range(len(methods)))
+        axes.set_yticklabels(methods)
+        axes.label_outer(remove_inner_ticks=False)
+    grid[0][0].invert_yaxis()
+    _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
     return figure
 
 

@@ -29,6 +29,7 @@ INLINE_IMAGE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+\Z"
 
 TITLES = {  # table stem -> title; the order of the page
     "main_results": "Main results: small objects, test split",
+    "significance": "Every method against greedy: two tests, effect sizes",
     "comparisons": "Paired differences",
     "fusions": "Fusion methods: boxes that are none of the candidates",
     "ranks": "Mean ranks of the training-free methods",
@@ -49,6 +50,7 @@ TITLES = {  # table stem -> title; the order of the page
     "head_set_stability": "Stability of the selected heads",
     "head_overlap": "Overlap of the heads between data",
     "head_transfer": "Heads found on other data",
+    "seed_spread": "Spread over seeds",
     "cost": "Cost",
 }
 FIGURES = (  # the order of the page; others follow

@@ -1,5 +1,6 @@
 """Tables as files: CSV for programs, Markdown for reading, LaTeX (booktabs) for a paper."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from acs_lib.evaluate import MAIN_COLUMNS
 from acs_lib.paths import write_text
 from acs_lib.profiles import Profile
 from acs_lib.published import BEST_BASELINE, main_results
+from acs_lib.selectors.likelihood import P_TRUE
 
 TEX_ESCAPES = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -72,19 +74,26 @@ def _measured(rate: float, lo: float, hi: float, n: int) -> str:
     return f"{100 * rate:.1f} [{100 * lo:.1f}, {100 * hi:.1f}], n = {n}"
 
 
-def side_by_side(main_table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+def side_by_side(
+    main_table: pd.DataFrame, published: pd.DataFrame, unasked: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Acc@0.5 in %, measured and published in columns of their own: a number never stands under the other's name.
 
     main_table: rows of `evaluate.main_table`, of one or several LVLMs and datasets
     published: rows of `published.main_results`
+    unasked: LVLM -> why it was not asked for P(True); its cells say so
     Returns text: method, then 'measured, <lvlm>, <dataset>' as '49.1 [45.6, 52.7], n = 816' (95 % interval), then
     'published, <lvlm>, <dataset>' as '61.4'; empty where there is no number. Measured methods come first, in order.
     """
-    display = pd.DataFrame({"method": list(dict.fromkeys([*main_table["method"], *published["method"]]))})
+    unasked = unasked or {}
+    methods = [*main_table["method"], *([P_TRUE] if unasked else []), *published["method"]]
+    display = pd.DataFrame({"method": list(dict.fromkeys(methods))})
     for (lvlm, dataset), part in main_table.groupby(["lvlm", "dataset"], sort=False):
         cells = {
             row.method: _measured(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries) for row in part.itertuples()
         }
+        if lvlm in unasked:
+            cells[P_TRUE] = f"not asked: {unasked[lvlm]}"
         display[f"measured, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
     for (lvlm, dataset), part in published.groupby(["lvlm", "dataset"], sort=False):
         cells = {row.method: f"{100 * row.acc50:.1f}" for row in part.itertuples()}

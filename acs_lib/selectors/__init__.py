@@ -1,8 +1,8 @@
 """Selection methods: one registry, one signature.
 
-`SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads or a regressor are
-made by `spatial_entropy`, `acs_free` and `acs_learned`; `FUSIONS` holds those whose box is outside the pool.
-`METHODS` has the names of all of them as one writes them on a command line.
+`SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads, a regressor or a
+second question are made by `spatial_entropy`, `acs_free`, `acs_learned` and `p_true`; `FUSIONS` holds those whose box
+is outside the pool. `METHODS` has the names as one writes them on a command line: all but that of P(True).
 """
 
 import re
@@ -12,6 +12,7 @@ from acs_lib.selectors.acs import acs_free, acs_learned
 from acs_lib.selectors.attention import spatial_entropy
 from acs_lib.selectors.base import FAMILIES, POOLS, Fusion, Selector, choose
 from acs_lib.selectors.consensus import FUSIONS
+from acs_lib.selectors.likelihood import p_true
 
 __all__ = [
     "FAMILIES",
@@ -24,6 +25,7 @@ __all__ = [
     "acs_free",
     "acs_learned",
     "choose",
+    "p_true",
     "slug",
     "spatial_entropy",
 ]

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from acs_lib.candidates import Candidates
+from acs_lib.selectors.base import Selector
 
+P_TRUE = "P(True)"
 WINDOW = 4  # tokens of a DeepConf group; the paper's 2,048 are for traces of thousands of tokens
 
 
@@ -72,3 +74,11 @@ def deepconf_lowest_window(c: Candidates, window: int = WINDOW) -> np.ndarray:
         return np.lib.stride_tricks.sliding_window_view(confidence, size).mean(axis=1).min()
 
     return _over_coordinates(c, [-np.asarray(row, float) for row in c.confidence], lowest)
+
+
+def p_true(asked: Callable[[Candidates], np.ndarray]) -> Selector:
+    """P(Yes) / (P(Yes) + P(No)) when the LVLM is asked whether the box is right, 0-1 (arXiv 2207.05221).
+
+    asked: Candidates -> [n] scores, NaN for an answer without a box; see acs_lib.p_true
+    """
+    return Selector(P_TRUE, "likelihood", asked, "arXiv 2207.05221")

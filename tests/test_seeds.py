@@ -1,0 +1,119 @@
+"""The spread over seeds: which runs and regressors it asks for, and its numbers by hand."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from acs_lib import evaluate, seeds, views
+from acs_lib.candidates import Candidates
+from acs_lib.profiles import load_profile
+from acs_lib.report import figures
+from acs_lib.selectors import SELECTORS, acs_free, acs_learned
+from acs_lib.study import Study
+
+TRUTH = [0.0, 0.0, 10.0, 10.0]
+QUERIES = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
+
+
+def answers(seed: int) -> list[Candidates]:
+    """Greedy misses `a` and finds `b`; with seed 7 the first sample finds both, with seed 8 only `b`, with 9 none."""
+    found = []
+    for query, greedy in (("a", 2.0), ("b", 10.0)):
+        first = {"a": {7}, "b": {7, 8}}[query]
+        boxes = np.array([[0, 0, 10, greedy], [0, 0, 10, 9 if seed in first else 3], [0, 0, 10, 4]], float)
+        tokens = [np.zeros(4)] * 3
+        statistics = np.tile(np.arange(3.0)[:, None, None, None, None], (1, 4, 1, 1, 4))
+        found.append(Candidates(query, "cat", 10, 10, boxes, tokens, tokens, tokens, tokens, [np.arange(4)] * 3,
+                                statistics))  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class Stub(Study):
+    """A study whose answers depend on the seed of sampling; regressor 0 prefers the first sample, 1 the second."""
+
+    asked: list = field(default_factory=list)
+
+    def run(self, lvlm, dataset, split, engine=map):
+        self.asked.append((self.profile.name, self.profile.sampling.seed, split))
+        found = answers(self.profile.sampling.seed)
+        return SimpleNamespace(candidates=lambda: found, truth={"a": TRUTH, "b": TRUTH})
+
+    def predicted(self, lvlm, run, seeds=None):
+        preferred = 1 + (list(seeds)[0] if seeds is not None else 0)
+        rows = [(q, c, abs(c - 1) / 3, float(c == preferred)) for q in ("a", "b", "large") for c in range(3)]
+        return pd.DataFrame(rows, columns=["query_id", "candidate", "iou", "predicted"])
+
+    def selectors(self, lvlm, predictions):
+        scores = predictions.set_index(["query_id", "candidate"])["predicted"]
+        learned = acs_learned(lambda c: scores[c.query_id].to_numpy())
+        return [*SELECTORS.values(), acs_free([(0, 0)]), learned]
+
+    def test_queries(self, lvlm, dataset, size=None):
+        return QUERIES
+
+
+@pytest.fixture
+def study():
+    profile = load_profile("smoke")
+    changes = {
+        "seeds": profile.seeds.model_copy(update={"sampling": 3, "regressor": 2}),
+        "sampling": profile.sampling.model_copy(update={"seed": 7}),
+        "datasets": profile.datasets[:1],
+        "bootstrap": 50,
+    }
+    return Stub(profile.model_copy(update=changes))
+
+
+def test_every_seed_of_both_sources_has_its_rows(study):
+    found = seeds.table(study)
+    assert list(found.columns) == seeds.COLUMNS
+    accuracy = found.pivot(index=["source", "method"], columns="seed", values="acc50")
+    drawn = accuracy.loc["sampling", [7, 8, 9]]
+    assert set(drawn.index) == set(seeds.METHODS)
+    assert drawn.loc["greedy"].tolist() == [0.5] * 3
+    assert drawn.loc["ACS-Learned"].tolist() == drawn.loc["ACS-Free"].tolist() == [1, 0.5, 0]
+    assert drawn.loc[evaluate.RANDOM].tolist() == [0.5, 0.25, 0] and drawn.loc[evaluate.ORACLE].tolist() == [1, 0.5, 0]
+    trained = accuracy.loc["regressor", [0, 1]]
+    assert list(trained.index) == ["ACS-Learned"] and trained.loc["ACS-Learned"].tolist() == [1, 0]
+    r = found.set_index(["source", "seed", "method"])["pearson"]
+    assert r["regressor", 0, "ACS-Learned"] < 0 < r["regressor", 1, "ACS-Learned"]
+    assert found["pearson"].notna().equals(found["method"] == "ACS-Learned")
+
+
+def test_other_seeds_sample_the_small_test_objects_into_runs_of_their_own(study):
+    assert seeds.resampled(study, 7) is study, "the profile's own answers are the first seed's"
+    other = seeds.resampled(study, 8).profile
+    assert other.sampling == study.profile.sampling.model_copy(update={"seed": 8})
+    assert other.name == "smoke/sampling-seed-8"
+    (dataset,) = other.datasets
+    assert list(dataset.splits) == ["test"] and dataset.splits["test"].queries == {"small": 48}
+    assert dataset.splits["test"].seed == study.profile.datasets[0].splits["test"].seed
+
+
+def test_the_spread_by_hand(study):
+    spread = seeds.spread(seeds.table(study)).set_index(["source", "method"])
+    learned = spread.loc[("sampling", "ACS-Learned")]
+    assert (learned["seeds"], learned["acc50_mean"], learned["acc50_sd"]) == (3, 0.5, 0.5)
+    assert (learned["acc50_lowest"], learned["acc50_highest"]) == (0, 1)
+    assert spread.loc[("sampling", "greedy"), "acc50_sd"] == 0
+    assert spread.loc[("regressor", "ACS-Learned"), "acc50_sd"] == pytest.approx(0.5**0.5)
+    text = views.say_seeds(spread.reset_index()).data
+    assert "over 3 seeds of sampling (internvl-embedded on scenes) Acc@0.5 in % is: greedy 50.0 to 50.0" in text
+    assert "over 2 seeds of regressor" in text and "ACS-Learned 0.0 to 100.0" in text
+
+
+def test_the_figure_has_a_point_a_seed(study):
+    found = seeds.table(study)
+    axes = figures.seeds(found).axes[0]
+    points = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata())}
+    assert points == {"seeds of sampling": 3 * len(seeds.METHODS), "seeds of regressor": 2}
+
+
+def test_a_profile_without_seeds_has_an_empty_table(study):
+    none = study.profile.model_copy(update={"seeds": study.profile.seeds.model_copy(update=dict.fromkeys(
+        ("sampling", "regressor"), 0))})  # fmt: skip
+    assert seeds.table(Stub(none)).empty and not Stub(none).asked
