@@ -25,7 +25,7 @@ from acs_lib.heads import Heads
 from acs_lib.profiles import LVLMSpec
 from acs_lib.regressor import AttentionIoURegressor
 from acs_lib.selectors import SELECTORS, acs_free
-from acs_lib.store import query_key, write_shard
+from acs_lib.store import join_parts, query_key, write_part
 from acs_lib.study import Study
 
 EVERY = 0.002  # seconds between two looks at the memory
@@ -82,7 +82,8 @@ def stages(
             )
         found["rows"] = {name: max(0.0, value - found["prefill and decoding"][name]) for name, value in read.items()}
     with TemporaryDirectory() as folder, watched() as found["store"]:
-        write_shard(Path(folder), 0, answers)
+        write_part(Path(folder), 0, range(len(answers)), answers)
+        join_parts(Path(folder), 0)
     candidates = [c for c, _ in answers]
     free = acs_free(heads)
     with watched() as found["selection: ACS-Free"]:

@@ -147,10 +147,15 @@ def mean_cells(lvlm: LVLM, queries: pd.DataFrame, sizes: int = 20) -> float:
 def answer_stored(spec: LVLMSpec, how: sampling.Sampling, map_side: int | None, queries: pd.DataFrame) -> list[Answers]:
     """`answer_batch` as a run keeps it, a function of plain settings, so that a process elsewhere computes the same;
     the LVLM is loaded once a process."""
-    answers = answer_batch(load(spec), how, queries)
-    if map_side is None:
-        return answers
-    return [(replace(found, maps=averaged(found.maps, map_side)), records) for found, records in answers]
+    return [
+        (replace(found, maps=_kept(found.maps, map_side)), records)
+        for found, records in answer_batch(load(spec), how, queries)
+    ]
+
+
+def _kept(maps: np.ndarray, map_side: int | None) -> np.ndarray:
+    """Maps as they are stored, float16, so that a worker sends no more than that."""
+    return (maps if map_side is None else averaged(maps, map_side)).astype(np.float16)
 
 
 def bytes_per_query(samples: int, layers: int, heads: int, cells: float) -> int:
@@ -166,7 +171,7 @@ def averaged(maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map) -> Run:
-    """Answers and attention of one LVLM on one split; finished shards are reused if nothing they depend on changed.
+    """Answers and attention of one LVLM on one split; finished batches are reused if nothing they depend on changed.
 
     `engine`: see store.collect. Raises ValueError if no image of the split is on disk.
     """

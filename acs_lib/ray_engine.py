@@ -1,15 +1,16 @@
 """`--engine ray`: sampling and extraction on many workers, by Ray Data's `map_batches` over stateful actors.
 
 Each actor keeps one warm LVLM and answers batches with the very function that the local engine calls; the answers come
-back in order, and `store.collect` writes the same shards. So one process writes (no shared disk is needed for results;
-images and weights must be readable on every node), a run that was stopped goes on with its unfinished shards under
-either engine, and the run directories of the two engines are equal.
+back in order, and `store.collect` keeps each batch at once and writes the same shards. So one process writes (no shared
+disk is needed for results; images and weights must be readable on every node), a run that was stopped goes on with the
+batches that it had not received, under either engine, and the run directories of the two engines are equal.
 
 An actor that dies is started again and its batch is given to another one. A batch that takes longer than the time
 limit ends its actor, whatever hangs in it, and counts as such a death.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -127,15 +128,17 @@ def cluster(workers: int | None = None):
                 max_task_retries=ATTEMPTS - 1, **{resource: 1},
             )  # fmt: skip
         try:
-            with contextlib.closing(iter(rows.iter_rows())) as found:
-                for row in found:
-                    if isinstance(row["answers"], Exception):
-                        raise row["answers"]
-                    yield row["answers"]
+            # With prefetching a batch would be held back until the next one is answered, and lost with the driver.
+            blocks = rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+            with contextlib.closing(iter(blocks)) as blocks:
+                for answers in itertools.chain.from_iterable(block["answers"] for block in blocks):
+                    if isinstance(answers, Exception):
+                        raise answers
+                    yield answers
         except ray.exceptions.RayActorError as error:
             raise RuntimeError(
                 f"{ATTEMPTS} workers died one after the other, or took longer than {seconds:.0f} s, over one batch; "
-                "finished shards are kept. Mend what the workers' logs say (often memory: lower `batch_queries`), "
+                "what is finished is kept. Mend what the workers' logs say (often memory: lower `batch_queries`), "
                 "then start again"
             ) from error
 

@@ -6,8 +6,13 @@
     00000.safetensors        the same rows' `statistics` [n, 4, L, H, 4] and, by query, `maps/0` [n, 4, L, H, h, w]
                              float16, `maps/1`, ...: every image has a grid of its own
 
-A shard holds the answers to SHARD queries. It is written aside and renamed, its Parquet file last, so a shard is
-whole or absent: a killed run goes on where it stopped and ends with the same bytes. Both files carry checksums.
+    part-00001-00016-00032.safetensors   a finished batch of an unfinished shard, its queries 16 to 31: the
+                             same tensors, and the records as bytes
+
+A shard holds the answers to SHARD queries. Every batch is kept as a part as soon as it is answered; a shard is joined
+from its parts, which are then deleted. Each file is written aside and renamed, a shard's Parquet file last, so shards
+and parts are whole or absent: a killed run asks for the batches that are missing, whatever their size was before, and
+ends with the same bytes. All files carry checksums.
 """
 
 import fcntl
@@ -79,8 +84,8 @@ def collect(
     `key_parts` is everything besides the queries that determines the answers; a directory with another key is emptied
     first. `answer` gives, for each query, its Candidates and records (see `unread` for a query without answers).
     `engine(answer, batches)` yields what `answer` gives for each batch, in order: `map` here, a cluster in
-    `ray_engine`. Raises OSError if the disk has no room for what is still to come (`bytes_per_query`), or runs out of
-    it.
+    `ray_engine`. Raises OSError if the disk has no room for what is still to come (`bytes_per_query`; one shard twice,
+    while it is joined), or runs out of it.
     """
     folder = Path(folder)
     key = digest({**key_parts, "queries": digest(queries.to_dict("list")), "shard": SHARD, "format": FORMAT})
@@ -98,7 +103,10 @@ def collect(
                 write_text(info, json.dumps({"key": key, **key_parts}, indent=1, default=str))
         shards = [queries.iloc[start : start + SHARD] for start in range(0, len(queries), SHARD)]
         missing = [number for number in range(len(shards)) if not _is_whole(folder, number)]
-        need = bytes_per_query * sum(len(shards[number]) for number in missing)
+        held = _held(folder, missing)
+        asked = {number: _ranges(set(range(len(shards[number]))) - held[number], batch) for number in missing}
+        left = sum(len(part) for parts in asked.values() for part in parts)
+        need = bytes_per_query * (left + max((len(shards[number]) for number in missing), default=0))
         free = shutil.disk_usage(folder).free
         if need > free:
             raise OSError(
@@ -106,21 +114,19 @@ def collect(
                 "the number of queries in the profile"
             )
         with tqdm(total=len(queries), desc=f"{progress} ({need / 1e9:.1f} GB)", unit="query", mininterval=2) as bar:
-            bar.update(len(queries) - sum(len(shards[number]) for number in missing))
-            parts = {
-                number: [shards[number].iloc[start : start + batch] for start in range(0, len(shards[number]), batch)]
-                for number in missing
-            }
-            found = iter(engine(answer, [part for number in missing for part in parts[number]]))
+            bar.update(len(queries) - left)
+            batches = [shards[number].iloc[part.start : part.stop] for number in missing for part in asked[number]]
+            found = iter(engine(answer, batches))
             for number in missing:
-                answers = []
-                for part in parts[number]:
-                    answers += next(found)
+                for part in asked[number]:
+                    answers = next(found)
+                    if len(answers) != len(part):
+                        raise ValueError(f"{len(answers)} answers to {len(part)} queries; nothing may be lost")
+                    with _mended(folder, f"a part of shard {number}"):
+                        write_part(folder, number, part, answers)
                     bar.update(len(part))
-                if len(answers) != len(shards[number]):
-                    raise ValueError(f"{len(answers)} answers to {len(shards[number])} queries; nothing may be lost")
                 with _mended(folder, f"shard {number}"):
-                    write_shard(folder, number, answers)
+                    join_parts(folder, number)
     return Run(folder)
 
 
@@ -131,8 +137,8 @@ def _mended(folder: Path, what: str):
         yield
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{folder}: {what} could not be written ({error}); free some disk and run the same command again, finished "
-            "shards are kept"
+            f"{folder}: {what} could not be written ({error}); free some disk and run the same command again, what is "
+            "finished is kept"
         ) from error
 
 
@@ -156,8 +162,8 @@ def unread(query_id: str, category: str, width: int, height: int, layers: int, h
     return candidates, [{"text": "", "token_ids": [], "failure": f"{UNREADABLE}: {reason}"}]
 
 
-def write_shard(folder: Path, number: int, answers: list[Answers]) -> None:
-    """Write one shard, maps first and records last."""
+def write_part(folder: Path, number: int, part: range, answers: list[Answers]) -> None:
+    """Keep the answers to some of a shard's queries, `part` of range(SHARD), until the shard is whole."""
     rows = []
     for candidates, records in answers:
         for index, record in enumerate(records):
@@ -175,12 +181,73 @@ def write_shard(folder: Path, number: int, answers: list[Answers]) -> None:
     tensors = {"statistics": np.ascontiguousarray(statistics, np.float32)}
     for place, (candidates, _) in enumerate(answers):
         tensors[f"maps/{place}"] = np.ascontiguousarray(candidates.maps, np.float16)
-    records = pd.DataFrame(rows).to_parquet(index=False)
-    checksums = {"records": zlib.crc32(records), **{name: zlib.crc32(tensor) for name, tensor in tensors.items()}}
-    with replacing(folder / f"{number:05d}.safetensors") as aside:
-        save_file(tensors, aside, {"checksums": json.dumps(checksums)})  # one entry: several would lie in random order
+    tensors["records"] = np.frombuffer(pd.DataFrame(rows).to_parquet(index=False), np.uint8)
+    checksums = {name: zlib.crc32(tensor) for name, tensor in tensors.items()}
+    _save(folder / f"part-{number:05d}-{part.start:05d}-{part.stop:05d}.safetensors", tensors, checksums)
+
+
+def join_parts(folder: Path, number: int) -> None:
+    """Write a shard from all its parts, maps first and records last, then delete them.
+
+    Raises ValueError if a part is damaged.
+    """
+    paths = sorted(folder.glob(f"part-{number:05d}-*"))
+    parts = [_read_part(path) for path in paths]
+    frames = [pd.read_parquet(io.BytesIO(tensors.pop("records"))) for tensors, _ in parts]
+    records = pd.concat(frames).to_parquet(index=False)
+    tensors = {"statistics": np.concatenate([tensors.pop("statistics") for tensors, _ in parts])}
+    checksums = {"records": zlib.crc32(records), "statistics": zlib.crc32(tensors["statistics"])}
+    maps = ((part[f"maps/{place}"], known[f"maps/{place}"]) for part, known in parts for place in range(len(part)))
+    for place, (tensor, known) in enumerate(maps):
+        tensors[f"maps/{place}"], checksums[f"maps/{place}"] = tensor, known
+    _save(folder / f"{number:05d}.safetensors", tensors, checksums)
     with replacing(folder / f"{number:05d}.parquet") as aside:
         aside.write_bytes(records)
+    for path in paths:
+        path.unlink()
+
+
+def _save(path: Path, tensors: dict[str, np.ndarray], checksums: dict[str, int]) -> None:
+    with replacing(path) as aside:
+        save_file(tensors, aside, {"checksums": json.dumps(checksums)})  # one entry: several would lie in random order
+
+
+def _read_part(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Tensors of a part and their checksums, which they were found to have; ValueError if it is damaged."""
+    try:
+        with safe_open(path, "np") as file:
+            checksums = json.loads(file.metadata()["checksums"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if {name: zlib.crc32(tensor) for name, tensor in tensors.items()} != checksums:
+            raise ValueError("it is not what was written")
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
+    return tensors, checksums
+
+
+def _held(folder: Path, missing: list[int]) -> dict[int, set[int]]:
+    """The queries of each missing shard that its parts hold; parts that are damaged or of no use are deleted."""
+    held = {number: set() for number in missing}
+    for path in folder.glob("part-*"):
+        try:
+            number, start, stop = (int(digits) for digits in path.stem.split("-")[1:])
+            found = held[number]
+            _read_part(path)
+            found.update(range(start, stop))
+        except (KeyError, ValueError):
+            path.unlink()
+    return held
+
+
+def _ranges(places: set[int], most: int) -> list[range]:
+    """Neighbouring places as ranges of at most so many."""
+    ranges = []
+    for place in sorted(places):
+        if ranges and ranges[-1].stop == place and len(ranges[-1]) < most:
+            ranges[-1] = range(ranges[-1].start, place + 1)
+        else:
+            ranges.append(range(place, place + 1))
+    return ranges
 
 
 def _is_whole(folder: Path, number: int) -> bool:

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_store import answer, contents, fill, make_queries
+from test_store import answer, contents, fill, make_queries, missing, noting
 
 from acs_lib import paths, pipeline, store, views
 from acs_lib.datasets import coco
 
-SHARD, QUERIES = 4, 14  # four shards, the last one not full
+SHARD, BATCH, QUERIES = 4, 2, 13  # four shards, the last one a single query
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_killed_at_20_points_a_run_resumes_and_ends_with_the_same_bytes(tmp_path
     queries = make_queries(QUERIES)
     try:
         lines = counting_lines(lambda line: None)
-        fill(tmp_path / "whole", queries)
+        fill(tmp_path / "whole", queries, batch=BATCH)
     finally:
         sys.settrace(None)
     whole = contents(tmp_path / "whole")
@@ -73,26 +73,25 @@ def test_killed_at_20_points_a_run_resumes_and_ends_with_the_same_bytes(tmp_path
 
         def killed(point=point, folder=folder):
             counting_lines(lambda line: line == point and os.kill(os.getpid(), signal.SIGKILL))
-            fill(folder, queries)
+            fill(folder, queries, batch=BATCH)
 
         assert os.WTERMSIG(in_a_child(killed)) == signal.SIGKILL
         kept = {path.name: path.stat().st_ino for path in folder.glob("[0-9]*.parquet")}
-        asked = []
-
-        def counted(part, asked=asked):
-            asked.extend(part["query_id"])
-            return answer(part)
-
-        fill(folder, queries, counted)
-        assert len(asked) == QUERIES - sum(len(queries[SHARD * int(name[:5]) :][:SHARD]) for name in kept)
+        left, asked = missing(folder, queries), []
+        fill(folder, queries, noting(asked), BATCH)
+        assert sum(asked, []) == left, "nothing that is on disk is asked for again"
+        assert len(asked) == (len(left) + 1) // BATCH
         assert all((folder / name).stat().st_ino == inode for name, inode in kept.items()), "whole shards are kept"
         assert contents(folder) == whole
-        finished.add(len(kept))
-    assert len(finished) > 2, "the points are spread over the run"
+        finished.add(len(asked))
+    assert len(finished) > 4, "the points are spread over the run"
 
 
-@pytest.mark.parametrize(("limit", "what"), [(1000, "the list of queries"), (40_000, "shard 0")])
-def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, small_shards, limit, what):
+@pytest.mark.parametrize(
+    ("limit", "what", "parts"),
+    [(1000, "the list of queries", 0), (40_000, "a part of shard 0", 0), (150_000, "shard 0", 2)],
+)
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, small_shards, limit, what, parts):
     """The limit of a file's size stands for the end of the disk: writing fails in the middle of a file."""
     queries = make_queries(QUERIES)
 
@@ -105,12 +104,14 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, small_shards, lim
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         with pytest.raises(OSError, match=f"full: {what} could not be written .*; free some disk and run the same"):
-            fill(tmp_path / "full", queries, large)
+            fill(tmp_path / "full", queries, large, BATCH)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     left = {path.name for path in (tmp_path / "full").iterdir()} - {".lock", "queries.parquet", "run.json"}
-    assert not left, "nothing half-written stays"
-    fill(tmp_path / "full", queries, large)
+    assert left == {f"part-00000-{n:05d}-{n + BATCH:05d}.safetensors" for n in range(0, parts * BATCH, BATCH)}
+    asked = []
+    fill(tmp_path / "full", queries, lambda part: asked.extend(part["query_id"]) or large(part), BATCH)
+    assert len(asked) == QUERIES - parts * BATCH
     assert contents(tmp_path / "full") == contents(fill(tmp_path / "whole", queries, large).folder)
 
 

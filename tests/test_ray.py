@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import socket
 import time
@@ -12,7 +13,7 @@ import pytest
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "acs-kit[ray]"')
 
-from test_store import answer, contents, make_queries  # noqa: E402
+from test_store import answer, contents, make_queries, missing, noting  # noqa: E402
 
 from acs_lib import paths, pipeline, ray_engine, store  # noqa: E402
 from acs_lib.profiles import Profile  # noqa: E402
@@ -68,6 +69,16 @@ def fails(part):
     return answer(part)
 
 
+def waits_for_the_first(run: Path, part):
+    """Does not answer the second batch before the first one is on disk."""
+    deadline = time.monotonic() + 60
+    while part.index[0] == 16 and not (run / "part-00000-00000-00016.safetensors").exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the first batch is not on disk")
+        time.sleep(0.1)
+    return answer(part)
+
+
 def hangs_once(folder: Path, part):
     if part["query_id"].iloc[0] == "q0" and once(folder, "q0"):
         time.sleep(600)
@@ -76,13 +87,35 @@ def hangs_once(folder: Path, part):
 
 def test_a_batch_that_kills_every_worker_stops_the_run_and_the_next_one_resumes(tmp_path, two_workers):
     fill(tmp_path / "local", answer)
-    with pytest.raises(RuntimeError, match="3 workers died .* finished shards are kept"):
+    with pytest.raises(RuntimeError, match="3 workers died .* what is finished is kept"):
         fill(tmp_path / "ray", always_dies, two_workers)
     assert (tmp_path / "ray" / "00000.parquet").exists() and not (tmp_path / "ray" / "00001.parquet").exists()
+    left = missing(tmp_path / "ray", make_queries(150))
     (tmp_path / "asked").mkdir()
     fill(tmp_path / "ray", functools.partial(noted, tmp_path / "asked"), two_workers)
-    assert {path.name for path in (tmp_path / "asked").iterdir()} == {f"q{n}" for n in range(64, 150)}
+    assert {path.name for path in (tmp_path / "asked").iterdir()} == set(left)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_a_driver_that_is_stopped_keeps_every_batch_that_it_received(tmp_path, two_workers):
+    """Six of ten batches: a shard of four, and two parts of the next one, with which the local engine goes on."""
+
+    def stopped(answer, batches):
+        yield from itertools.islice(two_workers(answer, batches), 6)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "ray", answer, stopped)
+    asked = []
+    fill(tmp_path / "ray", noting(asked))
+    assert sum(asked, []) == [f"q{n}" for n in range(96, 150)] and len(asked) == 4
+    fill(tmp_path / "local", answer)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_a_batch_is_on_disk_before_the_next_one_is_answered(tmp_path, two_workers):
+    run = fill(tmp_path, functools.partial(waits_for_the_first, tmp_path), two_workers, n=32)
+    assert run.records()["query_id"].nunique() == 32
 
 
 def test_an_error_is_the_local_engines(tmp_path, two_workers):

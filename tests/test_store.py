@@ -1,4 +1,6 @@
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -36,8 +38,34 @@ def answer(part):
     return answers
 
 
-def fill(folder, queries, answer=answer, **key):
-    return store.collect(folder, queries, answer, {"lvlm": "made up", **key}, bytes_per_query=100, batch=16)
+def fill(folder, queries, answer=answer, batch=16, **key):
+    return store.collect(folder, queries, answer, {"lvlm": "made up", **key}, bytes_per_query=100, batch=batch)
+
+
+def stopping(calls):
+    """An LVLM that is interrupted after so many batches."""
+    done = []
+
+    def stops(part):
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        done.append(part)
+        return answer(part)
+
+    return stops
+
+
+def noting(asked):
+    """An LVLM that appends the ids of every batch to a list."""
+    return lambda part: asked.append(part["query_id"].tolist()) or answer(part)
+
+
+def missing(folder, queries):
+    """The ids of the queries whose answers are in no finished shard and no part, in order."""
+    kept = [(int(path.stem), 0, store.SHARD) for path in folder.glob("0*.parquet")]
+    kept += [tuple(map(int, path.stem.split("-")[1:])) for path in folder.glob("part-*")]
+    rows = {store.SHARD * number + row for number, start, stop in kept for row in range(start, stop)}
+    return [query_id for row, query_id in enumerate(queries["query_id"]) if row not in rows]
 
 
 def contents(folder):
@@ -58,25 +86,82 @@ def test_what_is_written_is_read_back(tmp_path):
     assert run.statistics().shape == (210, 4, 2, 2, 4)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
-def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path, stop_after):
-    queries = make_queries(150)
-    fill(tmp_path / "whole", queries)
-    calls = []
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The files of a run of 150 queries: three shards, of four, four and two batches of 16."""
+    return contents(fill(tmp_path_factory.mktemp("undisturbed"), make_queries(150)).folder)
 
-    def stops(part):
-        calls.append(len(part))
-        if len(calls) == stop_after:
-            raise KeyboardInterrupt
-        return answer(part)
 
+@pytest.mark.parametrize("calls", [0, 2, 4, 6, 9])
+def test_a_stopped_run_asks_only_for_the_missing_batches_and_ends_with_the_same_bytes(tmp_path, undisturbed, calls):
+    queries, asked = make_queries(150), []
     with pytest.raises(KeyboardInterrupt):
-        fill(tmp_path / "stopped", queries, stops)
-    finished = len(list((tmp_path / "stopped").glob("[0-9]*.parquet")))
-    again = []
-    fill(tmp_path / "stopped", queries, lambda part: again.append(len(part)) or answer(part))
-    assert sum(again) == len(queries) - 64 * finished, "no finished shard is repeated"
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+        fill(tmp_path, queries, stopping(calls))
+    assert missing(tmp_path, queries) == [f"q{n}" for n in range(16 * calls, 150)]
+    fill(tmp_path, queries, noting(asked))
+    assert len(asked) == 10 - calls and sum(asked, []) == [f"q{n}" for n in range(16 * calls, 150)]
+    assert contents(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 5), (16, 64), (5, 16), (7, 1)])
+def test_finished_batches_are_of_use_to_a_run_with_batches_of_another_size(tmp_path, undisturbed, before, after):
+    queries, asked = make_queries(150), []
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, queries, stopping(2), before)
+    fill(tmp_path, queries, noting(asked), after)
+    assert sum(asked, []) == [f"q{n}" for n in range(2 * before, 150)] and max(map(len, asked)) <= after
+    assert contents(tmp_path) == undisturbed
+
+
+def test_only_the_batch_of_a_damaged_part_is_asked_for_again(tmp_path, undisturbed):
+    queries = make_queries(150)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "first", queries, stopping(3))
+    part = "part-00000-00016-00032.safetensors"
+    whole = (tmp_path / "first" / part).read_bytes()
+    flipped = [bytes([*whole[:at], whole[at] ^ 0x10, *whole[at + 1 :]]) for at in (3, 40, len(whole) // 2, -9)]
+    for number, damaged in enumerate([b"", whole[:40], whole[:-1], *flipped]):
+        folder, asked = shutil.copytree(tmp_path / "first", tmp_path / str(number)), []
+        (folder / part).write_bytes(damaged)
+        fill(folder, queries, noting(asked), 64)  # gaps are filled one by one, whatever the size of a batch
+        expected = [range(16, 32), range(48, 64), range(64, 128), range(128, 150)]
+        assert asked == [[f"q{n}" for n in numbers] for numbers in expected]
+        assert contents(folder) == undisturbed
+
+
+def test_parts_that_are_of_no_use_are_deleted(tmp_path, undisturbed):
+    queries, asked = make_queries(150), []
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "other", queries, stopping(3), temperature=0.7)
+    (part,) = (tmp_path / "other").glob("part-00000-00016-*")
+    fill(tmp_path / "whole", queries)
+    for name in (part.name, "part-00007-00000-00004.safetensors", "part-of-nothing"):
+        shutil.copy(part, tmp_path / "whole" / name)
+    fill(tmp_path / "whole", queries, noting(asked))
+    assert not asked and contents(tmp_path / "whole") == undisturbed
+    fill(tmp_path / "other", queries, noting(asked))
+    assert len(asked) == 10, "answers under another key count for nothing"
+    assert contents(tmp_path / "other") == undisturbed
+
+
+def test_a_run_reads_shards_and_never_parts(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, make_queries(150), stopping(6))
+    assert len(list(tmp_path.glob("part-*"))) == 2
+    run = store.Run(tmp_path)
+    assert run.shards == [0] and run.records()["query_id"].nunique() == 64 and len(run.statistics()) == 3 * 64
+
+
+def test_parts_hold_failures_too(tmp_path):
+    """A part of nothing but failures has columns of empty lists; joined with others it makes no difference."""
+
+    def blind_to_some(part):
+        blind = part.index < 20
+        unread = [store.unread(name, "ball", 100, 100, 2, 2, "gone") for name in part["query_id"][blind]]
+        return unread + answer(part[~blind])
+
+    sizes = [fill(tmp_path / str(batch), make_queries(40), blind_to_some, batch).folder for batch in (1, 16, 64)]
+    assert contents(sizes[0]) == contents(sizes[1]) == contents(sizes[2])
 
 
 def test_a_changed_setting_makes_a_run_stale_and_an_equal_one_does_not(tmp_path):
@@ -142,6 +227,24 @@ def test_images_have_grids_of_their_own(tmp_path):
 def test_too_little_disk_is_refused_before_it_starts(tmp_path):
     with pytest.raises(OSError, match="free some"):
         store.collect(tmp_path, make_queries(5), answer, {}, bytes_per_query=10**15)
+
+
+def test_the_disk_must_hold_what_is_missing_and_one_shard_twice(tmp_path, monkeypatch):
+    queries = make_queries(150)
+    free = SimpleNamespace(free=100 * (150 + 64) - 1)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(OSError, match="free some"):
+        fill(tmp_path, queries)
+    free.free += 1
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, queries, stopping(9))
+    free.free = 100 * (6 + 22) - 1
+    with pytest.raises(OSError, match="free some"):
+        fill(tmp_path, queries)
+    free.free += 1
+    fill(tmp_path, queries)
+    free.free = 0
+    fill(tmp_path, queries)
 
 
 def test_a_second_writer_is_refused(tmp_path):
