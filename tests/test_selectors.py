@@ -226,6 +226,15 @@ def test_acs_free_takes_the_lowest_entropy_and_refuses_no_heads():
         entropy_of_heads(c, [])
 
 
+def test_acs_free_takes_the_first_of_answers_with_the_same_rows():
+    """Rows of one number are equal but for rounding where the answers begin alike; what follows must not count."""
+    c = make(BOXES[:2] + BOXES[3:])
+    c.statistics[:, 0, 0, 0, 0] = [5, 4 + 2e-7, 4]
+    assert choose(acs_free([(0, 0)], coordinates=(0,)).score(c), c.parsed) == 1
+    c.statistics[2, 0, 0, 0, 0] = 3.999
+    assert choose(acs_free([(0, 0)], coordinates=(0,)).score(c), c.parsed) == 2
+
+
 def test_acs_learned_takes_the_highest_predicted_iou():
     c, selector = make(), acs_learned(lambda c: np.linspace(0, 1, len(c)))
     assert choose(selector.score(c), c.parsed) == 3 and selector.family == "acs-learned"

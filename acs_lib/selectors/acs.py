@@ -8,20 +8,23 @@ from acs_lib.candidates import Candidates
 from acs_lib.selectors.attention import ALL_COORDINATES, entropy_of_heads
 from acs_lib.selectors.base import Selector
 
+DECIMALS = 5  # of a nat; the statistics are float32, those of equal rows differ by some 1e-7
+
 
 def acs_free(heads: Sequence[tuple[int, int]], coordinates: Sequence[int] = ALL_COORDINATES) -> Selector:
     """ACS-Free: argmin_i R(b_i), R the mean attention entropy (nats) over the localization-critical heads D_c.
 
     heads: D_c as (layer, head) pairs counted from 0, found on training queries
     coordinates: which of x1, y1, x2, y2 to average over, as indices 0-3
-    The score is -R, from -ln(h w) to 0. Raises ValueError without heads.
+    The score is -R, from -ln(h w) to 0, to DECIMALS: answers that begin with the same numbers have the same rows there,
+    and which of them is chosen must be the first one, not a matter of rounding. Raises ValueError without heads.
     """
     heads, coordinates = tuple(map(tuple, heads)), tuple(coordinates)
     if not heads:
         raise ValueError("ACS-Free needs at least one (layer, head) pair")
 
     def score(c: Candidates) -> np.ndarray:
-        return entropy_of_heads(c, heads, coordinates)
+        return entropy_of_heads(c, heads, coordinates).round(DECIMALS)
 
     return Selector("ACS-Free", "acs-free", score, "arXiv 2606.01612")
 
