@@ -5,6 +5,7 @@ from PIL import Image
 
 from acs_lib import attention, sampling
 from acs_lib.attention import Rows, reading
+from acs_lib.candidates import PER_TOKEN
 from acs_lib.datasets import scenes
 from acs_lib.lvlms.tiny import IMAGE_START, IMAGE_STOP, TINY
 
@@ -12,6 +13,18 @@ from acs_lib.lvlms.tiny import IMAGE_START, IMAGE_STOP, TINY
 def scene_prompt(lvlm, seed, category=None):
     scene = scenes.render(np.random.default_rng(seed), scenes.WORLDS["train"])
     return lvlm.prompt(Image.fromarray(scene.image), category or scenes.CATEGORIES[scene.categories[0]])
+
+
+def test_the_statistics_of_a_token_by_hand():
+    """Three tokens with p = 1/2, 1/4, 1/4, and one that is banned, the first one written."""
+    p = torch.tensor([0.5, 0.25, 0.25])
+    logits = torch.cat([p.log() + 3, torch.tensor([-torch.inf])])  # logits are free up to a constant
+    found = dict(zip(PER_TOKEN, sampling._describe(logits, torch.tensor(0), 3).tolist(), strict=True))
+    ln2 = np.log(2)
+    assert found["logprobs"] == pytest.approx(-ln2)
+    assert found["entropies"] == pytest.approx(0.5 * ln2 + 2 * 0.25 * 2 * ln2)
+    assert found["self_certainty"] == pytest.approx((np.log(3 / 2) + 2 * np.log(3 / 4)) / 3)  # mean of log(V p)
+    assert found["confidence"] == pytest.approx(-(ln2 + 2 * ln2 + 2 * ln2) / 3)  # fewer than 20 tokens: all of them
 
 
 def test_the_adapter_writes_the_prompt_that_training_saw(tiny, both):

@@ -62,6 +62,7 @@ def study():
     changes = {
         "seeds": profile.seeds.model_copy(update={"sampling": 3, "regressor": 2}),
         "sampling": profile.sampling.model_copy(update={"seed": 7}),
+        "lvlms": profile.lvlms[:1],
         "datasets": profile.datasets[:1],
         "bootstrap": 50,
     }

@@ -10,7 +10,6 @@ import torch
 from harness import picture, written
 
 from acs_lib import p_true
-from acs_lib.lvlms import embedded
 
 IMAGE = picture(320, 240, seed=4)
 BOXES = [[20.0, 30.0, 90.0, 110.0], [130.0, 20.0, 310.0, 236.0], [4.0, 4.0, 8.0, 9.0]]
@@ -104,8 +103,3 @@ def test_nothing_is_asked_without_a_box(lvlm):
     with passes(lvlm) as seen:
         assert np.isnan(p_true.p_true(lvlm, IMAGE, "cat", ["no box", ""])).all()
     assert not seen
-
-
-def test_the_embedded_lvlm_cannot_be_asked():
-    with pytest.raises(p_true.CannotBeAsked, match="its vocabulary has no Yes and No"):
-        p_true.words(embedded.build_tokenizer())

@@ -67,14 +67,19 @@ def test_finished_shards_are_kept_and_another_run_is_asked_anew(run, asked, tmp_
     assert len(asked) == 2
 
 
+def test_an_embedded_lvlm_has_no_words_to_answer_with(both):
+    with pytest.raises(p_true.CannotBeAsked, match="its vocabulary has no Yes and No"):
+        p_true.words(both.tokenizer)
+
+
 def test_who_is_asked(monkeypatch):
-    """The embedded LVLM cannot be asked, whatever the profile says; another is asked if the profile wants it."""
+    """Embedded LVLMs cannot be asked, whatever the profile says; others are asked if the profile wants it."""
     profile = load_profile("smoke")
-    closed = {profile.lvlms[0].name: "its vocabulary has no Yes and No"}
+    closed = {lvlm.name: "its vocabulary has no Yes and No" for lvlm in profile.lvlms}
     for wanted in (False, True):
         assert Study(profile.model_copy(update={"p_true": wanted})).unasked == closed
     monkeypatch.setattr(study.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: None)
     monkeypatch.setattr(study.p_true_, "words", lambda tokenizer: (1, 2))
-    assert Study(profile).unasked == {profile.lvlms[0].name: "the profile smoke does not ask"}
+    assert Study(profile).unasked == dict.fromkeys(closed, "the profile smoke does not ask")
     assert Study(profile.model_copy(update={"p_true": True})).unasked == {}
     assert load_profile("paper").p_true and not load_profile("embedded").p_true
