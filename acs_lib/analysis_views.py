@@ -188,7 +188,8 @@ def transfer_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def say_transfer(overlap: pd.DataFrame, transfer: pd.DataFrame) -> Markdown:
     """Overlap of the sets and what each brings on each dataset, from `transfer_tables`."""
     parts = [
-        f"{row.a} and {row.b} share {row.jaccard:.0%} of their heads (rank correlation of AUROCs {row.spearman:+.2f})"
+        f"{row.a} and {row.b} share {row.jaccard:.0%} of their heads of {row.lvlm} (rank correlation of AUROCs "
+        f"{row.spearman:+.2f})"
         for row in overlap.itertuples()
     ]
     for (lvlm, dataset), rows in transfer.groupby(["lvlm", "applied_to"], sort=False):
