@@ -206,11 +206,12 @@ def _panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _grid(panels: int, width: float, height: float, margin: float) -> tuple[Figure, list[Axes]]:
-    """A figure with that many panels of `width` x `height` inches in one or two columns, and its axes in order."""
+    """A figure with that many panels of `width` x `height` inches in one or two columns, all on one scale, and its axes
+    in order."""
     columns = min(panels, 2)
     rows = -(-panels // columns)
     size = (margin + width * columns, height * rows)
-    figure, grid = plt.subplots(rows, columns, squeeze=False, sharey=True, figsize=size)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, figsize=size)
     for axes in grid.flat[panels:]:
         axes.set_visible(False)
     return figure, list(grid.flat[:panels])
@@ -390,6 +391,7 @@ def main_results(frame: pd.DataFrame) -> Figure:
         axes.set(xlabel="Acc@0.5, small objects")
         axes.set_title(title + count if title else count.strip())
         axes.set_ylim(-0.7, max(height.values()) + 0.7)
+        axes.label_outer(remove_inner_ticks=False)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
     grid[0].set_yticks(list(height.values()), order)
@@ -647,8 +649,8 @@ def seeds(frame: pd.DataFrame) -> Figure:
     blocks = _panels(frame, "lvlm", "dataset")
     methods = list(dict.fromkeys(frame["method"]))
     height = 1.4 + 0.36 * len(methods)
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, figsize=(1.9 + 3.6 * len(blocks), height))
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    figure, grid = _grid(len(blocks), 3.6, height, 1.9)
+    for axes, (title, block) in zip(grid, blocks, strict=True):
         own = block.drop_duplicates("method")
         places = own["method"].map(methods.index)
         axes.hlines(places, own["acc50_lo"], own["acc50_hi"], color=LIGHT, linewidth=7, label="95 % over images")
@@ -659,8 +661,8 @@ def seeds(frame: pd.DataFrame) -> Figure:
         axes.set(title=title, xlabel="Acc@0.5, small objects", yticks=range(len(methods)))
         axes.set_yticklabels(methods)
         axes.label_outer(remove_inner_ticks=False)
-    grid[0][0].invert_yaxis()
-    _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
+    grid[0].invert_yaxis()
+    _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
