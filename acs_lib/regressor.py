@@ -66,16 +66,17 @@ def rows(run: Run, shard: int, grid: tuple[int, int]) -> tuple[torch.Tensor, tor
 
 
 def batches(
-    run: Run, grid: tuple[int, int], batch: int, rng: np.random.Generator, shuffle_labels: bool
+    run: Run, grid: tuple[int, int], batch: int, rng: np.random.Generator, labels: torch.Tensor | None = None
 ) -> Iterator[tuple]:
-    """One pass over the run: shards in random order, two at a time, their rows shuffled together."""
+    """One pass over the run: shards in random order, two at a time, their rows shuffled together. With `labels` each
+    row gets one of these at random instead of its own IoU."""
     order = rng.permutation(run.shards)
     for start in range(0, len(order), 2):
         parts = [rows(run, int(shard), grid)[:2] for shard in order[start : start + 2]]
         maps, iou = (torch.cat(values) for values in zip(*parts))
         del parts
         mixed = rng.permutation(len(iou))
-        targets = iou[rng.permutation(len(iou))] if shuffle_labels else iou
+        targets = iou if labels is None else labels[rng.integers(len(labels), size=len(iou))]
         for first in range(0, len(mixed), batch):
             chosen = mixed[first : first + batch]
             yield maps[chosen], targets[chosen]
@@ -86,8 +87,9 @@ def train(
 ) -> tuple[AttentionIoURegressor, pd.DataFrame]:
     """Fit on `run`, keep the epoch with the highest Pearson r on `validation`; returns it and the history by epoch.
 
-    `shuffle_labels` breaks the link between maps and IoU: the control, whose r must be near 0. It keeps its last epoch,
-    since choosing one by true labels would be a link.
+    `shuffle_labels` breaks the link between maps and IoU: the control, whose r is that of an arbitrary function of the
+    maps. Its labels are drawn from the whole run, since the mean IoU of a few shards would be a link, and it keeps its
+    last epoch, since choosing one by true labels would be one, too.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -95,6 +97,10 @@ def train(
     layers, heads, *grid = shapes.max(0)[2:].tolist()
     model = AttentionIoURegressor(layers, heads, width, tuple(min(side, MAP_SIDE) for side in grid))
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    labels = None
+    if shuffle_labels:
+        frames = [run.records(shard) for shard in run.shards]
+        labels = torch.cat([torch.tensor(f["iou"][f["failure"] == ""].to_numpy(np.float32)) for f in frames])
     history, best, best_r = [], None, -1.0
     label = "regressor, shuffled labels" if shuffle_labels else "regressor"
     for epoch in tqdm(range(epochs), desc=label, unit="epoch"):
@@ -102,7 +108,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = lr * (1 - 0.95 * epoch / epochs)
         losses = []
-        for maps, target in batches(run, model.grid, batch, rng, shuffle_labels):
+        for maps, target in batches(run, model.grid, batch, rng, labels):
             loss = F.mse_loss(model(maps), target)
             optimiser.zero_grad()
             loss.backward()

@@ -155,20 +155,21 @@ def say_entropy(table: pd.DataFrame) -> Markdown:
 
 
 def regressor_table(study: Study) -> pd.DataFrame:
-    """regressor.csv, small objects: Pearson, Spearman, MAE and n by split, and the mean of CONTROLS
-    controls on shuffled labels."""
+    """regressor.csv, small objects: Pearson, Spearman, MAE and n by split, and the mean of CONTROLS controls on shuffled
+    labels, with the standard deviation of their r."""
     table = []
     for lvlm, dataset in study.columns:
         for split in dataset.splits:
             found = small_predictions(study, lvlm, dataset, split)
-            table.append((lvlm.name, dataset.name, split, *_quality(found)))
+            table.append((lvlm.name, dataset.name, split, *_quality(found), np.nan))
     for lvlm in study.profile.lvlms:
         controls = [
             _quality(small_predictions(study, lvlm, study.train_set, "test", control=seed)) for seed in range(CONTROLS)
         ]
         *scores, n = np.mean(controls, axis=0)
-        table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *scores, int(n)))
-    names = ["lvlm", "dataset", "split", "pearson", "spearman", "mae", "within_query_pearson", "n"]
+        spread = np.std([pearson for pearson, *_ in controls], ddof=1)
+        table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *scores, int(n), spread))
+    names = ["lvlm", "dataset", "split", "pearson", "spearman", "mae", "within_query_pearson", "n", "pearson_sd"]
     return pd.DataFrame(table, columns=names)
 
 
@@ -192,10 +193,14 @@ def say_regressor(table: pd.DataFrame, published: float) -> Markdown:
     """Held-out r of every column against the published bound."""
     parts = []
     for (lvlm, dataset), rows in table.groupby(["lvlm", "dataset"], sort=False):
-        rows = rows.set_index("split")["pearson"]
-        control = rows.get("test, labels shuffled")
-        text = f"on unseen images of {dataset} ({lvlm}) r = {rows['test']:.3f}"
-        parts.append(text + (f", with shuffled labels {control:.3f}" if control is not None else ""))
+        rows = rows.set_index("split")
+        text = f"on unseen images of {dataset} ({lvlm}) r = {rows.loc['test', 'pearson']:.3f}"
+        if "test, labels shuffled" in rows.index:
+            control = rows.loc["test, labels shuffled"]
+            text += (
+                f", with shuffled labels {control['pearson']:.3f} (mean of {CONTROLS}, SD {control['pearson_sd']:.3f})"
+            )
+        parts.append(text)
     above = (table.loc[table["split"] == "test", "pearson"] > published).all()
     return say(
         "; ".join(parts)

@@ -63,6 +63,25 @@ def test_the_regressor_learns_a_planted_signal_and_the_control_does_not(runs, mo
     ).abs().mean()
 
 
+def test_the_control_does_not_learn_that_some_shards_are_better_than_others(runs, monkeypatch):
+    """What its rows are labelled with has the run's mean, in whatever shards they lie."""
+    run, read = runs["train"], regressor.rows
+
+    def uneven(run, shard, grid):
+        maps, iou, frame = read(run, shard, grid)
+        return maps, torch.full_like(iou, float(shard == run.shards[0])), frame
+
+    monkeypatch.setattr(regressor, "rows", uneven)
+    everything = torch.cat([uneven(run, shard, (SIDE, SIDE))[1] for shard in run.shards])
+    rng = np.random.default_rng(0)
+    means = [
+        torch.stack([labels.mean() for _, labels in regressor.batches(run, (SIDE, SIDE), 10_000, rng, given)])
+        for given in (None, everything)
+    ]
+    assert means[0].std() > 0.2, "the true labels differ between pairs of shards"
+    assert (means[1] - everything.mean()).abs().max() < 0.1
+
+
 def test_attribution_and_separation_find_the_planted_head(runs, model):
     scores = heads.attribution(model, runs["train"])
     assert scores.shape == (LAYERS, HEADS) and np.unravel_index(scores.argmax(), scores.shape) == (1, 1)
@@ -155,7 +174,7 @@ def test_memory_does_not_grow_with_the_number_of_candidates(runs, alive):
     train = runs["train"]
     assert len(train.shards) == 4
     largest = max(sum(maps.nbytes for maps in train.maps(shard)) for shard in train.shards)
-    for _ in regressor.batches(train, (SIDE, SIDE), 64, np.random.default_rng(0), False):
+    for _ in regressor.batches(train, (SIDE, SIDE), 64, np.random.default_rng(0)):
         pass
     assert 0 < alive[0] <= 2 * largest
     alive[0] = 0
