@@ -155,8 +155,8 @@ def say_entropy(table: pd.DataFrame) -> Markdown:
 
 
 def regressor_table(study: Study) -> pd.DataFrame:
-    """regressor.csv, small objects: Pearson, Spearman, MAE and n by split, and the mean of CONTROLS controls on shuffled
-    labels, with the standard deviation of their r."""
+    """regressor.csv, small objects: Pearson, Spearman, MAE and n by split, and the mean of CONTROLS controls on
+    shuffled labels, with the standard deviation of their r."""
     table = []
     for lvlm, dataset in study.columns:
         for split in dataset.splits:
