@@ -1,9 +1,12 @@
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from acs_lib import paths
 from acs_lib.datasets import scenes
 from acs_lib.lvlms import embedded
 from acs_lib.lvlms.embedded import Stage
@@ -91,3 +94,19 @@ def test_checkpoints_of_another_recipe_are_refused(tmp_path, family):
     embedded.train(family, tmp_path / "a", tmp_path / "work", STAGES[:1])
     with pytest.raises(ValueError, match="another recipe; .*--anew"):
         embedded.train(family, tmp_path / "a", tmp_path / "work", (replace(STAGES[0], lr=2e-3),))
+
+
+def test_weights_of_another_family_are_no_start(tmp_path):
+    plain = paths.EMBEDDED / "internvl-plain"
+    with pytest.raises(ValueError, match="no LVLM of the family qwen2_5_vl, but of internvl"):
+        embedded.train("qwen2_5_vl", tmp_path / "a", tmp_path / "work", STAGES[:1], start=plain)
+
+
+def test_the_shipped_weights_are_those_of_the_recipe():
+    """What the card of the second LVLM says: its recipe is the command's, from initial weights."""
+    for folder, stages in (("qwen2_5_vl-plain", -2), ("qwen2_5_vl", None)):
+        told = json.loads((paths.EMBEDDED / folder / "recipe.json").read_text())
+        recipe = [asdict(stage) for stage in embedded.RECIPES["qwen2_5_vl"][:stages]]
+        assert told["stages"] == json.loads(json.dumps(recipe)) and told["start"] is None
+        weights = (paths.EMBEDDED / folder / "model.safetensors").read_bytes()
+        assert told["sha256"] == hashlib.sha256(weights).hexdigest()

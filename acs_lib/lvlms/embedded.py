@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 
 from acs_lib import boxes as bx
 from acs_lib.datasets import scenes
@@ -342,7 +343,8 @@ def train(
     """Train the embedded LVLM of a family by `recipe` and write weights, tokenizer, loss curve and recipe to `folder`.
 
     `work` holds the checkpoints; an interrupted call goes on from the last. `start` is a folder with the weights to go
-    on from, without it they are initial ones. Returns the SHA-256 of the weights.
+    on from, without it they are initial ones. Returns the SHA-256 of the weights. ValueError if `start` holds an LVLM
+    of another family.
     """
     folder, work = Path(folder), Path(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -350,6 +352,9 @@ def train(
     lvlm, perception = tiny.build(seed), Perception(tiny)
     begun = None
     if start is not None:
+        config, _ = PreTrainedConfig.get_config_dict(start)
+        if config.get("model_type") != family:
+            raise ValueError(f"{start} holds no LVLM of the family {family}, but of {config.get('model_type')}")
         begun = _sha256(Path(start) / "model.safetensors")
         lvlm = tiny.model_class.from_pretrained(start, dtype=torch.float32).train()
     logs = []

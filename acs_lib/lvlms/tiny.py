@@ -250,7 +250,7 @@ class TinyQwen25VL(TinyLVLM):
     relative = True
 
     def config(self) -> Qwen2_5_VLConfig:
-        """2.4 M parameters."""
+        """2.3 M parameters."""
         token = self.vocabulary
         return Qwen2_5_VLConfig(
             vision_config=dict(
