@@ -148,7 +148,7 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
     ("arguments", "message"),
     [
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
-        ([SCENE, "car", "--lvlm", "gpt"], "there is no LVLM 'gpt': give internvl-embedded, Qwen2.5-VL-7B"),
+        ([SCENE, "car", "--lvlm", "gpt"], "there is no LVLM 'gpt': give internvl-embedded, qwen2.5-vl-embedded, Qwen2.5-VL-7B"),
         ([SCENE, "car", "--lvlm", paths.DATA], "data': it has no config.json that names a model type; give a folder"),
         ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),
         ([SCENE, "car", "--regressor", SCENE], "holds no regressor"),
@@ -262,19 +262,25 @@ def test_report_builds_the_page_of_a_finished_run(tmp_path, monkeypatch):
 
 
 def test_calibrate_takes_over_from_a_finished_run(tmp_path, monkeypatch):
+    """Each embedded LVLM's files go beside its weights."""
     monkeypatch.setattr(paths, "RUNS", tmp_path)
-    code, _, err = acs("calibrate", "--profile", "smoke", "--out", tmp_path / "out")
+    monkeypatch.setattr(paths, "EMBEDDED", tmp_path / "embedded")
+    code, _, err = acs("calibrate", "--profile", "smoke")
     assert code == 1 and "run acs run --profile smoke first" in err
-    (spec,) = load_profile("smoke").lvlms
-    found = tmp_path / "smoke" / spec.name
-    found.mkdir(parents=True)
-    HeadSet(spec.name, "scenes", ((1, 2),)).save(found / "head_set.json")
-    (found / "regressor-0.safetensors").write_bytes(b"weights")
-    code, out, _ = acs("calibrate", "--profile", "smoke", "--out", tmp_path / "out")
+    lvlms = load_profile("smoke").lvlms
+    for number, spec in enumerate(lvlms):
+        found = tmp_path / "smoke" / spec.name
+        found.mkdir(parents=True)
+        HeadSet(spec.name, "scenes", ((number, 2),)).save(found / "head_set.json")
+        (found / "regressor-0.safetensors").write_bytes(b"weights")
+    code, out, _ = acs("calibrate", "--profile", "smoke")
     assert code == 0
-    assert [os.path.basename(line) for line in out.splitlines()] == ["head_set.json", "regressor.safetensors"]
-    assert HeadSet.load(tmp_path / "out" / "head_set.json", spec.name).heads == ((1, 2),)
-    assert (tmp_path / "out" / "regressor.safetensors").read_bytes() == b"weights"
+    names = [os.path.basename(line) for line in out.splitlines()]
+    assert names == ["head_set.json", "regressor.safetensors"] * len(lvlms)
+    for number, spec in enumerate(lvlms):
+        folder = tmp_path / "embedded" / os.path.basename(spec.source)
+        assert HeadSet.load(folder / "head_set.json", spec.name).heads == ((number, 2),)
+        assert (folder / "regressor.safetensors").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize(
