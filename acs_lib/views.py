@@ -352,9 +352,12 @@ def claims(
         )
 
     def verdict(rows):
-        if (rows["delta_lo"] > 0).all():
+        above = rows["delta_lo"] > 0
+        if above.all():
             return "reproduced"
-        return "contradicted" if (rows["delta_hi"] < 0).any() else "not shown"
+        if (rows["delta_hi"] < 0).any():
+            return "contradicted"
+        return f"in part: in {above.sum()} of {len(rows)} columns" if above.any() else "not shown"
 
     lower = (wide[high] < wide[zero]).mean()
     table = [
