@@ -222,7 +222,7 @@ class Planted(Study):
 @pytest.fixture(scope="module")
 def study(runs, tmp_path_factory):
     content = load_profile("smoke").model_dump()
-    content["datasets"] = content["datasets"][:1]
+    content["datasets"], content["lvlms"] = content["datasets"][:1], content["lvlms"][:1]
     content |= {"bootstrap": 50, "regressor": {"width": 8, "epochs": 2}, "heads": {"layers": [2], "counts": [1]}}
     content["ablations"] = {
         "widths": [4], "train_shards": [1], "temperatures": [1.1], "rows": ["predicting", "last", "after"],
