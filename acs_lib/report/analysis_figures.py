@@ -1,5 +1,6 @@
 """Figures of confidence, analyses, ablations and cost, in the style of acs_lib.report.figures."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -226,7 +227,7 @@ def ablation_panels(frame: pd.DataFrame, methods: Sequence[str] = ("greedy", "AC
                 xerr=_errors(shown["acc50"], shown["acc50_lo"], shown["acc50_hi"]), fmt=marker, color=colour,
                 markersize=8 if marker == "*" else 5.5, elinewidth=1,
             )  # fmt: skip
-        axes.set(title=factor, yticks=range(len(place)), ylim=(len(place) - 0.5, -0.5))
+        axes.set(title=textwrap.fill(factor, 30), yticks=range(len(place)), ylim=(len(place) - 0.5, -0.5))
         axes.set_yticklabels([str(value) for value in order[factor]])
     for axes in list(grid.flat)[len(factors) :]:
         axes.set_axis_off()
