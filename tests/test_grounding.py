@@ -72,7 +72,7 @@ def test_the_box_is_the_selectors_choice_among_the_notebooks_candidates(lvlm, sc
     assert result.chosen == choose(score, expected.parsed)
     if result.box is not None:
         np.testing.assert_array_equal(result.box, expected.boxes[result.chosen])
-        assert result.score == pytest.approx(score[result.chosen])
+        assert result.score == pytest.approx(score[result.chosen], abs=1e-5)
 
 
 def test_paths_images_and_arrays_of_the_same_pixels_give_the_same(lvlm, scene, result):
