@@ -79,7 +79,8 @@ class Study:
         settings = self.profile.regressor.model_dump(exclude={"seeds"})
         if shuffle_labels:
             settings["epochs"] = 2
-        key = digest([settings, seed, shuffle_labels, train.key, validation.key])
+        labels = "drawn from the whole run" if shuffle_labels else False
+        key = digest([settings, seed, labels, train.key, validation.key])
         stem = f"regressor{'-shuffled' if shuffle_labels else ''}-{seed}"
         folder = paths.runs(self.profile.name) / lvlm.name
         path, info = folder / f"{stem}.safetensors", folder / f"{stem}.json"
