@@ -120,7 +120,8 @@ def cluster(workers: int | None = None):
         if not batches:
             return
         rows = ray.data.from_items([{"queries": part} for part in batches], override_num_blocks=len(batches))
-        pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)), max_tasks_in_flight_per_actor=2)
+        # Of two batches waiting at one actor, Ray may run the second first, and the first would be held back behind it.
+        pool = ray.data.ActorPoolStrategy(size=min(count, len(batches)), max_tasks_in_flight_per_actor=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60 warns of the arguments for restarts
             rows = rows.map_batches(
