@@ -17,7 +17,7 @@ from acs_lib.heads import ENTROPY, Heads, HeadSet
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
 from acs_lib.regressor import AttentionIoURegressor
 from acs_lib.report import figures, tables
-from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, p_true, spatial_entropy
+from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, all_heads, p_true, spatial_entropy
 from acs_lib.store import Run, digest
 
 
@@ -201,6 +201,7 @@ class Study:
             *SELECTORS.values(),
             *([] if asked is None else [p_true(_by_answer(asked, "p_true"))]),
             spatial_entropy(chosen.heads),
+            all_heads(chosen.coordinates),
             acs_free(chosen.heads, chosen.coordinates),
             acs_learned(_by_answer(predictions, "predicted")),
         ]
@@ -239,6 +240,13 @@ class Study:
     def save_table(self, frame: pd.DataFrame, stem: str, caption: str) -> None:
         """Write reports/<profile>/tables/<stem>.csv, .md and .tex."""
         tables.write_table(frame, paths.reports(self.profile.name), stem, caption)
+
+    def saved(self, stem: str) -> pd.DataFrame:
+        """The table that an earlier notebook wrote; FileNotFoundError, with the mend, where it has not run."""
+        path = paths.reports(self.profile.name) / "tables" / f"{stem}.csv"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there; run the earlier notebooks of the profile first")
+        return pd.read_csv(path)
 
     def save_figure(self, figure, stem: str, caption: str) -> None:
         """Write reports/<profile>/figures/<stem>.png and .pdf and note the caption."""

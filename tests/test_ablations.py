@@ -16,7 +16,7 @@ from acs_lib.candidates import STATISTICS
 from acs_lib.heads import HeadSet
 from acs_lib.profiles import Profile, load_profile
 from acs_lib.report import analysis_figures as figures
-from acs_lib.selectors import SELECTORS, acs_free
+from acs_lib.selectors import SELECTORS, acs_free, acs_learned
 from acs_lib.study import Study
 
 MAPS = np.random.default_rng(0).random((3, 4, 2, 2, 2, 2)).astype(np.float16)
@@ -193,6 +193,30 @@ def test_rows_that_an_answer_does_not_have():
     assert told([1, 2, 4, 5, 7, 8, 10]) == set(), "several digits and commas, as Qwen2.5-VL writes them"
     failed = pd.DataFrame({"failure": ["no box in the answer", ""], "coordinate_tokens": [[], [1, 3, 5, 7]]})
     assert set(ablations.unread_rows(failed)) == {"last"}
+
+
+def test_cocos_threshold_is_in_pixels_of_photographs():
+    queries = pd.DataFrame({"width": [1000, 320], "height": [1000, 320], "area_fraction": [0.002, 0.009]})
+    scenes, photographs = ablations.small_parts(queries, False), ablations.small_parts(queries, True)
+    assert {value: list(part.index) for value, part in scenes.items()} == {
+        "0.33 % (COCO's 32^2)": [0], "0.5 %": [0], "1 %": [0, 1], "5 %": [0, 1],
+    }  # fmt: skip
+    assert list(photographs["COCO's 32^2 px"].index) == [1], "45 x 45 px are not small, however large the image"
+
+
+def test_selectors_of_one_name_are_one_method():
+    world = [candidates(name, [[0, 0, 1, 1], [0, 0, 10, 10], [50, 50, 60, 60]]) for name in "ab"]
+
+    class Run:
+        truth = {"a": [0, 0, 10, 10], "b": [0, 0, 10, 10]}
+
+    def pick(row):
+        return acs_learned(lambda c: np.eye(3)[row])
+
+    found = ablations.chosen(world, Run(), [pick(1), pick(2), pick(1)], "sampled")
+    rows = found[found["method"] == "ACS-Learned"]
+    assert rows["hit"].tolist() == pytest.approx([2 / 3] * 2) and len(rows) == 2
+    assert not found.duplicated(["query_id", "method"]).any()
 
 
 def test_numbers_are_told_from_words():
