@@ -268,12 +268,13 @@ def same_hits(choices: Iterable[pd.DataFrame]) -> dict[str, str]:
 def correlation_interval(
     x: np.ndarray, y: np.ndarray, images: np.ndarray, *, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of Pearson's r (-1 to 1) of x [n] and y [n] when the images [n], codes 0..m-1, are drawn."""
+    """95 % interval of Pearson's r (-1 to 1) of x [n] and y [n] when the images [n], codes 0..m-1, are drawn;
+    NaN where one of them is constant."""
     moments = _bootstrap(np.column_stack([x, y, x * x, y * y, x * y]).astype(float), images, draws, seed)
     mean_x, mean_y, xx, yy, xy = moments.T
     with np.errstate(invalid="ignore", divide="ignore"):
         r = (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
-    lo, hi = np.nanquantile(r, INTERVAL)
+    lo, hi = np.nanquantile(r, INTERVAL) if np.isfinite(r).any() else (np.nan, np.nan)
     return float(lo), float(hi)
 
 

@@ -104,7 +104,7 @@ def test_the_spread_by_hand(study):
     assert spread.loc[("regressor", "ACS-Learned"), "acc50_sd"] == pytest.approx(0.5**0.5)
     text = views.say_seeds(spread.reset_index()).data
     assert "internvl-embedded on scenes, 3 seeds of sampling: greedy 50.0 to 50.0" in text
-    assert "over 2 seeds of regressor" in text and "ACS-Learned 0.0 to 100.0" in text
+    assert "2 seeds of regressor" in text and "ACS-Learned 0.0 to 100.0" in text
 
 
 def test_the_figure_has_a_point_a_seed(study):
