@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib import evaluate, heads, regressor
-from acs_lib.candidates import COORDINATES, Candidates
+from acs_lib.candidates import COORDINATES, STATISTICS, Candidates
 from acs_lib.heads import HeadSet
 from acs_lib.profiles import DatasetSpec, LVLMSpec
 from acs_lib.sampling import cell_coverage
@@ -91,9 +91,15 @@ def statistics_alone(maps: np.ndarray, statistics: np.ndarray, boxes: np.ndarray
     return statistics.reshape(*statistics.shape[:3], -1, 1, 1)
 
 
+def statistics_without_box(maps: np.ndarray, statistics: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The same without the mass inside the box, which tells of the box what the maps do not."""
+    return statistics_alone(maps, np.delete(statistics, STATISTICS.index("mass_in_box"), axis=-1), boxes)
+
+
 INPUTS = {
     "maps and box mask": with_box_mask,
     "statistics of heads alone": statistics_alone,
+    "the same but the mass inside the box": statistics_without_box,
     "maps renormalised": renormalised,
 }
 
@@ -413,18 +419,20 @@ def crossed(bench: Bench) -> pd.DataFrame:
 
 
 def sampled(bench: Bench) -> pd.DataFrame:
-    """COLUMNS of temperature, row read and training size; heads and regressor are found anew in each case. A row that
-    `unread_rows` names is left out."""
+    """COLUMNS of temperature, top-p, row read and training size; heads and regressor are found anew in each case. A row
+    that `unread_rows` names is left out."""
     study, spec, parts = bench.study, bench.study.profile.ablations, []
-    own = {"temperature": f"{study.profile.sampling.temperature:g}", "row read": study.profile.sampling.row}
+    sampling = study.profile.sampling
+    own = {"temperature": f"{sampling.temperature:g}", "top-p": f"{sampling.top_p:g}", "row read": sampling.row}
     left_out = unread_rows(bench.run("test").records())
     cases = [("temperature", f"{t:g}", {"temperature": t}) for t in spec.temperatures]
+    cases += [("top-p", f"{p:g}", {"top_p": p}) for p in spec.top_ps]
     cases += [("row read", row, {"row": row}) for row in spec.rows if row not in left_out]
     for factor in dict.fromkeys(factor for factor, _, _ in cases):
         named = [(own[factor], selector) for selector in bench.standard()]
         parts.append(bench.rows(factor, named, kept=KEPT).assign(value=own[factor]))
-    for factor, value, sampling in cases:
-        other = Bench.open(variant(study, f"{factor.split()[0]}-{value}", sampling), bench.lvlm)
+    for factor, value, changed in cases:
+        other = Bench.open(variant(study, f"{factor.split()[0]}-{value}", changed), bench.lvlm)
         named = [(value, selector) for selector in other.standard()]
         parts.append(other.rows(factor, named, kept=KEPT, standard=bench.choices).assign(value=value))
     if spec.trained_on:

@@ -122,7 +122,7 @@ def _layer_claim(layers: pd.DataFrame) -> tuple[str, str, str, str]:
     chosen = layers[layers["selected"]]
     counts = layers.groupby("lvlm")["layer"].size()
     told = "; ".join(
-        f"{lvlm}: of {counts[lvlm]} layers by attribution, D_c has heads in number {', '.join(map(str, sorted(ranks)))}"
+        f"{lvlm}: D_c lies in the layers ranked {', '.join(map(str, sorted(ranks)))} of {counts[lvlm]}"
         for lvlm, ranks in chosen.groupby("lvlm", sort=False)["rank"]
     )
     first = chosen["rank"] <= chosen["lvlm"].map(counts) / 2

@@ -428,13 +428,13 @@ def planted(study: Study) -> str:
     rows = log[(log["design"] == "no habit") & log["lvlm"].isin(names) & own]
     gains = ", ".join(
         f"{100 * row.learned_vs_greedy:+.1f} [{100 * row.learned_vs_greedy_lo:+.1f}, "
-        f"{100 * row.learned_vs_greedy_hi:+.1f}] with {row.lvlm}"
+        f"{100 * row.learned_vs_greedy_hi:+.1f}] points with {row.lvlm}"
         for row in rows.itertuples()
     )
     return (
         "The embedded LVLMs miss small objects because they were taught a habit on purpose: they answer many questions "
         "about rare small categories with a well-known look-alike"
-        + (f". Without it, ACS-Learned against greedy decoding brings {gains} points (designs)." if gains else ".")
+        + (f". Without it, ACS-Learned against greedy decoding brings {gains} (designs)." if gains else ".")
     )
 
 

@@ -63,6 +63,11 @@ def test_statistics_alone_have_no_place():
     found = ablations.statistics_alone(MAPS, NUMBERS, BOXES)
     assert found.shape == (3, 4, 2, 8, 1, 1)
     assert sorted(found[1, 2, 1].ravel()) == sorted(NUMBERS[1, 2, 1].ravel())
+    blind = ablations.statistics_without_box(MAPS, NUMBERS, BOXES)
+    kept = [index for index, name in enumerate(STATISTICS) if name != "mass_in_box"]
+    assert blind.shape == (3, 4, 2, 6, 1, 1) and sorted(blind[1, 2, 1].ravel()) == sorted(
+        NUMBERS[1, 2, 1][:, kept].ravel()
+    )
 
 
 def test_a_changed_run_gives_each_query_its_own_rows(runs):
@@ -249,12 +254,19 @@ def study(runs, tmp_path_factory):
     content["datasets"], content["lvlms"] = content["datasets"][:1], content["lvlms"][:1]
     content |= {"bootstrap": 50, "regressor": {"width": 8, "epochs": 2}, "heads": {"layers": [2], "counts": [1]}}
     content["ablations"] = {
-        "widths": [4], "train_shards": [1], "temperatures": [1.1], "rows": ["predicting", "last", "after"],
-        "trained_on": ["large"], "samples": 12,
+        "widths": [4], "train_shards": [1], "temperatures": [1.1], "top_ps": [1.0],
+        "rows": ["predicting", "last", "after"], "trained_on": ["large"], "samples": 12,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("planted"))
-        for variant in ("", "temperature-1.1", "row-predicting", "trained-on-large", "found-on-scenes-shift"):
+        for variant in (
+            "",
+            "temperature-1.1",
+            "top-p-1",
+            "row-predicting",
+            "trained-on-large",
+            "found-on-scenes-shift",
+        ):
             (paths.RUNS / content["name"] / variant / "internvl-embedded").mkdir(parents=True)
         patch.setattr(Planted, "given", runs)
         yield Planted(Profile.model_validate(content))
@@ -269,7 +281,7 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["regressor's width"] == {"4", "8"}
     assert values["training queries"] == {"64", "200"}
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
-    assert values["temperature"] == {"0.8", "1.1"}
+    assert values["temperature"] == {"0.8", "1.1"} and values["top-p"] == {"0.6", "1"}
     assert values["row read"] == {"own", "predicting"}, "planted answers have neither commas nor several digits"
     assert "'after' is left out, since no token" in analysis_views.say_rows(benches).data
     assert values["samples"] == {str(n) for n in range(1, 13)}
