@@ -78,8 +78,9 @@ class HeadsSpec(Strict):
 
 class AblationsSpec(Strict):
     """What notebook 09 varies besides what any run's stored candidates give (see acs_lib.ablations). Every value of
-    `temperatures`, `top_ps`, `rows` and `trained_on` is sampled anew, with as many queries as the profile has. A dataset besides
-    `train_on` that has a train split gets heads and a regressor of its own, for this comparison alone."""
+    `temperatures`, `top_ps`, `rows` and `trained_on` is sampled anew, with as many queries as the profile has. A
+    dataset besides `train_on` that has a train split gets heads and a regressor of its own, for this comparison alone.
+    """
 
     widths: tuple[int, ...] = ()  # of the regressor
     train_shards: tuple[int, ...] = ()  # the first so many shards (of 64 queries) of the train split
