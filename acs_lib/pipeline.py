@@ -19,7 +19,7 @@ from acs_lib.candidates import STATISTICS
 from acs_lib.datasets import coco, scenes
 from acs_lib.lvlms.base import LVLM, ImageRefused, load_lvlm
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.store import Answers, Run, collect, query_key, unread
+from acs_lib.store import NO_FILE, Answers, Run, collect, query_key, unread
 
 log = logging.getLogger(__name__)
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
@@ -104,7 +104,7 @@ def read_image(path: str, width: int, height: int) -> Image.Image:
                 raise OSError(f"it has {image.width}x{image.height} px, the annotations say {width}x{height}")
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise OSError(f"{path}: no such file") from error
+        raise OSError(f"{path}: {NO_FILE}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(f"{path}: {error}") from error
 
