@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from acs_lib.paths import replacing
+from acs_lib.sampling import averaged
 from acs_lib.store import Run
 
 MAP_SIDE = 16  # cells: the regressor's grid has no longer side
@@ -45,13 +46,6 @@ class AttentionIoURegressor(nn.Module):
         features = F.gelu(self.near(features)) + features
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         return torch.sigmoid(self.score(pooled))[:, 0]
-
-
-def averaged(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Maps [n, 4, layers, heads, h, w] averaged onto a grid (rows, columns)."""
-    if maps.shape[-2:] == grid:
-        return maps
-    return F.adaptive_avg_pool2d(maps.flatten(1, 3).float(), grid).view(*maps.shape[:4], *grid).to(maps.dtype)
 
 
 def rows(run: Run, shard: int, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, pd.DataFrame]:
