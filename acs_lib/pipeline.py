@@ -91,7 +91,7 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
     hashed = queries["image_id"].map(lambda image_id: query_key(str(image_id)) / 2**32)
     shared = queries[(hashed >= spec.share[0]) & (hashed < spec.share[1])]
     place = shared.groupby("size").cumcount()
-    kept = shared[place < shared["size"].map(limits).fillna(0)].reset_index(drop=True)
+    kept = shared[place < shared["size"].map(limits).fillna(0).astype(float)].reset_index(drop=True)
     if kept.empty:
         raise ValueError(
             f"no query is left of {dataset.name}, {split}: its images' share {spec.share} holds "
