@@ -219,6 +219,8 @@ def take_apart(folder: Path, number: int, again: set[str]) -> None:
     Of a damaged shard nothing is kept.
     """
     run = Run(folder)
+    for path in folder.glob(f"part-{number:05d}-*"):  # left by a killed process; they would overlap
+        path.unlink()
     with suppress(ValueError):
         records, statistics, maps = run.records(number).drop(columns="iou"), run.statistics(number), [*run.maps(number)]
         names = records["query_id"].unique()

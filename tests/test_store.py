@@ -356,6 +356,22 @@ def test_a_part_that_says_that_an_image_is_missing_counts_for_nothing_once_it_is
     assert contents(tmp_path / "run") == expected
 
 
+def test_parts_left_beside_a_shard_are_not_joined_with_those_it_is_taken_apart_to(tmp_path, monkeypatch):
+    queries = with_images(tmp_path / "images", 40)
+    expected = contents(fill(tmp_path / "whole", queries, seeing([])).folder)
+    (tmp_path / "images" / "q20.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "join_parts", lambda folder, number: None)
+        fill(tmp_path / "run", queries, seeing([]))
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("part-*")}
+    store.join_parts(tmp_path / "run", 0)
+    for name, content in parts.items():
+        (tmp_path / "run" / name).write_bytes(content)  # as if killed before they were deleted
+    (tmp_path / "images" / "q20.png").write_text("whole")
+    fill(tmp_path / "run", queries, seeing([]))
+    assert len(parts) == 3 and contents(tmp_path / "run") == expected
+
+
 def test_a_damaged_shard_with_an_unreadable_image_is_made_anew(tmp_path):
     queries, asked = with_images(tmp_path / "images", 5), []
     expected = contents(fill(tmp_path / "whole", queries, seeing([])).folder)
