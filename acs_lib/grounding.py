@@ -302,7 +302,8 @@ def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> n
     predicted = np.full(len(candidates), np.nan)
     if model is not None and candidates.parsed.any():
         with torch.inference_mode():
-            predicted[candidates.parsed] = model(torch.from_numpy(candidates.maps[candidates.parsed]).half()).numpy()
+            maps = torch.from_numpy(candidates.maps[candidates.parsed]).half()
+            predicted[candidates.parsed] = model(maps).cpu().numpy()
     return predicted
 
 

@@ -52,6 +52,15 @@ def _file_digests(folder: Path, pattern: str) -> dict[str, str]:
     return {_from_root(path): _digest(path.read_bytes()) for path in sorted(folder.rglob(pattern))}
 
 
+def _data_files(profile: Profile) -> list[tuple[str, int]]:
+    """Name and size of the annotation files and images that a profile's datasets on disk have at the moment. (Rendered
+    worlds follow from the library and the profile.)"""
+    splits = [split for dataset in profile.datasets if dataset.kind == "coco" for split in dataset.splits.values()]
+    roots = {paths.ROOT / place for split in splits for place in (split.annotations, split.folder)}
+    files = {path for root in roots for path in (root, *root.rglob("*")) if path.is_file()}
+    return sorted((_from_root(path), path.stat().st_size) for path in files)
+
+
 def _from_root(path: Path) -> str:
     """A path as it may be published: without the machine's folders."""
     return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name
@@ -109,6 +118,8 @@ def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Stag
         "the profile": _digest(profile_file(name).read_bytes()),
         "the weights": _digest(_file_digests(paths.EMBEDDED, "model.safetensors")),
     }
+    if files := _data_files(profile):
+        shared["the data"] = _digest(files)
     stages: list[Stage] = []
     for number in sorted(profile.notebooks):
         notebook = next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb"), None)

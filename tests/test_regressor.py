@@ -2,6 +2,7 @@ import weakref
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_store import make_queries
@@ -129,6 +130,25 @@ def test_training_is_reproducible(runs, model):
     again, _ = regressor.train(runs["train"], runs["validation"], width=16, epochs=6, batch=64, lr=3e-3, seed=0)
     for name, value in again.state_dict().items():
         assert torch.allclose(value, model.state_dict()[name], atol=1e-6)
+
+
+def test_it_computes_where_its_weights_are(tmp_path, model, monkeypatch):
+    """The device 'meta' stands for a GPU; what is computed there has shapes only."""
+    regressor.save(model, tmp_path / "r.safetensors", "mine")
+    monkeypatch.setattr(regressor, "default_device", lambda: "meta")
+    loaded = regressor.load(tmp_path / "r.safetensors", "mine")
+    assert loaded(torch.rand(3, 4, LAYERS, HEADS, SIDE, SIDE)).device.type == "meta"
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_the_quality_of_hardly_any_answers_is_nan(n):
+    predictions = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "iou": [0.2, 0.8], "predicted": [0.3, 0.4]})[:n]
+    found = {**regressor.quality(predictions), "within": regressor.within_query_r(predictions)}
+    assert found.pop("n") == n
+    if n == 2:
+        assert found == pytest.approx({"pearson": 1, "spearman": 1, "mae": 0.25, "within": 1})
+    else:
+        assert np.isnan([found["pearson"], found["spearman"], found["within"]]).all()
 
 
 def test_maps_of_any_shape_are_averaged_onto_the_regressors_grid(model):

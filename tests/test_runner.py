@@ -257,6 +257,25 @@ def test_what_all_notebooks_depend_on_makes_all_of_them_stale(finished, path, re
     assert plan() == {"01": f"would run ({reason} changed)", "02": follows, "03": follows}
 
 
+def test_an_image_that_was_missing_makes_the_notebooks_stale(finished):
+    on_disk = "{annotations: data/coco/a.json, folder: data/coco/images, queries: {small: 1}}"
+    coco = f"- {{name: coco, kind: coco, splits: {{test: {on_disk}}}}}"
+    text = (paths.PROFILES / "tiny.yaml").read_text()
+    (paths.PROFILES / "tiny.yaml").write_text(text.replace("datasets:\n", f"datasets:\n  {coco}\n"))
+    images = paths.DATA / "coco" / "images" / "patch8"
+    images.mkdir(parents=True)
+    (images / "1.jpg").write_text("one")
+    for stage in stages():
+        stamp(stage)
+    assert set(plan().values()) == {"reused"}
+    (images / "2.jpg").write_text("two")
+    assert plan()["01"] == "would run (the data changed)"
+    for stage in stages():
+        stamp(stage)
+    (images / "2.jpg").write_text("another one")
+    assert plan()["01"] == "would run (the data changed)"
+
+
 def test_a_stale_notebook_takes_the_later_ones_with_it(finished):
     write_notebook(paths.NOTEBOOKS / "02_two.ipynb", "1")
     assert plan() == {"01": "reused", "02": "would run (the notebook changed)", "03": "would run (follows)"}

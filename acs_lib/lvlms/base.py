@@ -4,8 +4,10 @@ A subclass says how its family writes a prompt (`prompt`), where the image token
 (`parse`) and in which units its coordinates are. Nothing else in the kit knows a family.
 """
 
+import contextlib
 import errno
 import functools
+import json
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import attention
@@ -164,6 +167,21 @@ def families() -> dict[str, type[LVLM]]:
     return {model_type: adapter for adapter in adapters for model_type in adapter.model_types}
 
 
+def default_device() -> str:
+    """Where LVLMs and regressors compute: on a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tokenizer(source: str, revision: str | None):
+    """The tokenizer, with the chat template of the processor's file where it has none itself."""
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if tokenizer.chat_template is None:
+        with contextlib.suppress(OSError):
+            file = cached_file(source, "chat_template.json", revision=revision)
+            tokenizer.chat_template = json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer
+
+
 def load_lvlm(
     source: str | Path,
     name: str | None = None,
@@ -191,12 +209,12 @@ def load_lvlm(
                 f"only for {', '.join(families())}, in the format of transformers (InternVL: names that end in -HF)"
             )
         model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = _tokenizer(source, revision)
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         reason = str(error).partition("\n")[0].strip().rstrip(".")
         raise OSError(f"cannot load the LVLM {source!r} ({reason}); {mend}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return adapter(model.to(device), tokenizer, image_processor, name or Path(source).name, question)
+    model.to(device or default_device())
+    return adapter(model, tokenizer, image_processor, name or Path(source).name, question)

@@ -207,6 +207,18 @@ def test_a_box_survives_the_way_through_the_prompts_units(family, lvlm):
             assert all(number.isdigit() for number in digits)
 
 
+def test_the_chat_template_may_be_in_the_processors_file(family, lvlm, tmp_path):
+    lvlm.model.save_pretrained(tmp_path)
+    lvlm.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(family.hub_processor))
+    template = tmp_path / "chat_template.jinja"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+    template.unlink()
+    loaded = load_lvlm(tmp_path, dtype="float32", device="cpu")
+    ids = [each.prompt(picture(333, 222), "cat").inputs["input_ids"] for each in (lvlm, loaded)]
+    assert torch.equal(*ids)
+
+
 def test_a_folder_as_published_loads_and_answers_alike(family, lvlm, tmp_path):
     lvlm.model.save_pretrained(tmp_path)
     lvlm.tokenizer.save_pretrained(tmp_path)
