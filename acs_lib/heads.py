@@ -39,9 +39,7 @@ class HeadSet:
         """Read a head set; ValueError if it was found for another LVLM."""
         content = json.loads(Path(path).read_text())
         if content["lvlm"] != lvlm:
-            raise ValueError(
-                f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; notebook 04 finds one for it"
-            )
+            raise ValueError(f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; acs calibrate finds one")
         pairs = tuple((layer, head) for layer, head in content["heads"])
         return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
 

@@ -2,7 +2,7 @@
 
 `SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads, a regressor or a
 second question are made by `spatial_entropy`, `acs_free`, `acs_learned` and `p_true`; `FUSIONS` holds those whose box
-is outside the pool. `METHODS` has the names as one writes them on a command line: all but that of P(True).
+is outside the pool. `METHODS` has the names as one writes them on a command line.
 """
 
 import re
@@ -59,4 +59,4 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-METHODS = ("acs-free", "acs-learned", "spatial-entropy", *map(slug, SELECTORS), *map(slug, FUSIONS))
+METHODS = ("acs-free", "acs-learned", "spatial-entropy", "p-true", *map(slug, SELECTORS), *map(slug, FUSIONS))
