@@ -24,7 +24,7 @@ from acs_lib.sampling import cell_coverage
 from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, spatial_entropy
 from acs_lib.selectors.attention import statistic
 from acs_lib.store import BOX, SHARD, Run
-from acs_lib.study import Study
+from acs_lib.study import Study, looked_up
 
 COLUMNS = [
     "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
@@ -94,13 +94,6 @@ INPUTS = {
     "statistics of heads alone": statistics_alone,
     "maps renormalised": renormalised,
 }
-
-
-def looked_up(predictions: pd.DataFrame) -> Callable[[Candidates], np.ndarray]:
-    """Candidates -> [n] predicted IoU, from a frame query_id, candidate, predicted; NaN for an answer without."""
-    by_query = {name: part.set_index("candidate")["predicted"] for name, part in predictions.groupby("query_id")}
-    nothing = pd.Series(dtype=float)
-    return lambda c: by_query.get(c.query_id, nothing).reindex(range(len(c))).to_numpy(float)
 
 
 def raw_entropy(c: Candidates) -> np.ndarray:
@@ -256,12 +249,15 @@ class Bench:
         train = Changed(self.run("train"), change, most)
         known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(self.run("train").shards) // len(train.shards))
         model, _ = regressor.train(train, Changed(self.run("validation"), change), **known, seed=0)
-        return acs_learned(looked_up(regressor.predict(model, Changed(self.run("test"), change))))
+        return acs_learned(looked_up(regressor.predict(model, Changed(self.run("test"), change)), "predicted"))
 
     def standard(self, run: Run | None = None) -> list[Selector]:
         """ACS-Free and ACS-Learned as the profile has them, for a run (by default the test split's)."""
         predicted = regressor.predict(self.study.fit(self.lvlm), run or self.run("test"))
-        return [acs_free(self.head_set.heads, self.head_set.coordinates), acs_learned(looked_up(predicted))]
+        return [
+            acs_free(self.head_set.heads, self.head_set.coordinates),
+            acs_learned(looked_up(predicted, "predicted")),
+        ]
 
 
 def stored(bench: Bench) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, p_true
 from acs_lib.store import Run, digest
 
 
-def _by_answer(frame: pd.DataFrame, value: str) -> Callable[[Candidates], np.ndarray]:
+def looked_up(frame: pd.DataFrame, value: str) -> Callable[[Candidates], np.ndarray]:
     """Candidates -> [n] of a column of a frame with query_id and candidate; NaN for an answer that is not in it."""
     by_query = {query_id: part for query_id, part in frame.groupby("query_id")}
 
@@ -202,10 +202,10 @@ class Study:
         chosen = self.head_set(lvlm)
         return [
             *SELECTORS.values(),
-            *([] if asked is None else [p_true(_by_answer(asked, "p_true"))]),
+            *([] if asked is None else [p_true(looked_up(asked, "p_true"))]),
             spatial_entropy(chosen.heads),
             acs_free(chosen.heads, chosen.coordinates),
-            acs_learned(_by_answer(predictions, "predicted")),
+            acs_learned(looked_up(predictions, "predicted")),
         ]
 
     def choices(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
