@@ -25,7 +25,7 @@ from acs_lib.sampling import cell_coverage
 from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, spatial_entropy
 from acs_lib.selectors.attention import statistic
 from acs_lib.store import BOX, SHARD, Run
-from acs_lib.study import Study
+from acs_lib.study import Study, looked_up
 
 COLUMNS = [
     "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
@@ -102,13 +102,6 @@ INPUTS = {
     "the same but the mass inside the box": statistics_without_box,
     "maps renormalised": renormalised,
 }
-
-
-def looked_up(predictions: pd.DataFrame) -> Callable[[Candidates], np.ndarray]:
-    """Candidates -> [n] predicted IoU, from a frame query_id, candidate, predicted; NaN for an answer without."""
-    by_query = {name: part.set_index("candidate")["predicted"] for name, part in predictions.groupby("query_id")}
-    nothing = pd.Series(dtype=float)
-    return lambda c: by_query.get(c.query_id, nothing).reindex(range(len(c))).to_numpy(float)
 
 
 def raw_entropy(c: Candidates) -> np.ndarray:
@@ -289,14 +282,14 @@ class Bench:
         known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(self.run("train").shards) // len(train.shards))
         validation, test = Changed(self.run("validation"), change), Changed(self.run("test"), change)
         models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in self.seeds)
-        return [acs_learned(looked_up(regressor.predict(model, test))) for model in models]
+        return [acs_learned(looked_up(regressor.predict(model, test), "predicted")) for model in models]
 
     def standard(self, run: Run | None = None) -> list[Selector]:
         """ACS-Free and ACS-Learned, one a seed, as the profile has them, for a run (by default the test split's)."""
         run = run or self.run("test")
         predicted = (regressor.predict(self.study.fit(self.lvlm, seed), run) for seed in self.seeds)
         free = acs_free(self.head_set.heads, self.head_set.coordinates)
-        return [free, *(acs_learned(looked_up(frame)) for frame in predicted)]
+        return [free, *(acs_learned(looked_up(frame, "predicted")) for frame in predicted)]
 
 
 def _named(options: Mapping[object, Iterable[Selector]]) -> list[Named]:

@@ -176,3 +176,9 @@ def load_profile(name: str) -> Profile:
 def known_lvlms() -> dict[str, LVLMSpec]:
     """Name -> LVLM of every profile, the embedded one first."""
     return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}
+
+
+def known_sampling(lvlm: str) -> SamplingSpec | None:
+    """How the first profile that has the LVLM of that name samples; None where no profile has it."""
+    found = (profile for profile in map(load_profile, available()) if lvlm in [spec.name for spec in profile.lvlms])
+    return next((profile.sampling for profile in found), None)

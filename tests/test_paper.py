@@ -6,6 +6,7 @@ import re
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from acs_lib import paths, plan, published, runner
@@ -46,15 +47,51 @@ def test_the_profile_is_the_papers_table_and_its_checkpoints_are_pinned():
 
 
 def test_the_plan_is_printed_before_anything_runs(reports):
-    result = CliRunner().invoke(runner.app, ["--profile", "paper", "--limit", "5", "--dry-run"])
+    result = acs("run", "--profile", "paper", "--limit", "5", "--dry-run")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     first = next(number for number, line in enumerate(lines) if "would run" in line)
     assert lines[0] == "plan of the profile paper-first-5" and first > 8
     assert "together: 80 queries, 880 answers, " in result.output  # 2 LVLMs x (5 + 5 + 15 + 15)
     assert "assumed, not measured: one A100" in result.output and "`acs data`" in result.output
-    assert acs("run", "--profile", "paper", "--limit", "5", "--dry-run").output == result.output
     assert not reports.exists(), "a dry run writes nothing"
+
+
+def test_a_broken_annotation_file_is_one_sentence_of_the_plan(reports):
+    folder = paths.ROOT / "data" / "coco" / "annotations"
+    folder.mkdir(parents=True)
+    (folder / "instances_val2017.json").write_text("{")
+    result = acs("run", "--profile", "paper", "--dry-run")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert result.output.startswith("error: ") and "instances_val2017.json is not JSON" in result.output
+
+
+@pytest.mark.parametrize(("cuda", "reason"), [("13.0", "it is built for CUDA 13.0"), (None, "built without CUDA")])
+def test_without_a_gpu_nothing_runs(reports, monkeypatch, cuda, reason):
+    ran = []
+    monkeypatch.setattr(runner, "run_stage", lambda stage: ran.append(stage) or stop())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    for name in ("ACS_CPU", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = ("run", "--profile", "paper", "--limit", "5")
+    result = acs(*arguments)
+    assert result.exit_code == 1 and not ran and not reports.exists()
+    assert "'paper-first-5' needs a GPU" in result.output and reason in result.output
+    assert "mend: install a build of torch for your driver" in result.output
+    assert acs(*arguments, "--engine", "ray").exit_code == 1, "workers of this machine"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    acs(*arguments)
+    assert not ran
+    acs(*arguments, "--engine", "ray")
+    assert len(ran) == 1, "the workers have GPUs, this machine need not"
+    monkeypatch.setenv("ACS_CPU", "1")
+    acs(*arguments)
+    assert len(ran) == 2
+
+
+def stop():
+    raise runner.RunError("stopped by the test")
 
 
 def coco_file(folder, name, count):

@@ -1,15 +1,14 @@
 """The runner, on tiny notebooks in a project of their own."""
 
 import json
-import sys
-import types
 
 import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from acs_lib import paths, runner
+from acs_lib import cli, paths, runner
 from acs_lib.profiles import load_profile
+from acs_lib.report import html
 
 PROFILE = """\
 name: tiny
@@ -63,9 +62,7 @@ def project(tmp_path, monkeypatch):
     paths.runs("tiny").mkdir()
     write_profile("01", "02")
     (paths.LIBRARY / "boxes.py").write_text("SIZE = 1\n")
-    page = types.ModuleType("acs_lib.report.html")
-    page.build = lambda profile: paths.reports(profile) / "index.html"
-    monkeypatch.setitem(sys.modules, "acs_lib.report.html", page)
+    monkeypatch.setattr(html, "build", lambda profile: paths.reports(profile) / "index.html")
     return tmp_path
 
 
@@ -93,7 +90,7 @@ def stamp(stage):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(runner.app, ["--profile", "tiny", *arguments])
+    return CliRunner().invoke(cli.app, ["run", "--profile", "tiny", *arguments])
 
 
 def plan(*arguments):
@@ -325,7 +322,7 @@ def test_an_interruption_says_that_the_next_run_goes_on(finished, monkeypatch):
 
 
 def test_a_bad_profile_is_refused_with_its_reason(project):
-    result = CliRunner().invoke(runner.app, ["--profile", "tinny"])
+    result = CliRunner().invoke(cli.app, ["run", "--profile", "tinny"])
     assert (result.exit_code, "choose one of tiny" in result.output) == (2, True)
     for text, cause in (("a: [", "flow node"), (PROFILE + "samples: 3\n", "samples\n  Extra inputs are not permitted")):
         (paths.PROFILES / "tiny.yaml").write_text(text)

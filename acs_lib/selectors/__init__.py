@@ -2,8 +2,7 @@
 
 `SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads, a regressor or a
 second question are made by `spatial_entropy`, `all_heads`, `acs_free`, `acs_learned` and `p_true`; `FUSIONS` holds
-those whose box is outside the pool. `METHODS` has the names as one writes them on a command line, all but two: the
-ablation `all_heads`, and P(True).
+those whose box is outside the pool. `METHODS` has the names as one writes them on a command line, without `all_heads`.
 """
 
 import re
@@ -62,4 +61,4 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-METHODS = ("acs-free", "acs-learned", "spatial-entropy", *map(slug, SELECTORS), *map(slug, FUSIONS))
+METHODS = ("acs-free", "acs-learned", "spatial-entropy", "p-true", *map(slug, SELECTORS), *map(slug, FUSIONS))
