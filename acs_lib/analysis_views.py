@@ -34,13 +34,13 @@ def confidence_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     tables, curves = [], []
     for lvlm, dataset in study.columns:
         run, small = study.run(lvlm, dataset, "test"), study.test_queries(lvlm, dataset, "small")
-        selectors = study.selectors(lvlm, study.predictions(lvlm, dataset, "test"))
+        selectors = study.selectors(lvlm, study.predictions(lvlm, dataset, "test"), study.asked(lvlm, dataset))
         selectors = [selector for selector in selectors if selector.name != "greedy"]
         images = dict(zip(small["query_id"], small["image_id"]))
         candidates = (c for c in run.candidates(maps=True) if c.query_id in images)
         scores = confidence.scored(candidates, run.truth, selectors)
         tables.append(_placed(confidence.table(scores, selectors, images, study.profile.bootstrap), lvlm, dataset))
-        curves.append(_placed(confidence.curves(scores, SHOWN), lvlm, dataset))
+        curves.append(_placed(confidence.curves(scores, SHOWN, images, _draws(study)), lvlm, dataset))
     return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
 
 
@@ -60,18 +60,27 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
     return say("; ".join(parts) + f". Published, other LVLMs and data (arXiv 2607.05978, 8B parameters): {published}.")
 
 
+def predicted_answers(study: Study) -> pd.DataFrame:
+    """lvlm, dataset, image (its id), query_id, candidate, iou, predicted of every answer to small test objects that
+    holds a box."""
+    parts = []
+    for lvlm, dataset in study.columns:
+        image_of = study.test_queries(lvlm, dataset, "small").set_index("query_id")["image_id"]
+        found = small_predictions(study, lvlm, dataset, "test")
+        parts.append(_placed(found.assign(image=found["query_id"].map(image_of)), lvlm, dataset))
+    return pd.concat(parts, ignore_index=True)
+
+
 def calibration_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """calibration.csv (bins) and calibration_error.csv (lvlm, dataset, ece, lo, hi, predicted, iou, n): the regressor's
     predicted IoU of all answers to small test objects."""
     bins, errors = [], []
-    for lvlm, dataset in study.columns:
-        small = study.test_queries(lvlm, dataset, "small")
-        found = small_predictions(study, lvlm, dataset, "test")
-        images = pd.factorize(found["query_id"].map(dict(zip(small["query_id"], small["image_id"]))))[0]
+    for column, found in predicted_answers(study).groupby(["lvlm", "dataset"], sort=False):
         predicted, iou = found["predicted"].to_numpy(float), found["iou"].to_numpy(float)
+        images = pd.factorize(found["image"])[0]
         frame, error = confidence.reliability(predicted, iou, images, study.profile.bootstrap)
-        bins.append(_placed(frame, lvlm, dataset))
-        errors.append((lvlm.name, dataset.name, *error, predicted.mean(), iou.mean(), len(iou)))
+        bins.append(frame.assign(lvlm=column[0], dataset=column[1])[["lvlm", "dataset", *frame]])
+        errors.append((*column, *error, predicted.mean(), iou.mean(), len(iou)))
     names = ["lvlm", "dataset", "ece", "ece_lo", "ece_hi", "predicted", "iou", "n"]
     return pd.concat(bins, ignore_index=True), pd.DataFrame(errors, columns=names)
 
@@ -95,11 +104,11 @@ def benches(study: Study) -> list[Bench]:
 
 
 def attribution_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split. Heads
-    are compared inside as few layers as D_c may be taken from."""
+    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split,
+    intervals over its images. Heads are compared inside as few layers as D_c may be taken from."""
     tables, agreements = [], []
     for bench in benches:
-        table = analyses.attributions(bench.study.fit(bench.lvlm), bench.run("train"))
+        table = analyses.attributions(bench.study.fit(bench.lvlm), bench.run("train"), _draws(bench.study))
         layers, count = min(bench.study.profile.heads.layers), len(bench.head_set.heads)
         agreement = analyses.agreement(table, bench.separation, layers, count).assign(layers=layers)
         agreements.append(_placed(agreement, bench.lvlm))

@@ -46,20 +46,27 @@ class HeadSet:
         return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
 
 
-def attribution(model: AttentionIoURegressor, run: Run, answers: int = 2000) -> np.ndarray:
+def attribution(
+    model: AttentionIoURegressor, run: Run, answers: int = 2000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over answers of
-    sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5)."""
-    total, seen = 0.0, 0
+    sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
+    answer, summed over heads [n, layers], with its image id [n]."""
+    total, seen, each, names = 0.0, 0, [], []
     for shard in run.shards:
-        maps, _, _ = rows(run, shard, model.grid)
+        maps, _, frame = rows(run, shard, model.grid)
+        names.append(frame["query_id"][: answers - seen])
         for part in maps[: answers - seen].float().split(256):
             part.requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(part).sum(), part)
-            total = total + (gradient * part).abs().sum((0, 1, 4, 5)).detach()
+            found = (gradient * part).abs().detach()
+            total = total + found.sum((0, 1, 4, 5))
+            each.append(found.sum((1, 3, 4, 5)))
             seen += len(part)
         if seen >= answers:
             break
-    return (total / seen).numpy()
+    images = run.queries.set_index("query_id")["image_id"].loc[pd.concat(names)]
+    return (total / seen).numpy(), torch.cat(each).numpy(), images.to_numpy()
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -83,7 +83,8 @@ def test_the_control_does_not_learn_that_some_shards_are_better_than_others(runs
 
 
 def test_attribution_and_separation_find_the_planted_head(runs, model):
-    scores = heads.attribution(model, runs["train"])
+    scores, each, images = heads.attribution(model, runs["train"])
+    assert each.mean(0) == pytest.approx(scores.sum(1), rel=1e-4) and len(each) == len(images)
     assert scores.shape == (LAYERS, HEADS) and np.unravel_index(scores.argmax(), scores.shape) == (1, 1)
     records = runs["train"].records()
     entropy = runs["train"].statistics()[..., heads.ENTROPY].mean(1)
