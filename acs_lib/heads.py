@@ -123,19 +123,27 @@ def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int,
     return tuple(tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order)
 
 
-def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray) -> pd.DataFrame:
-    """The paper's entropy figure: coordinate, layer, group, mean, q25, q75, n of the entropy averaged over heads.
+def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
+    """The paper's entropy figure: coordinate, layer, group, mean with its 95 % interval mean_lo and mean_hi, q25, q75,
+    n of the entropy averaged over heads.
 
-    entropy [n, 4, layers, heads] in nats, iou [n].
+    entropy [n, 4, layers, heads] in nats, iou [n], images [n] codes 0..m-1; counts [draws, m] how often each draw holds
+    each image.
     """
     per_layer = entropy.mean(-1)
     table = []
     for group, (low, high) in GROUPS.items():
-        chosen = per_layer[(iou > low) & (iou <= high)]
+        kept = (iou > low) & (iou <= high)
+        chosen, place = per_layer[kept], images[kept]
+        answers = counts @ np.bincount(place, minlength=counts.shape[1])
         for index, coordinate in enumerate(COORDINATES):
             for layer in range(per_layer.shape[2]):
                 values = chosen[:, index, layer]
                 if len(values):
                     q25, mean, q75 = np.quantile(values, 0.25), values.mean(), np.quantile(values, 0.75)
-                    table.append((coordinate, layer, group, mean, q25, q75, len(values)))
-    return pd.DataFrame(table, columns=["coordinate", "layer", "group", "mean", "q25", "q75", "n"])
+                    sums = counts @ np.bincount(place, values, minlength=counts.shape[1])
+                    lo, hi = np.quantile(sums[answers > 0] / answers[answers > 0], (0.025, 0.975))
+                    table.append((coordinate, layer, group, mean, lo, hi, q25, q75, len(values)))
+    return pd.DataFrame(
+        table, columns=["coordinate", "layer", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
+    )

@@ -248,5 +248,6 @@ class Study:
         """Write reports/<profile>/figures/<stem>.png and .pdf and note the caption; a takeaway (see
         acs_lib.views.say) ends it with what is seen."""
         if seen is not None:
-            caption = f"{caption} {seen.data.removeprefix('**Takeaway.** ')}"
+            text, *points = seen.data.removeprefix("**Takeaway.** ").split("\n- ")
+            caption = " ".join([caption, text, *(["; ".join(points) + "."] if points else [])])
         figures.save(figure, paths.reports(self.profile.name), stem, caption)

@@ -233,9 +233,9 @@ def entropy_by_layer(frame: pd.DataFrame) -> Figure:
     """The paper's entropy figure: mean attention entropy (nats) by layer, one row of panels a coordinate, three groups
     of IoU.
 
-    frame: columns coordinate (x1, y1, x2, y2), layer, group (high, IoU > 0.6; low, 0-0.3; zero, 0), mean, q25, q75,
-        and optionally lvlm, dataset (a column of panels each)
-    Bands run from the first to the third quartile of the groups high (hatched) and zero.
+    frame: columns coordinate (x1, y1, x2, y2), layer, group (high, IoU > 0.6; low, 0-0.3; zero, 0), mean with its 95 %
+        interval mean_lo and mean_hi, q25, q75, and optionally lvlm, dataset (a column of panels each)
+    Bands run from the first to the third quartile of the groups high (hatched) and zero; bars are the intervals.
     """
     blocks = _panels(frame, "lvlm", "dataset")
     size = (1.4 + 2.9 * len(blocks), 8.4)
@@ -251,9 +251,10 @@ def entropy_by_layer(frame: pd.DataFrame) -> Figure:
                         rows["layer"], rows["q25"], rows["q75"], facecolor=(colour, 0.14), edgecolor=(colour, 0.6),
                         hatch=hatch, linewidth=0.6, label=f"quartiles, {group}",
                     )  # fmt: skip
-                axes.plot(
-                    rows["layer"], rows["mean"], line, color=colour, marker=marker, markeredgecolor="white",
-                    markeredgewidth=0.6, markersize=6, label=label,
+                axes.errorbar(
+                    rows["layer"], rows["mean"], _errors(rows["mean"], rows["mean_lo"], rows["mean_hi"]),
+                    linestyle=line, color=colour, marker=marker, markeredgecolor="white", markeredgewidth=0.6,
+                    markersize=5, elinewidth=1.2, capsize=2.5, label=label,
                 )  # fmt: skip
             _layer_ticks(axes, block["layer"])
         column[-1].set_xlabel("decoder layer (from 0)")
