@@ -12,7 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from acs_lib.report import figures
+from acs_lib import ablations
+from acs_lib.report import analysis_figures, figures
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 
@@ -311,3 +312,56 @@ def test_a_notebook_shows_each_figure_once(tmp_path):
 def test_an_empty_frame_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         figures.main_results(results_frame().iloc[:0])
+
+
+def ablations_frame() -> pd.DataFrame:
+    apart, same, unknown = (0.05, 0.01, 0.09), (0.0, -0.02, 0.02), (np.nan,) * 3
+    rows = [
+        (ablations.STANDARD, "-", "greedy", "scenes", 400, 0.5, *same),
+        ("heads in D_c", "2", "ACS-Free", "scenes", 400, 0.52, *apart),
+        ("heads in D_c", "1", "ACS-Free", "scenes", 400, 0.52, *same),
+        *[("samples", str(n), method, "scenes", 400, 0.53, *same)
+          for n in range(1, 21) for method in ("greedy", "ACS-Free")],
+        *[("applied to size", size, method, "scenes", n, 0.54, *unknown)
+          for size, n in (("small", 400), ("large", 90)) for method in ("greedy", "ACS-Free", "oracle best of N")],
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns="factor value method dataset n_queries acc50 delta delta_lo delta_hi".split())
+    return frame.assign(acc50_lo=frame["acc50"] - 0.02, acc50_hi=frame["acc50"] + 0.02)
+
+
+def points(axes) -> list[tuple[float, float, str]]:
+    """x, y and face of every marker with an interval."""
+    lines = [container.lines[0] for container in axes.containers]
+    return [(float(x), float(y), line.get_markerfacecolor()) for line in lines for x, y in line.get_xydata()]
+
+
+def test_ablations_stand_at_their_ticks_and_fill_what_is_told_apart():
+    heads, _, sizes, empty = analysis_figures.ablation_panels(ablations_frame()).axes
+    assert heads.get_title() == "heads in $D_c$" and not empty.axison
+    assert [label.get_text() for label in heads.get_yticklabels()] == ["1", "2"]
+    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, figures.METHODS["ACS-Free"][0])]
+    assert {round(y, 2) for _, y, _ in points(sizes)} == {-0.1, 0.1, 0.9, 1.1}, "two methods, side by side"
+    assert heads.get_xlabel() == sizes.get_xlabel() == "Acc@0.5"
+
+
+def test_greedy_of_the_profile_is_drawn_where_the_queries_are_its_own():
+    heads, samples, sizes, _ = analysis_figures.ablation_panels(ablations_frame()).axes
+    dashed = [[line for line in axes.lines if line.get_linestyle() == "--"] for axes in (heads, samples, sizes)]
+    assert [len(found) for found in dashed] == [1, 1, 0]
+    assert list(dashed[0][0].get_xdata()) == list(dashed[1][0].get_ydata()) == [0.5, 0.5]
+
+
+def test_many_numbers_go_along_a_line():
+    _, samples, _, _ = analysis_figures.ablation_panels(ablations_frame()).axes
+    assert [(x, y) for x, y, _ in points(samples)] == [(n, 0.53) for n in range(1, 21)]
+    assert (samples.get_xlabel(), samples.get_ylabel()) == ("samples", "Acc@0.5")
+
+
+def test_risk_has_intervals_at_coverages_of_each_methods_own():
+    coverage = np.arange(1, 21) / 20
+    frame = pd.DataFrame({"coverage": coverage, "risk": 0.3, "risk_lo": 0.2, "risk_hi": 0.5})
+    (axes,) = analysis_figures.risk_coverage(pd.concat([frame.assign(method=name) for name in "ab"])).axes
+    bars = [container.lines[2][0].get_segments() for container in axes.containers]
+    first, second = ({round(float(bar[0, 0]), 2) for bar in found} for found in bars)
+    assert len(first) == len(second) == 10 and not first & second
+    assert bars[0][0][:, 1].tolist() == [0.2, 0.5]
