@@ -1,4 +1,5 @@
-"""What notebook 09 looks at: tables of a study's confidence, analyses and cost, and sentences that follow from them."""
+"""What notebook 09 looks at, and 03 and 04 in part: tables of a study's confidence, analyses and cost, and sentences that
+follow from them."""
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,19 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
     return say("; ".join(parts) + f". Published, other LVLMs and data (arXiv 2607.05978, 8B parameters): {published}.")
 
 
+def say_risk(curves: pd.DataFrame) -> Markdown:
+    """The score with the lowest risk when half of the greedy answers are kept, from `confidence_tables`."""
+    parts = []
+    for (lvlm, dataset), rows in curves.groupby(["lvlm", "dataset"], sort=False):
+        half = rows[rows["coverage"] == 0.5]
+        best, every = half.loc[half["risk"].idxmin()], rows.loc[rows["coverage"].idxmax(), "risk"]
+        parts.append(
+            f"on {dataset} ({lvlm}) with {best['method']}, {best['risk']:.0%} [{best['risk_lo']:.0%}, "
+            f"{best['risk_hi']:.0%}] instead of {every:.0%} over all answers"
+        )
+    return say("of the half that a score is surest of, the share of misses is lowest " + "; ".join(parts) + ".")
+
+
 def predicted_answers(study: Study) -> pd.DataFrame:
     """lvlm, dataset, image (its id), query_id, candidate, iou, predicted of every answer to small test objects that
     holds a box."""
@@ -101,6 +115,19 @@ def say_calibration(errors: pd.DataFrame) -> Markdown:
 def benches(study: Study) -> list[Bench]:
     """What the ablations and analyses of every LVLM share (D_c found once)."""
     return [Bench.open(study, lvlm) for lvlm in study.profile.lvlms]
+
+
+def say_layers(layers: pd.DataFrame) -> Markdown:
+    """The layer with the largest share of the attribution and the shares of D_c's layers, from `Study.head_tables`."""
+    parts = []
+    for lvlm, rows in layers.groupby("lvlm", sort=False):
+        first, own = rows.loc[rows["attribution"].idxmax()], rows[rows["selected"]]
+        told = ", ".join(f"layer {row.layer} {row.attribution:.0%}" for row in own.itertuples())
+        parts.append(
+            f"for {lvlm} the largest share is that of layer {first['layer']}, {first['attribution']:.0%} "
+            f"[{first['attribution_lo']:.0%}, {first['attribution_hi']:.0%}]; of the layers with heads in D_c: {told}"
+        )
+    return say("; ".join(parts) + ".")
 
 
 def attribution_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
