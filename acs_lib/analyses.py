@@ -42,13 +42,13 @@ def integrated_gradients(model: Model, maps: torch.Tensor, baseline: torch.Tenso
 
 @torch.no_grad()
 def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> np.ndarray:
-    """[layers] mean absolute change of the prediction when all maps of one layer are replaced by the baseline's."""
+    """[n, layers] absolute change of the prediction when all maps of one layer are replaced by the baseline's."""
     known, changes = model(maps), []
     for layer in range(maps.shape[2]):
         hidden = maps.clone()
         hidden[:, :, layer] = baseline.expand_as(maps)[:, :, layer]
-        changes.append((model(hidden) - known).abs().mean().item())
-    return np.array(changes)
+        changes.append((model(hidden) - known).abs())
+    return torch.stack(changes, 1).numpy()
 
 
 def first_maps(run: Run, grid: tuple[int, int], answers: int) -> torch.Tensor:
@@ -62,19 +62,30 @@ def first_maps(run: Run, grid: tuple[int, int], answers: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def attributions(model: AttentionIoURegressor, run: Run, answers: int = 500) -> pd.DataFrame:
-    """One row a layer: the three ATTRIBUTIONS as shares that sum to 1. The baseline is the mean map of the answers, so
-    that what counts is how a map differs from an ordinary one; gradient x input has none."""
+def share_interval(values: np.ndarray, images: np.ndarray, draws: int) -> np.ndarray:
+    """[2, layers] ends of the interval of each layer's share (0-1) of the total of values [n, layers] >= 0 when the
+    images, images [n] ids, are drawn with replacement."""
+    codes = pd.factorize(images)[0]
+    sums = np.zeros((codes.max() + 1, values.shape[1]))
+    np.add.at(sums, codes, values)
+    drawn = image_counts(len(sums), draws) @ sums
+    return np.quantile(drawn / drawn.sum(1, keepdims=True), INTERVAL, axis=0)
+
+
+def attributions(model: AttentionIoURegressor, run: Run, draws: int, answers: int = 500) -> pd.DataFrame:
+    """One row a layer: the three ATTRIBUTIONS as shares that sum to 1, and the interval of each (name_lo, name_hi). The
+    baseline is the mean map of the answers, so that what counts is how a map differs from an ordinary one; gradient x
+    input has none."""
     maps = first_maps(run, model.grid, answers)
     baseline = maps.mean(0, keepdim=True)
-    parts = [integrated_gradients(model, part, baseline).abs().sum((0, 1, 3, 4, 5)) for part in maps.split(128)]
-    found = {
-        "gradient x input": heads.attribution(model, run, answers).sum(1),
-        "integrated gradients": torch.stack(parts).sum(0).numpy(),
-        "occlusion": occlusion(model, maps, baseline),
-    }
-    table = pd.DataFrame({name: values / values.sum() for name, values in found.items()})
-    return table.rename_axis("layer").reset_index()
+    parts = [integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in maps.split(128)]
+    _, gradient, images = heads.attribution(model, run, answers)
+    found = zip(ATTRIBUTIONS, (gradient, torch.cat(parts).numpy(), occlusion(model, maps, baseline)))
+    columns = {}
+    for name, values in found:
+        columns[name] = values.sum(0) / values.sum()
+        columns[f"{name}_lo"], columns[f"{name}_hi"] = share_interval(values, images, draws)
+    return pd.DataFrame(columns).rename_axis("layer").reset_index()
 
 
 def agreement(table: pd.DataFrame, head_scores: np.ndarray, layers: int, count: int) -> pd.DataFrame:

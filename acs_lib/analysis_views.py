@@ -1,4 +1,5 @@
-"""What notebook 09 looks at: tables of a study's confidence, analyses and cost, and sentences that follow from them."""
+"""What notebook 09 looks at, and 03 and 04 in part: tables of a study's confidence, analyses and cost, and sentences
+that follow from them."""
 
 import numpy as np
 import pandas as pd
@@ -34,13 +35,13 @@ def confidence_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     tables, curves = [], []
     for lvlm, dataset in study.columns:
         run, small = study.run(lvlm, dataset, "test"), study.test_queries(lvlm, dataset, "small")
-        selectors = study.selectors(lvlm, study.predictions(lvlm, dataset, "test"))
+        selectors = study.selectors(lvlm, study.predictions(lvlm, dataset, "test"), study.asked(lvlm, dataset))
         selectors = [selector for selector in selectors if selector.name != "greedy"]
         images = dict(zip(small["query_id"], small["image_id"]))
         candidates = (c for c in run.candidates(maps=True) if c.query_id in images)
         scores = confidence.scored(candidates, run.truth, selectors)
         tables.append(_placed(confidence.table(scores, selectors, images, study.profile.bootstrap), lvlm, dataset))
-        curves.append(_placed(confidence.curves(scores, SHOWN), lvlm, dataset))
+        curves.append(_placed(confidence.curves(scores, SHOWN, images, _draws(study)), lvlm, dataset))
     return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
 
 
@@ -60,18 +61,40 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
     return say("; ".join(parts) + f". Published, other LVLMs and data (arXiv 2607.05978, 8B parameters): {published}.")
 
 
+def say_risk(curves: pd.DataFrame) -> Markdown:
+    """The score with the lowest risk when half of the greedy answers are kept, from `confidence_tables`."""
+    parts = []
+    for (lvlm, dataset), rows in curves.groupby(["lvlm", "dataset"], sort=False):
+        half = rows[rows["coverage"] == 0.5]
+        best, every = half.loc[half["risk"].idxmin()], rows.loc[rows["coverage"].idxmax(), "risk"]
+        parts.append(
+            f"on {dataset} ({lvlm}) with {best['method']}, {best['risk']:.0%} [{best['risk_lo']:.0%}, "
+            f"{best['risk_hi']:.0%}] instead of {every:.0%} over all answers"
+        )
+    return say("of the half that a score is surest of, the share of misses is lowest " + "; ".join(parts) + ".")
+
+
+def predicted_answers(study: Study) -> pd.DataFrame:
+    """lvlm, dataset, image (its id), query_id, candidate, iou, predicted of every answer to small test objects that
+    holds a box."""
+    parts = []
+    for lvlm, dataset in study.columns:
+        image_of = study.test_queries(lvlm, dataset, "small").set_index("query_id")["image_id"]
+        found = small_predictions(study, lvlm, dataset, "test")
+        parts.append(_placed(found.assign(image=found["query_id"].map(image_of)), lvlm, dataset))
+    return pd.concat(parts, ignore_index=True)
+
+
 def calibration_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """calibration.csv (bins) and calibration_error.csv (lvlm, dataset, ece, lo, hi, predicted, iou, n): the regressor's
     predicted IoU of all answers to small test objects."""
     bins, errors = [], []
-    for lvlm, dataset in study.columns:
-        small = study.test_queries(lvlm, dataset, "small")
-        found = small_predictions(study, lvlm, dataset, "test")
-        images = pd.factorize(found["query_id"].map(dict(zip(small["query_id"], small["image_id"]))))[0]
+    for column, found in predicted_answers(study).groupby(["lvlm", "dataset"], sort=False):
         predicted, iou = found["predicted"].to_numpy(float), found["iou"].to_numpy(float)
+        images = pd.factorize(found["image"])[0]
         frame, error = confidence.reliability(predicted, iou, images, study.profile.bootstrap)
-        bins.append(_placed(frame, lvlm, dataset))
-        errors.append((lvlm.name, dataset.name, *error, predicted.mean(), iou.mean(), len(iou)))
+        bins.append(frame.assign(lvlm=column[0], dataset=column[1])[["lvlm", "dataset", *frame]])
+        errors.append((*column, *error, predicted.mean(), iou.mean(), len(iou)))
     names = ["lvlm", "dataset", "ece", "ece_lo", "ece_hi", "predicted", "iou", "n"]
     return pd.concat(bins, ignore_index=True), pd.DataFrame(errors, columns=names)
 
@@ -94,12 +117,25 @@ def benches(study: Study) -> list[Bench]:
     return [Bench.open(study, lvlm) for lvlm in study.profile.lvlms]
 
 
+def say_layers(layers: pd.DataFrame) -> Markdown:
+    """The layer with the largest share of the attribution and the shares of D_c's layers, from `Study.head_tables`."""
+    parts = []
+    for lvlm, rows in layers.groupby("lvlm", sort=False):
+        first, own = rows.loc[rows["attribution"].idxmax()], rows[rows["selected"]]
+        told = ", ".join(f"layer {row.layer} {row.attribution:.0%}" for row in own.itertuples())
+        parts.append(
+            f"for {lvlm} the largest share is that of layer {first['layer']}, {first['attribution']:.0%} "
+            f"[{first['attribution_lo']:.0%}, {first['attribution_hi']:.0%}]; of the layers with heads in D_c: {told}"
+        )
+    return say("; ".join(parts) + ".")
+
+
 def attribution_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split. Heads
-    are compared inside as few layers as D_c may be taken from."""
+    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split,
+    intervals over its images. Heads are compared inside as few layers as D_c may be taken from."""
     tables, agreements = [], []
     for bench in benches:
-        table = analyses.attributions(bench.study.fit(bench.lvlm), bench.run("train"))
+        table = analyses.attributions(bench.study.fit(bench.lvlm), bench.run("train"), _draws(bench.study))
         layers, count = min(bench.study.profile.heads.layers), len(bench.head_set.heads)
         agreement = analyses.agreement(table, bench.separation, layers, count).assign(layers=layers)
         agreements.append(_placed(agreement, bench.lvlm))

@@ -127,16 +127,32 @@ def table(scores: pd.DataFrame, selectors: Iterable[Selector], image_of: Mapping
     return pd.DataFrame(rows, columns=[*names, "published_auroc"])
 
 
-def curves(scores: pd.DataFrame, methods: Iterable[str], answers: str = "greedy") -> pd.DataFrame:
-    """risk_coverage.csv of one LVLM and dataset: method, answers, coverage (0.05 to 1), risk (0-1) and accuracy, over
-    the greedy answers or 'all'."""
+def curve_interval(scores: np.ndarray, hit: np.ndarray, images: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[2, coverages] ends of the interval of the risk at COVERAGES; arguments as in `area_interval`."""
+    order, errors = _errors_in_order(scores, hit)
+    drawn = []
+    for count in counts:
+        weights = count[images[order]]
+        kept = np.ceil(COVERAGES * weights.sum())
+        missed = np.interp(kept, np.append(0, weights.cumsum()), np.append(0, (weights * errors).cumsum()))
+        drawn.append(missed / kept)
+    return np.quantile(drawn, INTERVAL, axis=0)
+
+
+def curves(
+    scores: pd.DataFrame, methods: Iterable[str], image_of: Mapping[str, int], draws: int, answers: str = "greedy"
+) -> pd.DataFrame:
+    """risk_coverage.csv of one LVLM and dataset: method, answers, coverage (0.05 to 1), risk (0-1) with its interval
+    risk_lo and risk_hi, and accuracy, over the greedy answers or 'all'; image_of: query id -> image."""
     part = scores if answers == "all" else scores[scores["candidate"] == 0]
     hit, rows = hits(part["iou"]), []
-    kept = np.ceil(COVERAGES * len(hit)).astype(int)
+    images = pd.factorize(part["query_id"].map(image_of))[0]
+    counts, kept = image_counts(images.max() + 1, draws), np.ceil(COVERAGES * len(hit)).astype(int)
     for method in methods:
-        risk = risk_coverage(part[method].to_numpy(float), hit)[kept - 1]
-        rows += [(method, answers, *values) for values in zip(COVERAGES, risk, 1 - risk)]
-    return pd.DataFrame(rows, columns=["method", "answers", "coverage", "risk", "accuracy"])
+        values = part[method].to_numpy(float)
+        risk, ends = risk_coverage(values, hit)[kept - 1], curve_interval(values, hit, images, counts)
+        rows += [(method, answers, *found) for found in zip(COVERAGES, risk, *ends, 1 - risk)]
+    return pd.DataFrame(rows, columns=["method", "answers", "coverage", "risk", "risk_lo", "risk_hi", "accuracy"])
 
 
 def reliability(

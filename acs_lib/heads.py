@@ -50,20 +50,27 @@ class HeadSet:
         return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
 
 
-def attribution(model: AttentionIoURegressor, run: Run, answers: int = 2000) -> np.ndarray:
+def attribution(
+    model: AttentionIoURegressor, run: Run, answers: int = 2000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over answers of
-    sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5)."""
-    total, seen = 0.0, 0
+    sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
+    answer, summed over heads [n, layers], with its image id [n]."""
+    total, seen, each, names = 0.0, 0, [], []
     for shard in run.shards:
-        maps, _, _ = rows(run, shard, model.grid)
+        maps, _, frame = rows(run, shard, model.grid)
+        names.append(frame["query_id"][: answers - seen])
         for part in maps[: answers - seen].float().split(256):
             part.requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(part).sum(), part)
-            total = total + (gradient * part).abs().sum((0, 1, 4, 5)).detach()
+            found = (gradient * part).abs().detach()
+            total = total + found.sum((0, 1, 4, 5))
+            each.append(found.sum((1, 3, 4, 5)))
             seen += len(part)
         if seen >= answers:
             break
-    return (total / seen).numpy()
+    images = run.queries.set_index("query_id")["image_id"].loc[pd.concat(names)]
+    return (total / seen).numpy(), torch.cat(each).numpy(), images.to_numpy()
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -121,19 +128,27 @@ def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int,
     return tuple(tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order)
 
 
-def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray) -> pd.DataFrame:
-    """The paper's entropy figure: coordinate, layer, group, mean, q25, q75, n of the entropy averaged over heads.
+def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
+    """The paper's entropy figure: coordinate, layer, group, mean with its 95 % interval mean_lo and mean_hi, q25, q75,
+    n of the entropy averaged over heads.
 
-    entropy [n, 4, layers, heads] in nats, iou [n].
+    entropy [n, 4, layers, heads] in nats, iou [n], images [n] codes 0..m-1; counts [draws, m] how often each draw holds
+    each image.
     """
     per_layer = entropy.mean(-1)
     table = []
     for group in GROUPS:
-        chosen = per_layer[in_group(iou, group)]
+        kept = in_group(iou, group)
+        chosen, place = per_layer[kept], images[kept]
+        answers = counts @ np.bincount(place, minlength=counts.shape[1])
         for index, coordinate in enumerate(COORDINATES):
             for layer in range(per_layer.shape[2]):
                 values = chosen[:, index, layer]
                 if len(values):
                     q25, mean, q75 = np.quantile(values, 0.25), values.mean(), np.quantile(values, 0.75)
-                    table.append((coordinate, layer, group, mean, q25, q75, len(values)))
-    return pd.DataFrame(table, columns=["coordinate", "layer", "group", "mean", "q25", "q75", "n"])
+                    sums = counts @ np.bincount(place, values, minlength=counts.shape[1])
+                    lo, hi = np.quantile(sums[answers > 0] / answers[answers > 0], (0.025, 0.975))
+                    table.append((coordinate, layer, group, mean, lo, hi, q25, q75, len(values)))
+    return pd.DataFrame(
+        table, columns=["coordinate", "layer", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
+    )

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from transformers import AutoTokenizer
 
-from acs_lib import evaluate, heads, paths, pipeline, published, regressor
+from acs_lib import analyses, evaluate, heads, paths, pipeline, published, regressor
 from acs_lib import p_true as p_true_
 from acs_lib.candidates import Candidates
 from acs_lib.heads import ENTROPY, Heads, HeadSet
@@ -115,14 +116,15 @@ class Study:
         return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
 
     def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
-        """(layers, heads, D_c): attribution by layer, separation by head over D_c's coordinates, and D_c.
+        """(layers, heads, D_c): attribution by layer with 95 % intervals over images, separation by head over D_c's
+        coordinates, and D_c.
 
         Attribution, separation and the coordinates (those at which the best head separates best inside queries) come
         from the train split; of the sets that the profile's `heads` names, the one with the best Acc@0.5 of ACS-Free
         on the validation split is D_c.
         """
         train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
-        scores = heads.attribution(self.fit(lvlm), train)
+        scores, each, images = heads.attribution(self.fit(lvlm), train)
         records, statistics = train.records(), train.statistics()
         kept = (records["failure"] == "").to_numpy() & (records["candidate"] > 0).to_numpy()
         entropy = statistics[kept][..., ENTROPY]
@@ -141,6 +143,8 @@ class Study:
         layers = pd.DataFrame(
             {"lvlm": lvlm.name, "layer": range(len(scores)), "attribution": scores.sum(1) / scores.sum()}
         )
+        ends = analyses.share_interval(each, images, min(2000, self.profile.bootstrap))
+        layers["attribution_lo"], layers["attribution_hi"] = ends
         layers["rank"] = layers["attribution"].rank(ascending=False, method="first").astype(int)
         grid = [(layer, head) for layer in range(scores.shape[0]) for head in range(scores.shape[1])]
         table = pd.DataFrame(
@@ -251,6 +255,10 @@ class Study:
             raise FileNotFoundError(f"{path} is not there; run the earlier notebooks of the profile first")
         return pd.read_csv(path)
 
-    def save_figure(self, figure, stem: str, caption: str) -> None:
-        """Write reports/<profile>/figures/<stem>.png and .pdf and note the caption."""
+    def save_figure(self, figure, stem: str, caption: str, seen: Markdown | None = None) -> None:
+        """Write reports/<profile>/figures/<stem>.png and .pdf and note the caption; a takeaway (see
+        acs_lib.views.say) ends it with what is seen."""
+        if seen is not None:
+            text, *points = seen.data.removeprefix("**Takeaway.** ").split("\n- ")
+            caption = " ".join([caption, text, *(["; ".join(points) + "."] if points else [])])
         figures.save(figure, paths.reports(self.profile.name), stem, caption)

@@ -13,6 +13,7 @@ from PIL import Image
 from acs_lib import boxes as bx
 from acs_lib import designs, evaluate, paths, published, regressor
 from acs_lib.candidates import COORDINATES, STATISTICS, Candidates
+from acs_lib.confidence import image_counts
 from acs_lib.heads import ENTROPY, GROUPS, HeadSet, entropy_by_layer, mean_share
 from acs_lib.mistakes import KINDS, ranked_right
 from acs_lib.report import figures
@@ -140,9 +141,12 @@ def entropy_table(study: Study) -> pd.DataFrame:
     for lvlm, dataset in study.columns:
         run = study.run(lvlm, dataset, "test")
         records = run.records()
-        small = set(study.test_queries(lvlm, dataset, "small")["query_id"])
-        kept = ((records["failure"] == "") & records["query_id"].isin(small)).to_numpy()
-        table = entropy_by_layer(run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept])
+        image_of = study.test_queries(lvlm, dataset, "small").set_index("query_id")["image_id"]
+        kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
+        images, names = pd.factorize(records["query_id"][kept].map(image_of))
+        counts = image_counts(max(1, len(names)), min(1000, study.profile.bootstrap))
+        entropy, iou = run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept]
+        table = entropy_by_layer(entropy, iou, images, counts)
         table.insert(0, "dataset", dataset.name)
         table.insert(0, "lvlm", lvlm.name)
         parts.append(table)

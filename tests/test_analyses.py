@@ -36,8 +36,15 @@ def test_occlusion_sees_the_only_layer_that_counts():
     maps = torch.ones(2, *SHAPE)
     maps[1] = 3
     baseline = torch.full((1, *SHAPE), 2.0)
-    assert analyses.occlusion(linear(weights), maps, baseline).tolist() == [0, 32, 0]  # 4 x 2 x 2 x 2 values, each 1
+    assert analyses.occlusion(linear(weights), maps, baseline).tolist() == [[0, 32, 0]] * 2  # 32 values, each 1
     assert maps[0].unique().tolist() == [1]
+
+
+def test_shares_vary_with_the_images_that_are_drawn():
+    values, images = np.array([[1.0, 1], [1, 1], [3, 1], [1, 3]]), np.array(["a", "a", "b", "c"])
+    lo, hi = analyses.share_interval(values, images, draws=2000)
+    assert lo == pytest.approx([0.25, 0.25]) and hi == pytest.approx([0.75, 0.75]), "b alone and c alone are drawn"
+    assert np.ptp(analyses.share_interval(values[:2], images[:2], draws=20)) == 0, "one image does not vary"
 
 
 def test_agreement_by_hand():

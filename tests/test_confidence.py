@@ -64,6 +64,17 @@ def test_risk_and_its_area_by_hand():
     assert (lo, hi) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))))
 
 
+def test_a_draw_of_the_curve_is_the_risk_of_the_answers_it_drew():
+    rng = np.random.default_rng(0)
+    scores, hit, images = rng.random(60), (rng.random(60) < 0.5).astype(float), np.repeat(np.arange(20), 3)
+    count = confidence.image_counts(20, 1)
+    rows = np.repeat(np.arange(60), count[0][images])
+    risk = confidence.risk_coverage(scores[rows], hit[rows])
+    lo, hi = confidence.curve_interval(scores, hit, images, count)
+    assert lo.tolist() == hi.tolist()
+    assert lo == pytest.approx(risk[np.ceil(confidence.COVERAGES * 60).astype(int) - 1])
+
+
 def test_an_uninformative_score_has_the_share_of_misses_as_its_area():
     rng = np.random.default_rng(1)
     hit = (rng.random(20_000) < 0.7).astype(float)
@@ -87,11 +98,12 @@ def test_table_and_curves():
     assert table["auroc"].to_dict() == {"all": 1, "greedy": 1}
     assert table.loc["greedy", "aurc"] == pytest.approx((0 + 0 + 1 / 3) / 3)
     assert table["published_auroc"].tolist() == ["0.890 and 0.916"] * 2
-    curve = confidence.curves(scores, ["mass inside the box (MTLA)"])
+    curve = confidence.curves(scores, ["mass inside the box (MTLA)"], {"a": 1, "b": 2, "c": 2}, draws=50)
     assert curve["coverage"].iloc[-1] == 1
     assert curve["risk"].iloc[-1] == pytest.approx(1 / 3)
     assert (curve["risk"] + curve["accuracy"] == 1).all()
     assert curve["risk"].iloc[0] == 0
+    assert curve[["risk_lo", "risk_hi"]].iloc[-1].tolist() == [0, 0.5], "image 1 alone, or image 2"
 
 
 def test_reliability_by_hand():

@@ -7,11 +7,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from acs_lib.report import figures
+from acs_lib import ablations
+from acs_lib.report import analysis_figures, figures
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 
@@ -23,12 +25,23 @@ def image() -> Image.Image:
 
 def entropy_frame(dataset: str = "scenes") -> pd.DataFrame:
     rows = [
-        ("tiny", dataset, coordinate, layer, group, 4 + layer / 10 + shift, 3.8 + shift, 4.5 + shift, 20)
+        (
+            "tiny",
+            dataset,
+            coordinate,
+            layer,
+            group,
+            4 + layer / 10 + shift,
+            3.9 + shift,
+            4.3 + shift,
+            3.8 + shift,
+            4.5 + shift,
+        )
         for coordinate in COORDINATES
         for layer in range(3)
         for group, shift in (("high", 0.0), ("low", 0.1), ("zero", 0.2))
     ]
-    return pd.DataFrame(rows, columns="lvlm dataset coordinate layer group mean q25 q75 n".split())
+    return pd.DataFrame(rows, columns="lvlm dataset coordinate layer group mean mean_lo mean_hi q25 q75".split())
 
 
 def size_frame(methods=("greedy",)) -> pd.DataFrame:
@@ -72,19 +85,26 @@ def boxes(axes, gid: str) -> list[Rectangle]:
 
 def test_entropy_has_a_panel_a_coordinate_and_a_line_a_group():
     figure = figures.entropy_by_layer(entropy_frame())
-    assert [axes.get_title() for axes in figure.axes] == list(COORDINATES)
+    assert [axes.get_ylabel() for axes in figure.axes] == [f"{name}: entropy (nats)" for name in COORDINATES]
+    assert figure.axes[0].get_title() == "tiny,\nscenes"
     for axes in figure.axes:
-        assert axes.get_ylabel() == "attention entropy (nats)"
-        assert len(axes.lines) == 3 and len(axes.collections) == 3
-        assert len({line.get_linestyle() for line in axes.lines}) == 3, "told apart without colour"
-        assert len({line.get_marker() for line in axes.lines}) == 3
-    assert legend_texts(figure)[:3] == ["high IoU (> 0.6)", "low IoU (0-0.3)", "zero IoU (0)"]
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [4.0, 4.1, 4.2])
+        lines = [container.lines[0] for container in axes.containers]
+        high, zero = (found for found in axes.collections if isinstance(found, PolyCollection))
+        assert high.get_hatch() and not zero.get_hatch(), "two bands, told apart without colour"
+        assert len(lines) == len({line.get_linestyle() for line in lines}) == 3, "told apart without colour"
+        assert len({line.get_marker() for line in lines}) == 3
+    assert set(legend_texts(figure)) == {
+        "high IoU (> 0.6)", "low IoU (0-0.3)", "zero IoU (0)", "quartiles, high", "quartiles, zero",
+    }  # fmt: skip
+    line, _, (bars,) = figure.axes[0].containers[0].lines
+    assert list(line.get_ydata()) == pytest.approx([4.0, 4.1, 4.2])
+    assert list(bars.get_segments()[0][:, 1]) == pytest.approx([3.9, 4.3])
 
 
-def test_entropy_of_two_datasets_is_two_blocks():
+def test_entropy_of_two_datasets_is_two_columns():
     figure = figures.entropy_by_layer(pd.concat([entropy_frame(), entropy_frame("scenes-shift")]))
-    assert len(figure.subfigs) == 2 and len(figure.axes) == 8
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["tiny,\nscenes", "tiny,\nscenes-shift"]
+    assert len(figure.axes) == 8
 
 
 def test_sizes_are_ordered_large_to_small_beside_the_published_numbers():
@@ -122,17 +142,19 @@ def test_main_results_do_not_need_published_numbers():
     assert "published" not in legend_texts(figure)
 
 
-@pytest.mark.parametrize("how", [{"selected": [1, 2]}, {"top": 2}, {}])
-def test_selected_layers_are_hatched(how):
-    layers = pd.DataFrame(
-        {"lvlm": "tiny", "layer": range(4), "attribution": [0.1, 0.9, 0.8, 0.2], "rank": [4, 1, 2, 3]}
-    )
-    if not how:
-        layers["selected"] = [False, True, True, False]
-    figure = figures.layer_attribution(layers, **how)
-    hatched = [round(patch.get_x() + 0.4) for patch in figure.axes[0].patches if patch.get_hatch()]
-    assert hatched == [1, 2]
-    assert legend_texts(figure) == ["selected (localization-critical)", "other layers"]
+def layers_frame() -> pd.DataFrame:
+    frame = pd.DataFrame({"lvlm": "tiny", "layer": range(4), "attribution": [0.05, 0.45, 0.4, 0.1]})
+    ends = {"attribution_lo": frame["attribution"] - 0.02, "attribution_hi": frame["attribution"] + 0.03}
+    return frame.assign(**ends, selected=[False, True, True, False])
+
+
+def test_layers_with_selected_heads_are_hatched():
+    figure = figures.layer_attribution(layers_frame())
+    (axes,) = figure.axes
+    assert [round(patch.get_x() + 0.4) for patch in axes.patches if patch.get_hatch()] == [1, 2]
+    assert legend_texts(figure) == ["layers with heads in $D_c$", "other layers"]
+    (bars,) = [found for found in axes.collections if hasattr(found, "get_segments")]
+    assert bars.get_segments()[1][:, 1] == pytest.approx([0.43, 0.48])
 
 
 def test_selected_heads_are_outlined():
@@ -146,38 +168,39 @@ def test_selected_heads_are_outlined():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("head (from 0)", "decoder layer (from 0)")
 
 
-def test_predicted_against_true_shows_r_the_diagonal_and_skips_nan():
+def answers_frame(dataset: str = "scenes") -> pd.DataFrame:
     true = np.linspace(0, 1, 50)
-    axes = figures.predicted_vs_true(np.append(true, np.nan), np.append(true, 0.5), "tiny").axes[0]
-    assert axes.get_title() == "tiny"
-    assert [text.get_text() for text in axes.texts] == ["Pearson r = 1.000\nn = 50"]
+    frame = pd.DataFrame({"image": np.arange(50) // 5, "predicted": true, "iou": true})
+    return pd.concat([frame, pd.DataFrame({"image": [99], "predicted": [np.nan], "iou": [0.5]})]).assign(
+        lvlm="tiny", dataset=dataset
+    )
+
+
+def test_predicted_against_true_shows_r_the_diagonal_and_skips_nan():
+    axes, second, _ = figures.predicted_vs_true(pd.concat([answers_frame(), answers_frame("shift")]), 50).axes
+    assert (axes.get_title(), second.get_title()) == ("tiny, scenes", "tiny, shift")
+    assert [text.get_text() for text in axes.texts] == ["Pearson r = 1.000\n50 answers, 10 images"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted IoU", "true IoU")
     (means,) = [line for line in axes.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(means.get_xydata()[:, 0], means.get_xydata()[:, 1])
     with pytest.raises(ValueError, match="nothing to draw"):
-        figures.predicted_vs_true(np.array([np.nan]), np.array([0.2]))
+        figures.predicted_vs_true(answers_frame().tail(1))
+
+
+def test_intervals_of_predicted_against_true_are_over_images():
+    """Two images whose answers agree: as many answers as one likes tell no more than the two."""
+    copies = pd.DataFrame({"image": [0, 1] * 500, "predicted": 0.55, "iou": [0.2, 0.8] * 500})
+    axes = figures.predicted_vs_true(copies, 500).axes[0]
+    (bars,) = [found for found in axes.collections if hasattr(found, "get_segments")]
+    assert bars.get_segments()[0][:, 1] == pytest.approx([0.2, 0.8])
 
 
 def test_sweep_has_a_line_a_method():
     figure = figures.candidates_sweep(sweep_frame())
-    assert legend_texts(figure) == ["greedy", "ACS-Free", "medoid"]
+    assert legend_texts(figure) == ["greedy", "ACS-Free, 95 % interval", "medoid"]
     assert list(figure.axes[0].get_xticks()) == [1, 2, 4]
     greedy, free, _ = figure.axes[0].lines
     assert (greedy.get_linestyle(), greedy.get_marker()) == ("--", "") and free.get_marker() == "P"
-
-
-def test_training_lays_stages_end_to_end():
-    loss = pd.DataFrame(
-        [{"stage": "vision", "step": s, "token_loss": 1.0, "named": 0.5} for s in (50, 100)]
-        + [{"stage": "answers", "step": s, **dict.fromkeys(COORDINATES, 2.0), "marked": 0.5} for s in (50, 100)]
-    )
-    figure = figures.training_curve(loss)
-    assert len(figure.axes) == 3
-    assert [label.get_text() for label in figure.axes[0].texts] == ["vision", "answers"]
-    assert list(figure.axes[0].lines[0].get_xdata()) == []  # nothing of x1 in the first stage
-    assert max(max(line.get_xdata(), default=0) for line in figure.axes[0].lines) == 200
-    with pytest.raises(ValueError, match="nothing to draw"):
-        figures.training_curve(loss[["stage", "step"]])
 
 
 def test_overlay_has_a_panel_a_map_and_the_papers_colours(image):
@@ -237,7 +260,8 @@ def test_the_highlighted_candidate_has_its_own_name(image):
 
 def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
     written = [
-        figures.save(figures.candidates_sweep(sweep_frame()), tmp_path / run, "candidates_sweep") for run in "ab"
+        figures.save(figures.candidates_sweep(sweep_frame()), tmp_path / run, "candidates_sweep", "A sweep.")
+        for run in "ab"
     ]
     for suffix in ("png", "pdf"):
         first, second = (paths[suffix].read_bytes() for paths in written)
@@ -250,10 +274,10 @@ def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
 
 def test_captions_gather_in_one_file(tmp_path):
     figure = figures.candidates_sweep(sweep_frame())
-    figures.save(figure, tmp_path, "candidates_sweep")
-    figures.save(figure, tmp_path, "other", caption="Another.")
+    figures.save(figure, tmp_path, "candidates_sweep", "A sweep.")
+    figures.save(figure, tmp_path, "other", "Another.")
     captions = json.loads((tmp_path / "figures" / "captions.json").read_text(encoding="utf-8"))
-    assert captions == {"candidates_sweep": figures.CAPTIONS["candidates_sweep"], "other": "Another."}
+    assert captions == {"candidates_sweep": "A sweep.", "other": "Another."}
 
 
 def test_nothing_leaks_into_the_callers_matplotlib():
@@ -266,10 +290,11 @@ def test_nothing_leaks_into_the_callers_matplotlib():
 
 SHOWN = """import pandas as pd
 from acs_lib.report import figures
-frame = pd.DataFrame({"layer": [0, 1], "attribution": [0.4, 0.6], "rank": [2, 1]})
+frame = pd.DataFrame({"layer": [0, 1], "attribution": [0.4, 0.6], "attribution_lo": 0.3, "attribution_hi": 0.7})
+frame["selected"] = [True, False]
 for _ in range(2):
     figure = figures.layer_attribution(frame)
-figures.save(figure, folder, "layers")
+figures.save(figure, folder, "layers", "Layers.")
 None"""
 
 
@@ -287,3 +312,56 @@ def test_a_notebook_shows_each_figure_once(tmp_path):
 def test_an_empty_frame_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         figures.main_results(results_frame().iloc[:0])
+
+
+def ablations_frame() -> pd.DataFrame:
+    apart, same, unknown = (0.05, 0.01, 0.09), (0.0, -0.02, 0.02), (np.nan,) * 3
+    rows = [
+        (ablations.STANDARD, "-", "greedy", "scenes", 400, 0.5, *same),
+        ("heads in D_c", "2", "ACS-Free", "scenes", 400, 0.52, *apart),
+        ("heads in D_c", "1", "ACS-Free", "scenes", 400, 0.52, *same),
+        *[("samples", str(n), method, "scenes", 400, 0.53, *same)
+          for n in range(1, 21) for method in ("greedy", "ACS-Free")],
+        *[("applied to size", size, method, "scenes", n, 0.54, *unknown)
+          for size, n in (("small", 400), ("large", 90)) for method in ("greedy", "ACS-Free", "oracle best of N")],
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns="factor value method dataset n_queries acc50 delta delta_lo delta_hi".split())
+    return frame.assign(acc50_lo=frame["acc50"] - 0.02, acc50_hi=frame["acc50"] + 0.02)
+
+
+def points(axes) -> list[tuple[float, float, str]]:
+    """x, y and face of every marker with an interval."""
+    lines = [container.lines[0] for container in axes.containers]
+    return [(float(x), float(y), line.get_markerfacecolor()) for line in lines for x, y in line.get_xydata()]
+
+
+def test_ablations_stand_at_their_ticks_and_fill_what_is_told_apart():
+    heads, _, sizes, empty = analysis_figures.ablation_panels(ablations_frame()).axes
+    assert heads.get_title() == "heads in $D_c$" and not empty.axison
+    assert [label.get_text() for label in heads.get_yticklabels()] == ["1", "2"]
+    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, figures.METHODS["ACS-Free"][0])]
+    assert {round(y, 2) for _, y, _ in points(sizes)} == {-0.1, 0.1, 0.9, 1.1}, "two methods, side by side"
+    assert heads.get_xlabel() == sizes.get_xlabel() == "Acc@0.5"
+
+
+def test_greedy_of_the_profile_is_drawn_where_the_queries_are_its_own():
+    heads, samples, sizes, _ = analysis_figures.ablation_panels(ablations_frame()).axes
+    dashed = [[line for line in axes.lines if line.get_linestyle() == "--"] for axes in (heads, samples, sizes)]
+    assert [len(found) for found in dashed] == [1, 1, 0]
+    assert list(dashed[0][0].get_xdata()) == list(dashed[1][0].get_ydata()) == [0.5, 0.5]
+
+
+def test_many_numbers_go_along_a_line():
+    _, samples, _, _ = analysis_figures.ablation_panels(ablations_frame()).axes
+    assert [(x, y) for x, y, _ in points(samples)] == [(n, 0.53) for n in range(1, 21)]
+    assert (samples.get_xlabel(), samples.get_ylabel()) == ("samples", "Acc@0.5")
+
+
+def test_risk_has_intervals_at_coverages_of_each_methods_own():
+    coverage = np.arange(1, 21) / 20
+    frame = pd.DataFrame({"coverage": coverage, "risk": 0.3, "risk_lo": 0.2, "risk_hi": 0.5})
+    (axes,) = analysis_figures.risk_coverage(pd.concat([frame.assign(method=name) for name in "ab"])).axes
+    bars = [container.lines[2][0].get_segments() for container in axes.containers]
+    first, second = ({round(float(bar[0, 0]), 2) for bar in found} for found in bars)
+    assert len(first) == len(second) == 10 and not first & second
+    assert bars[0][0][:, 1].tolist() == [0.2, 0.5]

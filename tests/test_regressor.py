@@ -86,7 +86,8 @@ def test_the_control_does_not_learn_that_some_shards_are_better_than_others(runs
 
 
 def test_attribution_and_separation_find_the_planted_head(runs, model):
-    scores = heads.attribution(model, runs["train"])
+    scores, each, images = heads.attribution(model, runs["train"])
+    assert each.mean(0) == pytest.approx(scores.sum(1), rel=1e-4) and len(each) == len(images)
     assert scores.shape == (LAYERS, HEADS) and np.unravel_index(scores.argmax(), scores.shape) == (1, 1)
     records = runs["train"].records()
     entropy = runs["train"].statistics()[..., heads.ENTROPY].mean(1)
@@ -111,9 +112,17 @@ def test_select_heads_stays_inside_the_critical_layers():
 
 def test_entropy_groups(runs):
     entropy = np.arange(4.0)[:, None, None, None].repeat(4, 1)
-    table = heads.entropy_by_layer(entropy, np.array([0.0, 0.2, 0.45, 0.8]))
-    means = table[table["coordinate"] == "x1"].set_index("group")["mean"]
-    assert means.to_dict() == {"high": 3.0, "low": 1.0, "zero": 0.0}
+    table = heads.entropy_by_layer(entropy, np.array([0.0, 0.2, 0.45, 0.8]), np.arange(4), np.ones((2, 4), int))
+    means = table[table["coordinate"] == "x1"].set_index("group")
+    assert means["mean"].to_dict() == {"high": 3.0, "low": 1.0, "zero": 0.0}
+    assert means["mean_lo"].equals(means["mean"]) and means["mean_hi"].equals(means["mean"]), "no draw differs"
+
+
+def test_entropy_intervals_are_over_images():
+    entropy = np.array([1.0, 1, 1, 4])[:, None, None, None].repeat(4, 1)
+    images, counts = np.array([0, 0, 0, 1]), np.array([[2, 0], [1, 1], [0, 2]] * 20)
+    table = heads.entropy_by_layer(entropy, np.full(4, 0.8), images, counts)
+    assert (table["mean"].iloc[0], table["mean_lo"].iloc[0], table["mean_hi"].iloc[0]) == (1.75, 1, 4)
 
 
 def test_head_sets_and_regressors_belong_to_one_lvlm(tmp_path, model):

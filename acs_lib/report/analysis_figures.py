@@ -1,13 +1,14 @@
 """Figures of confidence, analyses, ablations and cost, in the style of acs_lib.report.figures."""
 
 import textwrap
-from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from acs_lib import ablations
 from acs_lib.analyses import ATTRIBUTIONS
@@ -17,25 +18,34 @@ from acs_lib.report.figures import (
     GREEN,
     GREY,
     LIGHT,
+    METHODS,
     ORANGE,
     VERMILLION,
     _errors,
     _grid,
     _legend_below,
     _looks,
+    _name_rows,
     _panels,
     _styled,
 )
 
 ANSWERS = {"all": (BLUE, "o", "all answers"), "greedy": (VERMILLION, "^", "greedy answers alone")}
+ABLATED = ("greedy", "ACS-Free", "ACS-Learned")
+ROWS = 8  # values of a factor that stand one below the other; more numbers than that go along a line
 BARS = dict(zip(ATTRIBUTIONS, ((BLUE, ""), (ORANGE, "///"), (GREEN, "..."))))  # colour, hatch
+
+
+def _formula(text: str) -> str:
+    """D_c as the paper sets it."""
+    return text.replace("D_c", "$D_c$")
 
 
 @_styled
 def confidence(frame: pd.DataFrame) -> Figure:
     """AUROC (0-1) of every score for 'IoU at least 0.5', with 95 % intervals; chance is the dotted line.
 
-    frame: columns method, family, answers (all, greedy), auroc, auroc_lo, auroc_hi, and lvlm, dataset (a panel each)
+    frame: columns method, answers (all, greedy), auroc, auroc_lo, auroc_hi, and lvlm, dataset (a panel each)
     """
     blocks, methods = _panels(frame, "lvlm", "dataset"), list(dict.fromkeys(frame["method"]))
     figure, grid = _grid(len(blocks), 3.6, 1.5 + 0.3 * len(methods), 2.2)
@@ -48,12 +58,8 @@ def confidence(frame: pd.DataFrame) -> Figure:
                 xerr=_errors(rows["auroc"], rows["auroc_lo"], rows["auroc_hi"]), fmt=marker, color=colour,
                 elinewidth=1.2, label=label,
             )  # fmt: skip
-        axes.set(title=title, xlabel="AUROC for IoU >= 0.5", yticks=range(len(methods)))
-        axes.set_yticklabels(methods)
-        axes.label_outer(remove_inner_ticks=False)
-    families = frame.drop_duplicates("method")["family"]
-    for label, family in zip(grid[0].get_yticklabels(), families, strict=True):
-        label.set_fontweight("bold" if family.startswith("acs") else "normal")
+        axes.set(title=title, xlabel="AUROC for IoU >= 0.5")
+    _name_rows(grid, {method: place for place, method in enumerate(methods)})
     grid[0].invert_yaxis()
     _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
@@ -63,16 +69,21 @@ def confidence(frame: pd.DataFrame) -> Figure:
 def risk_coverage(frame: pd.DataFrame) -> Figure:
     """Share of misses (0-1) among the answers that a score is surest of, against how many are kept.
 
-    frame: columns method, coverage, risk, and lvlm, dataset (a panel each)
+    frame: columns method, coverage, risk, risk_lo, risk_hi, and lvlm, dataset (a panel each)
+    Markers carry 95 % intervals; each method has them at coverages of its own, so that they do not overlap.
     """
-    blocks, looks = _panels(frame, "lvlm", "dataset"), _looks(dict.fromkeys(frame["method"]))
+    blocks, methods = _panels(frame, "lvlm", "dataset"), list(dict.fromkeys(frame["method"]))
+    looks = _looks(methods)
     figure, grid = _grid(len(blocks), 3.6, 3.6, 1.2)
     for axes, (title, block) in zip(grid, blocks, strict=True):
         for method, rows in block.groupby("method", sort=False):
             colour, marker, line, _ = looks[method]
-            axes.plot(
-                rows["coverage"], rows["risk"], line, color=colour, marker=marker, markevery=2, markeredgecolor="white",
-                markersize=8 if marker == "*" else 5.5, markeredgewidth=0.5, label=method,
+            every = (methods.index(method), len(methods))
+            axes.errorbar(
+                rows["coverage"], rows["risk"], _errors(rows["risk"], rows["risk_lo"], rows["risk_hi"]),
+                errorevery=every, markevery=every, linestyle=line, color=colour, marker=marker, elinewidth=1.1,
+                capsize=2, markeredgecolor="white", markersize=8 if marker == "*" else 5.5, markeredgewidth=0.5,
+                label=method,
             )  # fmt: skip
         axes.set(title=title, xlabel="coverage (share of answers kept)", ylabel="risk (share with IoU < 0.5)")
         axes.label_outer(remove_inner_ticks=False)
@@ -107,18 +118,18 @@ def calibration(bins: pd.DataFrame, errors: pd.DataFrame) -> Figure:
 
 @_styled
 def attributions(frame: pd.DataFrame) -> Figure:
-    """Share of the attribution (0-1) of every layer by three ways to attribute.
+    """Share of the attribution (0-1) of every layer by three ways to attribute, with 95 % intervals.
 
-    frame: columns layer and acs_lib.analyses.ATTRIBUTIONS, and lvlm (a panel each)
+    frame: columns layer and acs_lib.analyses.ATTRIBUTIONS, each also with _lo and _hi, and lvlm (a panel each)
     """
     blocks = _panels(frame, "lvlm")
     figure, grid = plt.subplots(1, len(blocks), squeeze=False, figsize=(1.2 + 4.4 * len(blocks), 3.3))
     for axes, (title, block) in zip(grid[0], blocks, strict=True):
         for index, (name, (colour, hatch)) in enumerate(BARS.items()):
-            axes.bar(
-                block["layer"] + 0.27 * (index - 1), block[name], 0.27, color=colour, hatch=hatch, edgecolor="white",
-                label=name,
-            )  # fmt: skip
+            place = block["layer"] + 0.27 * (index - 1)
+            axes.bar(place, block[name], 0.27, color=colour, hatch=hatch, edgecolor="white", label=name)
+            lengths = _errors(block[name], block[f"{name}_lo"], block[f"{name}_hi"])
+            axes.errorbar(place, block[name], lengths, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
         axes.set(title=title, xlabel="decoder layer (from 0)", ylabel="share of the attribution")
         axes.set_xticks(block["layer"])
     _legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
@@ -165,9 +176,8 @@ def transfer(frame: pd.DataFrame) -> Figure:
         rows = block.set_index("found_on").reindex(names)
         error = _errors(rows["acc50"], rows["acc50_lo"], rows["acc50_hi"])
         axes.errorbar(rows["acc50"], range(len(names)), xerr=error, fmt="P", color=GREEN, markersize=7)
-        axes.set(title=title, xlabel="Acc@0.5 of ACS-Free", ylabel="heads found on", yticks=range(len(names)))
-        axes.set_yticklabels(names)
-        axes.label_outer(remove_inner_ticks=False)
+        axes.set(title=title, xlabel="Acc@0.5 of ACS-Free", ylabel="heads found on")
+    _name_rows(grid, {_formula(name): place for place, name in enumerate(names)})
     grid[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
@@ -176,7 +186,8 @@ def transfer(frame: pd.DataFrame) -> Figure:
 def size_effect(frame: pd.DataFrame) -> Figure:
     """Correlation of entropy with IoU of every head, and what is left of it at equal object and box area.
 
-    frame: columns heads ('one head', 'all heads', 'D_c'), r, partial_r, and lvlm, dataset (a panel each)
+    frame: columns heads ('one head', 'all heads', 'D_c'), r, partial_r, the 95 % interval partial_r_lo, partial_r_hi
+        (of all heads and D_c), and lvlm, dataset (a panel each)
     """
     blocks = _panels(frame, "lvlm", "dataset")
     looks = {"one head": (GREY, "o", 4), "all heads": (BLUE, "s", 8), "D_c": (VERMILLION, "*", 12)}
@@ -187,7 +198,11 @@ def size_effect(frame: pd.DataFrame) -> Figure:
         axes.axhline(0, color=GREY, linewidth=1, linestyle=":")
         for kind, (colour, marker, size) in looks.items():
             rows = block[block["heads"] == kind]
-            axes.plot(rows["r"], rows["partial_r"], marker, color=colour, markersize=size, label=kind)
+            axes.errorbar(
+                rows["r"], rows["partial_r"], _errors(rows["partial_r"], rows["partial_r_lo"], rows["partial_r_hi"]),
+                fmt=marker, color=colour, markersize=size, markeredgecolor="white", markeredgewidth=0.5, zorder=3,
+                label=_formula(kind),
+            )  # fmt: skip
         axes.set(title=title, xlabel="r of entropy and IoU", ylabel="partial r, sizes held fixed")
         axes.label_outer(remove_inner_ticks=False)
     _legend_below(figure, grid[0].get_legend_handles_labels()[0])
@@ -195,47 +210,74 @@ def size_effect(frame: pd.DataFrame) -> Figure:
 
 
 @_styled
-def ablation_panels(frame: pd.DataFrame, methods: Sequence[str] = ("greedy", "ACS-Free", "ACS-Learned")) -> Figure:
+def ablation_panels(frame: pd.DataFrame) -> Figure:
     """Acc@0.5 (0-1) on small objects for every value of every factor, a panel each, with 95 % intervals.
 
-    frame: ablations.csv of one LVLM; numbers go along a line, words stand beside each other. The vertical
-    line is greedy decoding of the row group 'as the profile has it'.
+    frame: ablations.csv of one LVLM; more than ROWS numbers go along a line, other values stand one below the other.
+    Filled markers: the paired difference with the method as the profile has it is told apart from 0. The dashed line is
+    greedy decoding as the profile has it, where all values have its queries.
     """
-    base = frame[frame["factor"] == ablations.STANDARD].set_index("method")["acc50"]
-    factors = [factor for factor in dict.fromkeys(frame["factor"]) if factor != ablations.STANDARD]
-    looks, order = _looks(methods), {factor: list(dict.fromkeys(frame.loc[frame["factor"] == factor, "value"]))
-                                     for factor in factors}  # fmt: skip
+    base = frame[frame["factor"] == ablations.STANDARD]
+    greedy, queries = base.loc[base["method"] == "greedy", "acc50"], set(zip(base["dataset"], base["n_queries"]))
     numbers = set(ablations.numeric(frame)["factor"])
-    rows = -(-len(factors) // 2)
-    tallest = [min(13, max(len(order[factor]) for factor in factors[2 * row : 2 * row + 2])) for row in range(rows)]
+    order = {
+        factor: sorted(set(part["value"]), key=float) if factor in numbers else list(dict.fromkeys(part["value"]))
+        for factor, part in frame.groupby("factor", sort=False)
+        if factor != ablations.STANDARD
+    }
+    tall = [min(ROWS, len(values)) for values in order.values()]
+    heights = [max(tall[start : start + 2]) for start in range(0, len(tall), 2)]
     figure, grid = plt.subplots(
-        rows, 2, squeeze=False, figsize=(9.2, 0.5 + sum(0.9 + 0.26 * count for count in tallest)),
-        height_ratios=[2.5 + count for count in tallest],
+        len(heights), 2, squeeze=False, figsize=(9.2, 0.8 + sum(1.1 + 0.26 * height for height in heights)),
+        height_ratios=[3.5 + height for height in heights],
     )  # fmt: skip
-    for axes, factor in zip(grid.flat, factors):
+    for axes, (factor, values) in zip(grid.flat, order.items()):
         part = frame[frame["factor"] == factor]
-        if factor in numbers:
-            order[factor] = sorted(order[factor], key=float)
-        place = {value: index for index, value in enumerate(order[factor])}
-        if "greedy" in base:
-            axes.axvline(base["greedy"], color=GREY, linewidth=1, linestyle="--")
-        for index, method in enumerate(methods):
-            shown = part[part["method"] == method]
-            colour, marker, _, _ = looks[method]
-            axes.errorbar(
-                shown["acc50"], [place[value] + 0.2 * (index - 1) for value in shown["value"]],
-                xerr=_errors(shown["acc50"], shown["acc50_lo"], shown["acc50_hi"]), fmt=marker, color=colour,
-                markersize=8 if marker == "*" else 5.5, elinewidth=1,
-            )  # fmt: skip
-        axes.set(title=textwrap.fill(factor, 30), yticks=range(len(place)), ylim=(len(place) - 0.5, -0.5))
-        axes.set_yticklabels([str(value) for value in order[factor]])
-    for axes in list(grid.flat)[len(factors) :]:
+        along = factor in numbers and len(values) > ROWS
+        if len(greedy) and set(zip(part["dataset"], part["n_queries"])) == queries:
+            (axes.axhline if along else axes.axvline)(greedy.iloc[0], color=GREY, linewidth=1, linestyle="--")
+            if along:
+                part = part[part["method"] != "greedy"]  # the line is enough
+        _ablated(axes, part, values, along)
+        axes.set_title(_formula(textwrap.fill(factor, 30)))
+        rate = axes.yaxis if along else axes.xaxis
+        rate.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        rate.set_major_formatter("{x:.2f}")
+        rate.set_label_text("Acc@0.5")
+    for axes in list(grid.flat)[len(order) :]:
         axes.set_axis_off()
-    for axes in list(grid.flat)[max(0, len(factors) - 2) : len(factors)]:
-        axes.set_xlabel("Acc@0.5")
-    handles = [Line2D([], [], color=looks[m][0], marker=looks[m][1], linestyle="", label=m) for m in methods]
+    looks = {"linestyle": "", "markeredgewidth": 1.2}
+    handles = [Line2D([], [], color=METHODS[m][0], marker=METHODS[m][1], label=m, **looks) for m in ABLATED]
+    for face, label in ((GREY, "filled: told apart from the profile's own setting"),
+                        ("white", "hollow: not told apart, or other queries")):  # fmt: skip
+        handles.append(Line2D([], [], color=GREY, marker="s", markerfacecolor=face, label=label, **looks))
     _legend_below(figure, handles)
     return figure
+
+
+def _ablated(axes: Axes, part: pd.DataFrame, values: list[str], along: bool) -> None:
+    """Draw the methods of one factor side by side at each of the values, which go along x or down y."""
+    methods = [method for method in ABLATED if method in set(part["method"])]
+    for index, method in enumerate(methods):
+        colour, marker, line, _ = METHODS[method]
+        rows = part[part["method"] == method]
+        told = (rows["delta_lo"] > 0) | (rows["delta_hi"] < 0)
+        at = rows["value"].map(float if along else values.index) + 0.2 * (index - (len(methods) - 1) / 2)
+        if along:
+            axes.plot(at, rows["acc50"], line, color=colour, linewidth=1)
+        for shown, face in ((told, colour), (~told, "white")):
+            here, place = rows[shown], at[shown]
+            lengths = _errors(here["acc50"], here["acc50_lo"], here["acc50_hi"])
+            axes.errorbar(
+                *((place, here["acc50"]) if along else (here["acc50"], place)),
+                **{"yerr" if along else "xerr": lengths}, fmt=marker, color=colour, markerfacecolor=face, elinewidth=1,
+                markersize=8 if marker == "*" else 5.5,
+            )  # fmt: skip
+    if along:
+        axes.set_xlabel(part["factor"].iloc[0])
+    else:
+        axes.set(yticks=range(len(values)), ylim=(len(values) - 0.5, -0.5))
+        axes.set_yticklabels(values)
 
 
 @_styled

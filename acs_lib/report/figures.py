@@ -28,6 +28,7 @@ from PIL import Image
 
 from acs_lib import published
 from acs_lib.candidates import COORDINATES
+from acs_lib.confidence import reliability
 from acs_lib.paths import replacing, write_text
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
@@ -37,10 +38,11 @@ GREY, LIGHT = "#6B6B6B", "#D9D9D9"
 TRUTH, PREDICTION = "#FFFF00", "#FF0000"
 
 GROUPS = {  # IoU group -> label, colour, marker, line style, hatch of the band
-    "high": ("high IoU (> 0.6)", BLUE, "o", "-", ""),
+    "high": ("high IoU (> 0.6)", BLUE, "o", "-", "////"),
     "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
     "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
 }
+BANDS = ("high", "zero")  # groups whose quartiles are drawn: three bands would merge in greyscale
 FAMILIES = {  # family -> colour, marker
     "control": (GREY, "o"),
     "likelihood": (SKY, "s"),
@@ -75,33 +77,6 @@ HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#1B2A6B", "#1F6FB5
 # Published numbers: hollow, and cased in white where they may lie on a bar.
 HOLLOW = {"markeredgecolor": BLACK, "markersize": 7, "markeredgewidth": 1.2}
 CASED = [patheffects.Stroke(linewidth=3.2, foreground="white"), patheffects.Normal()]
-
-CAPTIONS = {
-    "entropy_by_layer": "Attention entropy of the four coordinate tokens by decoder layer, for boxes of high, low and "
-    "zero IoU. Lines are means over answers and heads, bands run from the first to the third quartile.",
-    "by_size": "Acc@0.5 and mean IoU by object size, with 95 % intervals. Hollow markers are the paper's published "
-    "numbers for greedy decoding with Qwen2.5-VL-7B on COCO.",
-    "main_results": "Acc@0.5 on small objects by selection method, with 95 % intervals. The vertical line is greedy "
-    "decoding; the oracle takes the best of the sampled boxes and is a bound, not a method.",
-    "layers": "Gradient attribution of the Attention-IoU regressor by decoder layer; selected layers are hatched.",
-    "heads": "How well the attention entropy of each head separates good boxes from bad ones (AUROC, chance is 0.5); "
-    "outlined heads are the discriminative heads D_c.",
-    "regressor": "IoU predicted from attention alone against true IoU: density of answers, mean true IoU by bin of "
-    "predicted IoU with 95 % intervals, and the diagonal.",
-    "candidates_sweep": "Acc@0.5 on small objects against the number of sampled candidates, with 95 % intervals.",
-    "ranked_right": "Share of pairs of one query (a good sampled box, a mistake) in which the score puts the good box "
-    "first, by kind of mistake, with 95 % intervals; the dotted line is chance.",
-    "seeds": "Acc@0.5 on small objects with every seed, by source of randomness; the grey bar is the 95 % interval "
-    "over images with the first seed.",
-    "designs": "Gain of ACS-Learned over greedy decoding (Acc@0.5 on small objects, 95 % intervals) in every design of "
-    "the embedded LVLM, against the share of mistakes that are another object.",
-    "training_curve": "Training of the embedded LVLM: losses, and shares of image tokens named and marked right.",
-    "attention_overlay": "Attention from the coordinate tokens to the image, each map scaled to its own maximum. "
-    "Ground truth is yellow, the predicted box red.",
-    "qualitative": "Greedy decoding against attention-based selection, each with its neighbourhood enlarged. Ground "
-    "truth is yellow, the predicted box red.",
-    "candidate_boxes": "All candidates of one query. Ground truth is yellow, the chosen box red.",
-}
 
 RC = {
     "font.family": "DejaVu Sans",
@@ -171,11 +146,11 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-def save(figure: Figure, folder: str | Path, stem: str, caption: str | None = None) -> dict[str, Path]:
+def save(figure: Figure, folder: str | Path, stem: str, caption: str) -> dict[str, Path]:
     """Write `folder`/figures/`stem`.pdf and .png (150 dpi), each whole or not at all. Returns suffix -> path.
 
-    The same figure gives the same bytes: no dates, no versions. The caption (default: CAPTIONS[stem]) goes into
-    figures/captions.json, where the page finds it for captions and alternative texts.
+    The same figure gives the same bytes: no dates, no versions. The caption goes into figures/captions.json,
+    where the page finds it for captions and alternative texts.
     """
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -186,12 +161,10 @@ def save(figure: Figure, folder: str | Path, stem: str, caption: str | None = No
             paths[suffix] = figures / f"{stem}.{suffix}"
             with replacing(paths[suffix]) as aside:
                 figure.savefig(aside, format=suffix, metadata=fields)
-    text = caption or CAPTIONS.get(stem)
-    if text:
-        path = figures / "captions.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if known.get(stem) != text:
-            write_text(path, json.dumps({**known, stem: text}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    path = figures / "captions.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get(stem) != caption:
+        write_text(path, json.dumps({**known, stem: caption}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return paths
 
 
@@ -215,6 +188,16 @@ def _grid(panels: int, width: float, height: float, margin: float) -> tuple[Figu
     for axes in grid.flat[panels:]:
         axes.set_visible(False)
     return figure, list(grid.flat[:panels])
+
+
+def _name_rows(grid: Sequence[Axes], places: Mapping[str, float]) -> None:
+    """Write the names {name: y} at the left of panels that share the axis, those of ACS bold."""
+    grid[0].set_yticks(list(places.values()), list(places))
+    for axes in grid:
+        axes.label_outer(remove_inner_ticks=False)
+    for axes in grid[::2]:
+        for name, label in zip(places, axes.get_yticklabels(), strict=True):
+            label.set_fontweight("bold" if name.startswith("ACS") else "normal")
 
 
 def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str, str, str]]:
@@ -247,55 +230,52 @@ def _layer_ticks(axes: Axes, layers: Iterable[int]) -> None:
 
 @_styled
 def entropy_by_layer(frame: pd.DataFrame) -> Figure:
-    """The paper's entropy figure: mean attention entropy (nats) by layer, one panel a coordinate, three IoU groups.
+    """The paper's entropy figure: mean attention entropy (nats) by layer, one row of panels a coordinate, three groups
+    of IoU.
 
-    frame: columns coordinate (x1, y1, x2, y2), layer, group (its first word: high, IoU > 0.6; low, 0-0.3; zero, 0),
-        mean, q25, q75, and optionally lvlm, dataset, n; each (lvlm, dataset) is a block of 2 x 2 panels
+    frame: columns coordinate (x1, y1, x2, y2), layer, group (high, IoU > 0.6; low, 0-0.3; zero, 0), mean with its 95 %
+        interval mean_lo and mean_hi, q25, q75, and optionally lvlm, dataset (a column of panels each)
+    Bands run from the first to the third quartile of the groups high (hatched) and zero; bars are the intervals.
     """
     blocks = _panels(frame, "lvlm", "dataset")
-    figure = plt.figure(figsize=(7.2, 5.4 * len(blocks) + 0.4))
-    parts = np.atleast_1d(figure.subfigures(len(blocks), 1))
-    for part, (title, block) in zip(parts, blocks, strict=True):
-        part.suptitle(f"Attention entropy by layer{': ' + title if title else ''}")
-        for axes, coordinate in zip(part.subplots(2, 2).flat, COORDINATES, strict=True):
+    size = (1.4 + 2.9 * len(blocks), 8.4)
+    figure, grid = plt.subplots(len(COORDINATES), len(blocks), squeeze=False, sharex="col", figsize=size)
+    for column, (title, block) in zip(grid.T, blocks, strict=True):
+        column[0].set_title(title.replace(", ", ",\n"))
+        for axes, coordinate in zip(column, COORDINATES, strict=True):
             here = block[block["coordinate"] == coordinate]
-            for group, (_, colour, marker, line, _) in GROUPS.items():
-                rows = here[here["group"].str.split().str[0] == group].sort_values("layer")
-                axes.fill_between(rows["layer"], rows["q25"], rows["q75"], color=colour, alpha=0.16, linewidth=0)
-                axes.plot(
-                    rows["layer"],
-                    rows["mean"],
-                    line,
-                    color=colour,
-                    marker=marker,
-                    markeredgecolor="white",
-                    markeredgewidth=0.6,
-                    markersize=6,
-                )
-            axes.set(title=coordinate, xlabel="decoder layer (from 0)", ylabel="attention entropy (nats)")
+            for group, (label, colour, marker, line, hatch) in GROUPS.items():
+                rows = here[here["group"] == group].sort_values("layer")
+                if group in BANDS:
+                    axes.fill_between(
+                        rows["layer"], rows["q25"], rows["q75"], facecolor=(colour, 0.14), edgecolor=(colour, 0.6),
+                        hatch=hatch, linewidth=0.6, label=f"quartiles, {group}",
+                    )  # fmt: skip
+                axes.errorbar(
+                    rows["layer"], rows["mean"], _errors(rows["mean"], rows["mean_lo"], rows["mean_hi"]),
+                    linestyle=line, color=colour, marker=marker, markeredgecolor="white", markeredgewidth=0.6,
+                    markersize=5, elinewidth=1.2, capsize=2.5, label=label,
+                )  # fmt: skip
             _layer_ticks(axes, block["layer"])
-        handles = [
-            Line2D([], [], color=colour, marker=marker, linestyle=line, markeredgecolor="white", label=label)
-            for label, colour, marker, line, _ in GROUPS.values()
-        ]
-        handles.append(Patch(color=GREY, alpha=0.25, linewidth=0, label="quartiles"))
-        _legend_below(part, handles)
+        column[-1].set_xlabel("decoder layer (from 0)")
+    for axes, coordinate in zip(grid[:, 0], COORDINATES, strict=True):
+        axes.set_ylabel(f"{coordinate}: entropy (nats)")
+    figure.align_ylabels(grid[:, 0])
+    _legend_below(figure, grid[0, 0].get_legend_handles_labels()[0])
     return figure
 
 
 @_styled
-def size_bars(by_size: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
+def size_bars(by_size: pd.DataFrame) -> Figure:
     """The paper's teaser: Acc@0.5 and mean IoU (0-1) of large against medium and small objects, 95 % intervals.
 
     by_size: columns method, size (small, medium, large), n_queries, acc50, acc50_lo, acc50_hi, miou, miou_lo, miou_hi,
-        and optionally lvlm, dataset (a row of panels each)
-    methods: those to draw, in order; default: all, or KEY_METHODS if there are more than five
+        and optionally lvlm, dataset (a row of panels each); of more than five methods KEY_METHODS alone are drawn
     Hollow diamonds are the published numbers of greedy decoding, for Qwen2.5-VL-7B on COCO.
     """
-    there = list(dict.fromkeys(by_size["method"]))
-    if methods is None:
-        methods = there if len(there) <= 5 else [method for method in KEY_METHODS if method in there]
-    methods = list(methods)
+    methods = list(dict.fromkeys(by_size["method"]))
+    if len(methods) > 5:
+        methods = [method for method in KEY_METHODS if method in methods]
     by_size = by_size[by_size["method"].isin(methods)]
     looks, width = _looks(methods), 0.8 / max(len(methods), 1)
     known = published.by_size()
@@ -391,13 +371,9 @@ def main_results(frame: pd.DataFrame) -> Figure:
         axes.set(xlabel="Acc@0.5, small objects")
         axes.set_title(title + count if title else count.strip())
         axes.set_ylim(-0.7, max(height.values()) + 0.7)
-        axes.label_outer(remove_inner_ticks=False)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
-    grid[0].set_yticks(list(height.values()), order)
-    for axes in grid[::2]:
-        for method, label in zip(order, axes.get_yticklabels(), strict=True):
-            label.set_fontweight("bold" if method.startswith("ACS") else "normal")
+    _name_rows(grid, height)
     families = dict.fromkeys(frame.loc[~frame["method"].str.startswith("oracle"), "family"])
     handles = [
         Line2D([], [], linestyle="", color=colour, marker=marker, markersize=9 if marker == "*" else 6, label=family)
@@ -414,12 +390,11 @@ def main_results(frame: pd.DataFrame) -> Figure:
 
 
 @_styled
-def layer_attribution(layers: pd.DataFrame, selected: Iterable[int] | None = None, top: int | None = None) -> Figure:
+def layer_attribution(layers: pd.DataFrame) -> Figure:
     """The paper's 'discovering localization-critical patterns', first half: gradient attribution by layer.
 
-    layers: columns layer, attribution (>= 0, higher is more important), rank (1 is the most important), and optionally
-        lvlm (a panel each), selected
-    selected: the layers to highlight, or `top`: so many by attribution; default: column `selected`, where there is one
+    layers: layers.csv: columns layer, attribution (share of the total, 0-1) with its 95 % interval attribution_lo and
+        attribution_hi, selected (the layer has heads in D_c: hatched), and optionally lvlm (a panel each)
     """
     blocks = _panels(layers, "lvlm")
     figure, grid = plt.subplots(
@@ -427,14 +402,9 @@ def layer_attribution(layers: pd.DataFrame, selected: Iterable[int] | None = Non
     )
     for axes, (title, block) in zip(grid[0], blocks, strict=True):
         block = block.sort_values("layer")
-        if selected is not None:
-            chosen = block["layer"].isin(list(selected))
-        elif top is not None:
-            chosen = block["attribution"].rank(ascending=False, method="first") <= top
-        else:
-            chosen = block["selected"].astype(bool) if "selected" in block else pd.Series(False, block.index)
+        chosen = block["selected"].astype(bool)
         for mask, colour, hatch, label in (
-            (chosen, VERMILLION, "///", "selected (localization-critical)"),
+            (chosen, VERMILLION, "///", "layers with heads in $D_c$"),
             (~chosen, "#B5B5B5", "", "other layers"),
         ):
             if mask.any():
@@ -448,10 +418,9 @@ def layer_attribution(layers: pd.DataFrame, selected: Iterable[int] | None = Non
                     linewidth=0,
                     label=label,
                 )
-        if {"attribution_lo", "attribution_hi"} <= set(block):
-            lengths = _errors(block["attribution"], block["attribution_lo"], block["attribution_hi"])
-            axes.errorbar(block["layer"], block["attribution"], lengths, fmt="none", ecolor="#222222", capsize=2)
-        axes.set(xlabel="decoder layer (from 0)", ylabel="gradient attribution", title=title)
+        lengths = _errors(block["attribution"], block["attribution_lo"], block["attribution_hi"])
+        axes.errorbar(block["layer"], block["attribution"], lengths, fmt="none", ecolor="#222222", capsize=2)
+        axes.set(xlabel="decoder layer (from 0)", ylabel="share of the gradient attribution", title=title)
         axes.grid(axis="x", visible=False)
         _layer_ticks(axes, block["layer"])
     handles = {
@@ -511,87 +480,78 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
 
 
 @_styled
-def predicted_vs_true(predicted: np.ndarray, true: np.ndarray, title: str = "", bins: int = 10) -> Figure:
+def predicted_vs_true(answers: pd.DataFrame, draws: int = 2000) -> Figure:
     """The paper's regressor result (r > 0.67): IoU predicted from attention against true IoU.
 
-    predicted: [n] regressor outputs; true: [n] IoU in 0-1; pairs with a NaN are left out
-    Grey: number of answers (log scale). Points: mean true IoU in bins of predicted IoU, with 95 % normal intervals.
-    Points on the diagonal: a predicted IoU can be taken at its word. Pearson's r stands in the panel.
+    answers: one row an answer: image (its id), predicted, iou (0-1), and optionally lvlm, dataset (a panel each); rows
+        with a NaN are left out
+    draws: how often the images are drawn with replacement
+    Grey: number of answers (log scale). Points: mean true IoU in bins of predicted IoU, with 95 % intervals over images
+    (see acs_lib.confidence.reliability). Points on the diagonal: a predicted IoU can be taken at its word. Pearson's r
+    stands in the panel.
     """
-    predicted, true = np.asarray(predicted, float).ravel(), np.asarray(true, float).ravel()
-    kept = np.isfinite(predicted) & np.isfinite(true)
-    predicted, true = predicted[kept], true[kept]
-    if not len(true):
-        raise ValueError("nothing to draw: no pair of finite values")
-    lowest, highest = min(0.0, predicted.min()), max(1.0, predicted.max())
-    figure, axes = plt.subplots(figsize=(4.9, 4.3))
-    counts, x_edges, y_edges = np.histogram2d(predicted, true, bins=(40, 40), range=[[lowest, highest], [0, 1]])
+    answers = answers.dropna(subset=["predicted", "iou"])
+    blocks = _panels(answers, "lvlm", "dataset")
+    lowest, highest = min(0.0, answers["predicted"].min()), max(1.0, answers["predicted"].max())
+    counts = [
+        np.histogram2d(block["predicted"], block["iou"], bins=(40, 40), range=[[lowest, highest], [0, 1]])
+        for _, block in blocks
+    ]
     shade = mpl.colors.LinearSegmentedColormap.from_list("greys", ["#EDEDED", "#4D4D4D"])
-    mesh = axes.pcolormesh(
-        x_edges,
-        y_edges,
-        np.ma.masked_equal(counts, 0).T,
-        cmap=shade,
-        norm=LogNorm(1, max(2, counts.max())),
-        rasterized=True,
-    )
-    figure.colorbar(mesh, ax=axes, label="answers", pad=0.02)
-    axes.plot([0, 1], [0, 1], "--", color=BLACK, linewidth=1, label="predicted = true")
-    edges = np.linspace(predicted.min(), predicted.max(), bins + 1)
-    place = np.clip(np.digitize(predicted, edges) - 1, 0, bins - 1)
-    table = pd.DataFrame({"bin": place, "x": predicted, "y": true}).groupby("bin").agg(["mean", "std", "size"])
-    table = table[table[("y", "size")] >= 2]
-    error = 1.96 * table[("y", "std")] / np.sqrt(table[("y", "size")])
-    axes.errorbar(
-        table[("x", "mean")],
-        table[("y", "mean")],
-        error,
-        fmt="o",
-        color=VERMILLION,
-        markeredgecolor="white",
-        markersize=7,
-        elinewidth=1.5,
-        capsize=3,
-        label="mean in bin, 95 % interval",
-    )
-    varied = len(true) > 1 and predicted.std() > 0 and true.std() > 0
-    r = np.corrcoef(predicted, true)[0, 1] if varied else float("nan")
-    axes.set_title(_plain(title))
-    axes.text(
-        0.03,
-        0.97,
-        f"Pearson r = {r:.3f}\nn = {len(true):,}",
-        transform=axes.transAxes,
-        va="top",
-        fontweight="bold",
-        bbox={"facecolor": "white", "edgecolor": "#BBBBBB", "alpha": 0.9, "pad": 3},
-        zorder=5,
-    )
-    axes.set(xlabel="predicted IoU", ylabel="true IoU", xlim=(lowest, highest), ylim=(-0.02, 1.02))
-    axes.grid(visible=False)
-    _legend_below(figure, axes.get_legend_handles_labels()[0])
+    norm = LogNorm(1, max(2, *(count.max() for count, _, _ in counts)))
+    figure, grid = _grid(len(blocks), 3.6, 3.5, 1.6)
+    for axes, (title, block), (count, *edges) in zip(grid, blocks, counts, strict=True):
+        mesh = axes.pcolormesh(*edges, np.ma.masked_equal(count, 0).T, cmap=shade, norm=norm, rasterized=True)
+        axes.plot([0, 1], [0, 1], "--", color=BLACK, linewidth=1, label="predicted = true")
+        images, r = pd.factorize(block["image"])[0], block["predicted"].corr(block["iou"])
+        table, _ = reliability(block["predicted"].to_numpy(), block["iou"].to_numpy(), images, draws)
+        axes.errorbar(
+            table["predicted"], table["iou"], _errors(table["iou"], table["iou_lo"], table["iou_hi"]), fmt="o",
+            color=VERMILLION, markeredgecolor="white", markersize=7, elinewidth=1.5, capsize=3,
+            label="mean in bin, 95 % interval over images",
+        )  # fmt: skip
+        axes.text(
+            0.03,
+            0.97,
+            f"Pearson r = {r:.3f}\n{len(block):,} answers, {images.max() + 1} images",
+            transform=axes.transAxes,
+            va="top",
+            fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "#BBBBBB", "alpha": 0.9, "pad": 3},
+            zorder=5,
+        )
+        axes.set(title=_plain(title), xlabel="predicted IoU", ylabel="true IoU")
+        axes.set(xlim=(lowest, highest), ylim=(-0.02, 1.02))
+        axes.label_outer(remove_inner_ticks=False)
+        axes.grid(visible=False)
+    figure.colorbar(mesh, ax=grid, label="answers", pad=0.02)
+    _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
 
 
 @_styled
-def candidates_sweep(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> Figure:
+def candidates_sweep(frame: pd.DataFrame) -> Figure:
     """Acc@0.5 (0-1) on small objects against the number N of sampled candidates (the paper's N is 10).
 
     frame: columns n, method, acc50, acc50_lo, acc50_hi, and optionally lvlm, dataset (a panel each)
-    methods: those to draw, in order; default: all
+    Bars are 95 % intervals; of the ACS methods alone, side by side, so that they can be told apart.
     """
-    methods = list(methods or dict.fromkeys(frame["method"]))
-    looks = _looks(methods)
-    blocks = _panels(frame[frame["method"].isin(methods)], "lvlm", "dataset")
+    methods = list(dict.fromkeys(frame["method"]))
+    looks, barred = _looks(methods), [method for method in methods if method.startswith("ACS")]
+    blocks = _panels(frame, "lvlm", "dataset")
     figure, grid = _grid(len(blocks), 4.2, 3.7, 1.2)
     for axes, (title, block) in zip(grid, blocks, strict=True):
         for method in methods:
             rows = block[block["method"] == method].sort_values("n")
             colour, marker, line, _ = looks[method]
             reference = method == "greedy" or method.startswith("oracle")  # a line to compare with: no markers
-            axes.fill_between(rows["n"], rows["acc50_lo"], rows["acc50_hi"], color=colour, alpha=0.13, linewidth=0)
+            place = rows["n"]
+            if method in barred:
+                place = place + 0.16 * (barred.index(method) - (len(barred) - 1) / 2)
+                lengths = _errors(rows["acc50"], rows["acc50_lo"], rows["acc50_hi"])
+                axes.errorbar(place, rows["acc50"], lengths, fmt="none", ecolor=colour, elinewidth=1.1)
             axes.plot(
-                rows["n"],
+                place,
                 rows["acc50"],
                 line,
                 color=colour,
@@ -600,7 +560,7 @@ def candidates_sweep(frame: pd.DataFrame, methods: Sequence[str] | None = None) 
                 markersize=9 if marker == "*" else 5.5,
                 markeredgecolor="white",
                 markeredgewidth=0.5,
-                label=method,
+                label=f"{method}, 95 % interval" if method in barred else method,
             )
         numbers = sorted(block["n"].unique())
         axes.set(title=title, xlabel="sampled candidates N", ylabel="Acc@0.5, small objects", xticks=numbers)
@@ -631,9 +591,8 @@ def ranked_right(frame: pd.DataFrame) -> Figure:
                 rows["right"], place, xerr=_errors(rows["right"], rows["lo"], rows["hi"]), fmt=marker, color=colour,
                 markersize=6, elinewidth=1.2, label=f"against {kind}",
             )  # fmt: skip
-        axes.set(title=title, xlabel="pairs ranked right (0.5 is chance)", yticks=range(len(methods)))
-        axes.set_yticklabels(methods)
-        axes.label_outer(remove_inner_ticks=False)
+        axes.set(title=title, xlabel="pairs ranked right (0.5 is chance)")
+    _name_rows(grid, {method: place for place, method in enumerate(methods)})
     grid[0].invert_yaxis()
     _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
@@ -658,9 +617,8 @@ def seeds(frame: pd.DataFrame) -> Figure:
             rows = block[block["source"] == source]
             place = rows["method"].map(methods.index) + 0.3 * (index - 0.5)
             axes.plot(rows["acc50"], place, marker, color=colour, alpha=0.8, label=f"seeds of {source}")
-        axes.set(title=title, xlabel="Acc@0.5, small objects", yticks=range(len(methods)))
-        axes.set_yticklabels(methods)
-        axes.label_outer(remove_inner_ticks=False)
+        axes.set(title=title, xlabel="Acc@0.5, small objects")
+    _name_rows(grid, {method: place for place, method in enumerate(methods)})
     grid[0].invert_yaxis()
     _legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
@@ -694,74 +652,12 @@ def designs(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
-def training_curve(loss: pd.DataFrame) -> Figure:
-    """How the embedded LVLM was trained (no figure of the paper: its LVLMs are taken as they are).
-
-    loss: one row a log entry; columns stage, step, and any of x1, y1, x2, y2 (cross-entropy of the coordinate tokens,
-        nats), token_loss (what and where, of the image tokens), named, marked (shares, 0-1). Steps that start again
-        with a stage are laid end to end.
-    """
-    stages = list(dict.fromkeys(loss["stage"]))
-    starts, offset, parts = [], 0, []
-    for stage in stages:
-        part = loss[loss["stage"] == stage].sort_values("step")
-        shift = offset if part["step"].min() < offset else 0
-        parts.append(part.assign(at=part["step"] + shift))
-        starts.append(offset)
-        offset = parts[-1]["at"].max()
-    rows = pd.concat(parts)
-    coordinate_looks = dict(zip(COORDINATES, ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":")), strict=True))
-    share_looks = {
-        "named": ("objects named", BLUE, "-"),
-        "marked": ("asked object marked", VERMILLION, "--"),
-    }
-    panels = []
-    if any(c in rows and rows[c].notna().any() for c in COORDINATES):
-        panels.append(("coordinate tokens\ncross-entropy (nats)", {c: (c, *coordinate_looks[c]) for c in COORDINATES}))
-    if "token_loss" in rows and rows["token_loss"].notna().any():
-        panels.append(("image tokens\nloss", {"token_loss": ("category and box", BLACK, "-")}))
-    if any(c in rows and rows[c].notna().any() for c in share_looks):
-        panels.append(("share right (0-1)", share_looks))
-    if not panels:
-        raise ValueError("nothing to draw: none of x1, y1, x2, y2, token_loss, named, marked has a value")
-    figure, grid = plt.subplots(len(panels), 1, sharex=True, squeeze=False, figsize=(7.2, 0.9 + 2 * len(panels)))
-    for axes, (label, lines) in zip(grid[:, 0], panels, strict=True):
-        for column, (name, colour, line) in lines.items():
-            if column in rows and rows[column].notna().any():
-                for i, part in enumerate(parts):
-                    here = part.dropna(subset=[column])
-                    axes.plot(here["at"], here[column], line, color=colour, label=None if i else name, linewidth=1.4)
-                axes.plot([], [], line, color=colour)
-        for start in starts[1:]:
-            axes.axvline(start, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-        axes.set(ylabel=label)
-        axes.set_ylim(bottom=0, top=1 if lines is share_looks else None)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for start, stop, stage in zip(starts, [*starts[1:], offset], stages, strict=True):
-        grid[0, 0].text(
-            (start + stop) / 2,
-            1.0,
-            str(stage),
-            color="#333333",
-            fontsize=8,
-            transform=grid[0, 0].get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-        )
-    figure.align_ylabels(grid[:, 0])
-    grid[-1, 0].set(xlabel="training step")
-    return figure
-
-
-def _box(axes: Axes, box: np.ndarray | None, colour: str, width: float = 1.8, line: str = "-", **kwargs) -> None:
+def _box(axes: Axes, box: np.ndarray | None, colour: str, width: float, **kwargs) -> None:
     """Draw one xyxy box with a dark casing, so that it shows on any background; nothing for a missing box."""
     if box is None or not np.isfinite(np.asarray(box, float)).all():
         return
     x1, y1, x2, y2 = np.asarray(box, float)
-    patch = Rectangle(
-        (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width, linestyle=line, **kwargs
-    )
+    patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width, **kwargs)
     patch.set_path_effects([patheffects.Stroke(linewidth=width + 0.7, foreground="black"), patheffects.Normal()])
     axes.add_patch(patch)
 
