@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from acs_lib import pipeline
+from acs_lib.lvlms.base import families
 from acs_lib.lvlms.internvl import tile_grid
 from acs_lib.profiles import GPUSpec, LVLMSpec, Profile
 
@@ -96,14 +97,18 @@ class Tokens:
     cells: int
 
 
-def image_tokens(config: PreTrainedConfig, width: int, height: int) -> Tokens:
-    """The tokens of an image of that size, by the family's own resizing with the published settings.
+def image_tokens(config: PreTrainedConfig, width: int, height: int, **limits: int) -> Tokens:
+    """The tokens of an image of that size, by the family's own resizing with the published settings, or with the
+    max_tiles or max_pixels of a profile (LVLMSpec.limits).
 
-    Raises ValueError for a family that is not known here.
+    Raises ValueError for a family that is not known here, or that has no such setting.
     """
     vision = config.vision_config
+    if config.model_type in families():
+        families()[config.model_type].check_limits(limits)
     if config.model_type == "internvl":
-        columns, rows = tile_grid(width, height, tuple(vision.image_size), *TILES)
+        least, most = TILES
+        columns, rows = tile_grid(width, height, tuple(vision.image_size), least, limits.get("max_tiles", most))
         tiles = columns * rows + (columns * rows > 1)
         inside = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
         length = config.image_seq_length
@@ -115,7 +120,8 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> Tokens:
         )
     merge = vision.spatial_merge_size
     pitch = vision.patch_size * merge
-    sides = smart_resize(height, width, pitch, *PIXELS[config.model_type])
+    least, most = PIXELS[config.model_type]
+    sides = smart_resize(height, width, pitch, least, limits.get("max_pixels", most))
     tokens = sides[0] * sides[1] // pitch**2
     return Tokens(tokens * merge**2, 1, tokens, tokens)
 
@@ -196,9 +202,9 @@ def memory_bytes(model: nn.Module, tokens: Tokens, answers: int, steps: int, bat
     return weights + batch * (cache_bytes(model, tokens, answers, steps) + rows + widest)
 
 
-def mean_tokens(config: PreTrainedConfig, sizes: pd.Series) -> Tokens:
-    """The mean over images; sizes: (width, height) -> how many queries have it."""
-    found = pd.DataFrame([vars(image_tokens(config, *size)) for size in sizes.index])
+def mean_tokens(config: PreTrainedConfig, sizes: pd.Series, **limits: int) -> Tokens:
+    """The mean over images; sizes: (width, height) -> how many queries have it; limits: see `image_tokens`."""
+    found = pd.DataFrame([vars(image_tokens(config, *size, **limits)) for size in sizes.index])
     means = found.mul(sizes.to_numpy(), axis=0).sum() / sizes.sum()
     return Tokens(**{name: round(value) for name, value in means.items()})
 
@@ -220,7 +226,7 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
         text = model.config.get_text_config()
         memory = []
         for dataset, split, sizes, counted, images in splits:
-            tokens, count = mean_tokens(model.config, sizes), int(sizes.sum())
+            tokens, count = mean_tokens(model.config, sizes, **spec.limits), int(sizes.sum())
             settings = how.samples + 1, how.max_new_tokens, profile.batch_queries
             maps = pipeline.bytes_per_query(
                 how.samples,
@@ -231,7 +237,8 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
             hours = count * seconds(model, tokens, *settings, gpu) / 3600
             if profile.p_true and split == "test":
                 hours += count * verification_seconds(model, tokens, how.samples + 1, gpu) / 3600
-            largest = max((image_tokens(model.config, *size) for size in sizes.index), key=lambda found: found.image)
+            shown = (image_tokens(model.config, *size, **spec.limits) for size in sizes.index)
+            largest = max(shown, key=lambda found: found.image)
             memory.append(memory_bytes(model, largest, *settings))
             rows.append(
                 (

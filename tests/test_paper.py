@@ -100,6 +100,20 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
     assert (whole["maps_gb"] / splits["maps_gb"]).iloc[-1] == pytest.approx((2 * 3072 + 16) / (2 * 256 + 16))
 
 
+def test_an_lvlms_image_settings_are_part_of_its_key_and_of_the_plan(reports):
+    plain, tiles = PAPER.lvlms[1], PAPER.lvlms[1].model_copy(update={"max_tiles": 6})
+    assert tiles.model_dump() == {**plain.model_dump(), "max_tiles": 6}
+    assert "max_tiles" not in plain.model_dump() and "max_pixels" not in plain.model_dump(), "keys of older runs stay"
+    small = PAPER.lvlms[0].model_copy(update={"max_pixels": 100_000})
+    splits, _ = plan.make(PAPER.model_copy(update={"lvlms": (small, tiles)}))
+    assert splits["image_tokens"].unique().tolist() == [9 * 13, 7 * 256]
+    wrong = PAPER.lvlms[0].model_copy(update={"max_tiles": 6})
+    with pytest.raises(ValueError, match="sets max_tiles, which LVLMs of the type qwen2_5_vl do not have"):
+        plan.make(PAPER.model_copy(update={"lvlms": (wrong,)}))
+    with pytest.raises(ValueError, match="max_tiles"):
+        Profile.model_validate({**PAPER.model_dump(), "lvlms": [{**plain.model_dump(), "max_tiles": 0}]})
+
+
 def test_the_report_marks_what_was_not_run(reports):
     result = acs("report", "--profile", "paper")
     assert result.exit_code == 0, result.output
