@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from acs_lib.candidates import STATISTICS
 from acs_lib.datasets import coco, scenes
 from acs_lib.lvlms.base import LVLM, ImageRefused, load_lvlm
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.store import Answers, Run, collect, query_key, unread
+from acs_lib.store import SHARD, UNREADABLE, Answers, Run, collect, query_key, unread
 
 log = logging.getLogger(__name__)
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
@@ -35,7 +36,9 @@ def lvlm_source(spec: LVLMSpec) -> str:
 @functools.lru_cache(maxsize=1)
 def load(spec: LVLMSpec) -> LVLM:
     """The LVLM of a profile; kept while the next call asks for the same."""
-    return load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+    lvlm = load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+    lvlm.limit(**spec.limits)
+    return lvlm
 
 
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
@@ -197,7 +200,7 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
         functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts,
         bytes_per_query=bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells),
         batch=profile.batch_queries,
-        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=engine,
+        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=watched(engine, lvlm_spec.name),
     )  # fmt: skip
 
 
@@ -206,6 +209,36 @@ def data_digest(dataset: DatasetSpec, split: str) -> str:
     annotations, _ = split_files(dataset, split)
     content = coco.read_annotations(annotations).dataset
     return content.get("info", {}).get("digest") or hashlib.sha256(annotations.read_bytes()).hexdigest()
+
+
+def unparsed(records: list[dict], name: str) -> str | None:
+    """A warning with three raw answers, if fewer than half of an LVLM's answers to images that it saw hold a box."""
+    records = [record for record in records if not record["failure"].startswith(UNREADABLE)]
+    failed = [record["text"] for record in records if record["failure"]]
+    if 2 * len(failed) <= len(records):
+        return None
+    share = 1 - len(failed) / len(records)
+    return (
+        f"warning: of the first {len(records)} answers of {name} only {share:.0%} hold a box. If it did not "
+        "understand, set its `question:` in the profile to its makers' own words, the format of the answer included, "
+        "and start again. It says, for instance:\n  " + "\n  ".join(repr(text[:200]) for text in failed[:3])
+    )
+
+
+def watched(engine: Callable, name: str, first: int = SHARD) -> Callable:
+    """The engine (see store.collect), which warns, once, if the answers to its first queries are `unparsed`."""
+
+    def watching(answer: Callable, batches: list[pd.DataFrame]) -> Iterator[list[Answers]]:
+        seen = []
+        enough = min(first, sum(len(batch) for batch in batches))
+        for answers in engine(answer, batches):
+            if len(seen) < enough:
+                seen += [records for _, records in answers]
+                if len(seen) >= enough and (warning := unparsed(list(itertools.chain(*seen)), name)):
+                    log.warning(warning)
+            yield answers
+
+    return watching
 
 
 def run_folder(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str) -> Path:
