@@ -36,6 +36,7 @@ def lvlm_source(spec: LVLMSpec) -> str:
 @functools.lru_cache(maxsize=1)
 def load(spec: LVLMSpec) -> LVLM:
     """The LVLM of a profile; kept while the next call asks for the same."""
+    load.cache_clear()  # two of them need not fit into a GPU
     lvlm = load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
     lvlm.limit(**spec.limits)
     return lvlm

@@ -1,11 +1,13 @@
-"""The warning of an LVLM whose answers hold no box."""
+"""One LVLM at a time, and the warning of one whose answers hold no box."""
 
 import logging
+import weakref
 
 import pandas as pd
 import pytest
 
 from acs_lib import pipeline
+from acs_lib.profiles import LVLMSpec
 from acs_lib.store import UNREADABLE
 
 BATCHES = [pd.DataFrame({"query_id": range(start, start + 4)}) for start in range(0, 20, 4)]
@@ -45,3 +47,24 @@ def test_what_comes_after_the_first_queries_is_not_looked_at(caplog):
     engine = pipeline.watched(map, "x", 8)
     answers = engine(lambda batch: [(None, records(batch["query_id"].min() < 8))] * len(batch), BATCHES)
     assert len(list(answers)) == 5 and not caplog.records
+
+
+def test_an_lvlm_is_gone_before_the_next_one_is_loaded(monkeypatch):
+    class Loaded:
+        def limit(self, **limits):
+            pass
+
+    kept, left = [], []
+
+    def load_lvlm(*arguments, **settings):
+        left.append(sum(loaded() is not None for loaded in kept))
+        loaded = Loaded()
+        kept.append(weakref.ref(loaded))
+        return loaded
+
+    pipeline.load.cache_clear()
+    monkeypatch.setattr(pipeline, "load_lvlm", load_lvlm)
+    for name in ("a", "a", "b", "b", "a"):
+        pipeline.load(LVLMSpec(name=name, source=name))
+    pipeline.load.cache_clear()
+    assert left == [0, 0, 0], "loaded three times, each with none beside it"
