@@ -3,9 +3,10 @@
 import functools
 import gc
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from acs_lib.candidates import STATISTICS
 from acs_lib.datasets import coco, scenes
 from acs_lib.lvlms.base import LVLM, ImageRefused, load_lvlm
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.store import NO_FILE, Answers, Run, collect, query_key, unread
+from acs_lib.store import NO_FILE, SHARD, UNREADABLE, Answers, Run, collect, query_key, unread
 
 log = logging.getLogger(__name__)
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
@@ -43,7 +44,9 @@ def load(spec: LVLMSpec) -> LVLM:
         _loaded.clear()
         gc.collect()
         torch.cuda.empty_cache()
-        _loaded[spec] = load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+        lvlm = load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+        lvlm.limit(**spec.limits)
+        _loaded[spec] = lvlm
     return _loaded[spec]
 
 
@@ -205,7 +208,7 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
         functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts,
         bytes_per_query=bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells),
         batch=profile.batch_queries,
-        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=engine,
+        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=watched(engine, lvlm_spec.name),
     )  # fmt: skip
 
 
@@ -216,6 +219,36 @@ def data_digest(dataset: DatasetSpec, split: str) -> str:
         return json.loads(annotations.read_text())["info"]["digest"]
     with annotations.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unparsed(records: list[dict], name: str) -> str | None:
+    """A warning with three raw answers, if fewer than half of an LVLM's answers to images that it saw hold a box."""
+    records = [record for record in records if not record["failure"].startswith(UNREADABLE)]
+    failed = [record["text"] for record in records if record["failure"]]
+    if 2 * len(failed) <= len(records):
+        return None
+    share = 1 - len(failed) / len(records)
+    return (
+        f"warning: of the first {len(records)} answers of {name} only {share:.0%} hold a box. If it did not "
+        "understand, set its `question:` in the profile to its makers' own words, the format of the answer included, "
+        "and start again. It says, for instance:\n  " + "\n  ".join(repr(text[:200]) for text in failed[:3])
+    )
+
+
+def watched(engine: Callable, name: str, first: int = SHARD) -> Callable:
+    """The engine (see store.collect), which warns, once, if the answers to its first queries are `unparsed`."""
+
+    def watching(answer: Callable, batches: list[pd.DataFrame]) -> Iterator[list[Answers]]:
+        seen = []
+        enough = min(first, sum(len(batch) for batch in batches))
+        for answers in engine(answer, batches):
+            if len(seen) < enough:
+                seen += [records for _, records in answers]
+                if len(seen) >= enough and (warning := unparsed(list(itertools.chain(*seen)), name)):
+                    log.warning(warning)
+            yield answers
+
+    return watching
 
 
 def run_folder(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str) -> Path:

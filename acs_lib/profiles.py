@@ -14,14 +14,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_none(value) -> bool:
+    return value is None
+
+
 class LVLMSpec(Strict):
-    """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision."""
+    """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision.
+
+    Of its image processor a profile can set max_tiles (InternVL: tiles that an image is cut into) or max_pixels (Qwen:
+    of the resized image); without them it is as the checkpoint has it.
+    """
 
     name: str
     source: str
     revision: str | None = None
     dtype: str = "auto"
     question: str = "Detect the {object} in the image."
+    max_tiles: int | None = Field(None, ge=1, exclude_if=_is_none)  # unset, it is no part of a run's key
+    max_pixels: int | None = Field(None, ge=1, exclude_if=_is_none)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What is set of max_tiles and max_pixels."""
+        return self.model_dump(include={"max_tiles", "max_pixels"})
 
 
 class SplitSpec(Strict):

@@ -172,6 +172,7 @@ def _execute(stage: Stage) -> nbformat.NotebookNode:
             stage.notebook, executed, parameters={"profile": stage.profile, **stage.parameters},
             kernel_name="python3", cwd=stage.notebook.parent,
             progress_bar=sys.stderr.isatty() and {"desc": stage.label, "leave": False},
+            stderr_file=sys.stderr,  # warnings at once; the report is kept free of them
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which shares this terminal
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:

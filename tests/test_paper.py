@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -26,6 +27,8 @@ def acs(*arguments):
 def reports(tmp_path, monkeypatch):
     """A project without data, runs or reports."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "data" / "runs")
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e12))
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
     paths.NOTEBOOKS.mkdir()
@@ -127,7 +130,7 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
     content = PAPER.model_dump()
     content["gpu"] = {"name": "a small one", "memory": 8}
     small = Profile.model_validate(content)
-    assert "does not fit into 8 GB: lower `batch_queries`" in plan.say(small)
+    assert "does not fit into 8 GB (a small one): lower `batch_queries`" in plan.say(small)
     assert "does not fit" not in plan.say(PAPER)
     splits, _ = plan.make(PAPER)
     of_a_query = splits["maps_gb"] * 1e9 / splits["queries"]
@@ -135,6 +138,48 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
     content["map_side"] = None
     whole, _ = plan.make(Profile.model_validate(content))
     assert (whole["maps_gb"] / splits["maps_gb"]).iloc[-1] == pytest.approx((2 * 3072 + 16) / (2 * 256 + 16))
+
+
+def test_the_plan_is_held_against_this_machine(reports, monkeypatch):
+    room = SimpleNamespace(free=590e9)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: room)
+    assert f"the disk of {paths.ROOT.name} has 590 GB free: too little" in plan.say(PAPER)
+    room.free = 605e9
+    assert "too little" not in plan.say(PAPER)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    card = SimpleNamespace(name="RTX 4090", total_memory=25.4e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert "does not fit" not in plan.say(PAPER)
+    card.total_memory = 16e9
+    assert "does not fit into 16 GB (RTX 4090)" in plan.say(PAPER)
+
+
+def test_host_memory_and_the_regressors_time_are_those_that_were_measured(reports):
+    lvlms = plan.make(PAPER)[1].set_index("lvlm")
+    answers, epochs = 4000 * 11, 8 + 3 * 2
+    measured = {"Qwen2.5-VL-7B": 0.012, "InternVL-3.5-8B": 0.017}  # seconds an answer
+    for lvlm, seconds in measured.items():
+        assert lvlms["regressor_hours"][lvlm] == pytest.approx(answers * epochs * seconds / 3600, rel=0.05)
+    shards = 2 * 2 * 64 * 11 * 4 * 36 * 32 * (2 * 16 * 16 + 16)  # two of InternVL's, twice
+    assert shards == pytest.approx(2 * 3.3e9, rel=0.05)
+    assert plan.host_bytes(1e9, shards / 256) == 4e9 + shards, "more than the weights of a small LVLM"
+    assert (lvlms["host_gb"] == 4 + lvlms["weights_gb"]).all()
+    text = plan.say(PAPER)
+    assert "host memory about 21 GB; regressor about 5.0 h on the CPU (less on a GPU)" in text
+
+
+def test_an_lvlms_image_settings_are_part_of_its_key_and_of_the_plan(reports):
+    plain, tiles = PAPER.lvlms[1], PAPER.lvlms[1].model_copy(update={"max_tiles": 6})
+    assert tiles.model_dump() == {**plain.model_dump(), "max_tiles": 6}
+    assert "max_tiles" not in plain.model_dump() and "max_pixels" not in plain.model_dump(), "keys of older runs stay"
+    small = PAPER.lvlms[0].model_copy(update={"max_pixels": 100_000})
+    splits, _ = plan.make(PAPER.model_copy(update={"lvlms": (small, tiles)}))
+    assert splits["image_tokens"].unique().tolist() == [9 * 13, 7 * 256]
+    wrong = PAPER.lvlms[0].model_copy(update={"max_tiles": 6})
+    with pytest.raises(ValueError, match="sets max_tiles, which LVLMs of the type qwen2_5_vl do not have"):
+        plan.make(PAPER.model_copy(update={"lvlms": (wrong,)}))
+    with pytest.raises(ValueError, match="max_tiles"):
+        Profile.model_validate({**PAPER.model_dump(), "lvlms": [{**plain.model_dump(), "max_tiles": 0}]})
 
 
 def test_the_report_marks_what_was_not_run(reports):

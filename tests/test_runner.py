@@ -117,6 +117,7 @@ def test_order_reuse_staleness_and_from(project, monkeypatch):
     folder = paths.reports("tiny") / "notebooks"
     executed = nbformat.read(folder / "01_first_thing.ipynb", 4)
     assert [output.text for output in executed.cells[-1].outputs] == ["42\n"], "neither stderr nor a progress bar"
+    assert str(paths.NOTEBOOKS) in result.stderr.splitlines(), "it is shown meanwhile"
     assert "42" in (folder / "01_first_thing.html").read_text()
     published = [*folder.glob("*.ipynb"), *folder.glob("*.html"), paths.reports("tiny") / "manifest.json"]
     assert len(published) == 5

@@ -10,6 +10,7 @@ import functools
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,12 +79,27 @@ class LVLM(ABC):
     image_token: str  # text of one image token
     model_types: tuple[str, ...]  # `config.model_type`s that this adapter serves
     box_pattern: re.Pattern[str]  # four groups: x1, y1, x2, y2
+    limits: tuple[str, ...] = ()  # the settings that `limit` takes: max_tiles, max_pixels
 
     def __init__(self, model, tokenizer, image_processor, name: str, question: str = QUESTION):
         self.model, self.tokenizer, self.image_processor = model.eval(), tokenizer, image_processor
         self.name, self.question = name, question
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         attention.attach(model)
+
+    @classmethod
+    def check_limits(cls, limits: Iterable[str]) -> None:
+        """ValueError for a setting that the family does not have."""
+        for name in limits:
+            if name not in cls.limits:
+                raise ValueError(
+                    f"the profile sets {name}, which LVLMs of the type {cls.model_types[0]} do not have; they have "
+                    f"{', '.join(cls.limits) or 'none'}"
+                )
+
+    def limit(self, **limits: int) -> None:
+        """Set how large an image may become (see profiles.LVLMSpec); ValueError for what the family does not have."""
+        self.check_limits(limits)
 
     @abstractmethod
     def prompt(self, image: Image.Image, category: str) -> Prompt:
