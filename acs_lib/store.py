@@ -291,7 +291,7 @@ def _held(folder: Path, missing: list[int], images: dict[str, str]) -> dict[int,
             found = held[number]
             tensors, _ = _read_part(path)
             if _changed(pd.read_parquet(io.BytesIO(tensors["records"])), images, path):
-                raise ValueError
+                raise ValueError("an image has changed")
             found.update(range(start, stop))
         except (KeyError, ValueError):
             path.unlink()

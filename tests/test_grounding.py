@@ -107,7 +107,8 @@ def test_predicted_iou_is_what_the_notebooks_predict_from_stored_maps(lvlm, scen
         model = AttentionIoURegressor(lvlm.layers, lvlm.heads, grid=grid).eval()
         found = ground(lvlm, *scene, regressor=model, samples=8, seed=4)
         records = [{"text": row.text, "token_ids": [], "failure": row.failure} for row in found.table.itertuples()]
-        query = {"query_id": found.candidates.query_id, "category": scene[1], "x1": 0, "y1": 0, "x2": 9, "y2": 9}
+        query = {"query_id": found.candidates.query_id, "image": "", "category": scene[1]}
+        query |= {"x1": 0, "y1": 0, "x2": 9, "y2": 9}
         answers = [(found.candidates, records)]
         run = store.collect(tmp_path / str(grid), pd.DataFrame([query]), lambda _, answers=answers: answers, {}, 1)
         stored = regressor.predict(model, run).set_index("candidate")["predicted"]
