@@ -52,7 +52,7 @@ def test_what_comes_after_the_first_queries_is_not_looked_at(caplog):
 def test_an_lvlm_is_gone_before_the_next_one_is_loaded(monkeypatch):
     class Loaded:
         def limit(self, **limits):
-            pass
+            self.limits = limits
 
     kept, left = [], []
 
@@ -66,5 +66,6 @@ def test_an_lvlm_is_gone_before_the_next_one_is_loaded(monkeypatch):
     monkeypatch.setattr(pipeline, "load_lvlm", load_lvlm)
     for name in ("a", "a", "b", "b", "a"):
         pipeline.load(LVLMSpec(name=name, source=name))
+    assert pipeline.load(LVLMSpec(name="c", source="c", max_tiles=6)).limits == {"max_tiles": 6}
     pipeline.load.cache_clear()
-    assert left == [0, 0, 0], "loaded three times, each with none beside it"
+    assert left == [0, 0, 0, 0], "loaded four times, each with none beside it"
