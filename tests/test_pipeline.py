@@ -24,7 +24,7 @@ def test_an_lvlm_is_dropped_before_the_next_one_is_loaded(monkeypatch):
             self.itself = self  # only the collector frees it
 
         def limit(self, **limits):
-            pass
+            self.limits = limits
 
     def load(source, name, *rest, **settings):
         assert all(seen() is None for seen in alive), "the one before is still in memory"
@@ -40,6 +40,7 @@ def test_an_lvlm_is_dropped_before_the_next_one_is_loaded(monkeypatch):
     assert pipeline.load(other) is alive[1]() and len(alive) == 2
     pipeline.load(one)
     assert len(alive) == 3
+    assert pipeline.load(LVLMSpec(name="c", source="c", max_tiles=6)).limits == {"max_tiles": 6}
 
 
 def write_annotations(path, n=40):
