@@ -209,4 +209,5 @@ def data_digest(dataset: DatasetSpec, split: str) -> str:
 
 
 def run_folder(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str) -> Path:
+    """The run directory of one LVLM on one split."""
     return paths.RUNS / profile.name / lvlm_spec.name / f"{dataset.name}-{split}"
