@@ -241,6 +241,7 @@ class Bench:
         return self.head_table.pivot(index="layer", columns="head", values="auroc").to_numpy()
 
     def run(self, split: str) -> Run:
+        """The run of a split of the dataset that D_c comes from."""
         return self.study.run(self.lvlm, self.study.train_set, split)
 
     def candidates(self, queries: pd.DataFrame, maps: bool = False) -> list[Candidates]:
@@ -249,6 +250,7 @@ class Bench:
         return [c for c in self.run("test").candidates(maps) if c.query_id in names]
 
     def small(self) -> pd.DataFrame:
+        """The test queries for small objects of that dataset."""
         return self.study.test_queries(self.lvlm, self.study.train_set, "small")
 
     def rows(self, factor: str, named: list[Named], queries: pd.DataFrame | None = None, **settings) -> pd.DataFrame:

@@ -50,6 +50,9 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
     parts = []
     for (lvlm, dataset), rows in table[table["answers"] == "all"].groupby(["lvlm", "dataset"], sort=False):
         rows = rows.set_index("method")
+        if rows["auroc"].isna().all():
+            parts.append(f"on {dataset} ({lvlm}) there is no AUROC, since all answers are right or all are wrong")
+            continue
         best = rows["auroc"].idxmax()
         names = (best, "ACS-Learned", "ACS-Free", "sequence log-prob", *confidence.PUBLISHED_AUROC)
         first, *others = (

@@ -403,18 +403,22 @@ def report(profile: ProfileOption = "embedded") -> None:
 
 @app.command(short_help="Train an embedded LVLM anew.")
 def train_embedded(
-    family: Annotated[str, typer.Argument(help="internvl or qwen2_5_vl")] = "internvl",
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="The family: internvl or qwen2_5_vl.")] = "internvl",
     folder: Annotated[
-        Path | None, typer.Option(help="where the LVLM is written; without it data/embedded/<family>")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the LVLM is written.", show_default="data/embedded/<family>"),
     ] = None,
     work: Annotated[
-        Path | None, typer.Option(help="where checkpoints are kept; without it data/train/<family>")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where checkpoints are kept.", show_default="data/train/<family>"),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--from", help="only the last stages, from these weights (data/embedded/<family>-plain)"),
+        typer.Option(
+            "--from", metavar="FOLDER", help="Only the last stages, from these weights (data/embedded/<family>-plain)."
+        ),
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="throw away the checkpoints of an earlier training")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Throw away the checkpoints of an earlier training.")] = False,
 ) -> None:
     """Train an embedded LVLM on rendered scenes; goes on from its last checkpoint.
 
@@ -435,37 +439,46 @@ def train_embedded(
 
 @app.command(short_help="Fetch COCO or Objects365.")
 def data(
-    name: Annotated[str, typer.Argument(help="coco or objects365")],
-    profile: Annotated[str, typer.Option(help="the profile whose queries decide which images are fetched")] = "paper",
-    limit: Annotated[int | None, typer.Option(min=1, help="at most so many queries of each size and split")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="an annotation file that you have already")] = None,
-    images: Annotated[Path | None, typer.Option(help="the folder of its images")] = None,
-    base: Annotated[str | None, typer.Option(help="a mirror's address, with the files under the same names")] = None,
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset: coco or objects365.")],
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The profile whose queries decide which images are fetched.",
+            autocompletion=_profiles,
+        ),
+    ] = "paper",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At most so many queries of each size and split.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An annotation file that you have already.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The folder of its images.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="URL", help="A mirror's address, with the files under the same names.")
+    ] = None,
 ) -> None:
     """Fetch the annotations of COCO or Objects365 and the images that the profile's queries need.
 
     The same command goes on where it stopped. With --annotations and --images nothing is fetched: what is on disk is
     linked to where the profile looks for it, and checked. Exit code 1 if images are missing.
     """
-    from acs_lib.datasets import download  # late: it brings torch
-    from acs_lib.profiles import load_profile
+    with told():
+        from acs_lib.datasets import download  # late: it brings torch
 
-    if (annotations is None) != (images is None):
-        raise typer.BadParameter("--annotations and --images belong together")
-    try:
-        chosen = load_profile(f"{profile}-first-{limit}" if limit else profile)
+        if (annotations is None) != (images is None):
+            raise typer.BadParameter("--annotations and --images belong together")
+        chosen = profiles.load_profile(f"{profile}-first-{limit}" if limit else profile)
         if annotations is None:
             typer.echo(f"by fetching you agree to: {download.source(name).licence}")
             found = download.get(chosen, name, base)
         else:
             found = download.link(chosen, name, annotations, images)
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    typer.echo(download.say(*found))
-    if found[1].missing:
-        typer.echo("a run goes on without what is missing; the same command tries again", err=True)
-        raise typer.Exit(1)
+        typer.echo(download.say(*found))
+        if found[1].missing:
+            complain("a run goes on without what is missing; the same command tries again")
+            raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -252,4 +252,5 @@ def watched(engine: Callable, name: str, first: int = SHARD) -> Callable:
 
 
 def run_folder(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str) -> Path:
+    """The run directory of one LVLM on one split."""
     return paths.RUNS / profile.name / lvlm_spec.name / f"{dataset.name}-{split}"

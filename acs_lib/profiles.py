@@ -53,6 +53,8 @@ class SplitSpec(Strict):
 
 
 class DatasetSpec(Strict):
+    """Images with known boxes: a rendered world (its name is the world's) or annotation files in COCO's format."""
+
     name: str
     kind: Literal["scenes", "coco"]
     splits: dict[Literal["train", "validation", "test"], SplitSpec]
@@ -128,6 +130,8 @@ class GPUSpec(Strict):
 
 
 class Profile(Strict):
+    """One file of `acs_lib/profiles`; where a setting is left out, the default below holds."""
+
     name: str
     description: str
     duration: str

@@ -42,6 +42,7 @@ class AttentionIoURegressor(nn.Module):
         self.score = nn.Sequential(nn.Dropout(0.1), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Predicted IoU [n] in 0-1 of maps [n, 4, layers, heads, h, w], averaged onto the regressor's grid."""
         maps = averaged(maps.to(self.mix.weight.device), self.grid).float().flatten(1, 3)
         features = F.gelu(self.mix(torch.log(maps + 1e-4) / 3 + 2))
         features = F.gelu(self.near(features)) + features

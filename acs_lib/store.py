@@ -344,6 +344,7 @@ class Run:
 
     @property
     def shards(self) -> list[int]:
+        """Numbers of the shards, in order."""
         return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.parquet"))
 
     def records(self, shard: int | None = None) -> pd.DataFrame:

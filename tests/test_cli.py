@@ -12,9 +12,11 @@ import sys
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from acs_lib import cli, grounding, paths, runner
+from acs_lib.datasets import download
 from acs_lib.heads import HeadSet
 from acs_lib.lvlms.base import ImageRefused
 from acs_lib.profiles import load_profile
@@ -206,6 +208,22 @@ def test_what_befalls_the_machine(monkeypatch, error, code, message):
     monkeypatch.setattr(grounding, "ground", befallen)
     found, _, err = acs("ground", SCENE, "car")
     assert found == code and message in err
+
+
+def test_fetching_can_be_stopped(monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "get", stopped)
+    code, _, err = acs("data", "coco")
+    assert (code, err) == (130, "stopped")
+
+
+@pytest.mark.parametrize("command", ["ground", "calibrate", "run", "report", "train-embedded", "data"])
+def test_help_is_of_one_style(command):
+    for parameter in typer.main.get_command(cli.app).commands[command].params:
+        if parameter.name != "help":
+            assert parameter.help[0].isupper() and parameter.help.endswith("."), parameter.name
 
 
 def test_a_defect_of_the_kit_keeps_its_traceback(monkeypatch):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_evaluate import NAN, candidates
 
-from acs_lib import confidence, heads
+from acs_lib import analysis_views, confidence, heads
 from acs_lib.selectors import Selector
 
 LAST = Selector("last", "attention", lambda c: np.arange(len(c), dtype=float), "test")
@@ -48,6 +48,14 @@ def test_auroc_and_its_interval():
     drawn = confidence.auroc_interval(scores, hit, images, counts[:1])
     assert drawn[1] == drawn[2] == pytest.approx(heads.auroc(repeated, hits))
     assert np.isnan(confidence.auroc_interval(scores, np.ones(400, bool), images, counts)).all()
+
+
+def test_answers_of_one_kind_are_told():
+    scores = pd.DataFrame({"query_id": ["a", "a"], "candidate": [0, 1], "iou": [0.9, 0.8], "last": [0.0, 1.0]})
+    table = confidence.table(scores, [LAST], {"a": 1}, 10).assign(lvlm="tiny", dataset="scenes")
+    assert table["auroc"].isna().all()
+    told = analysis_views.say_confidence(table).data
+    assert "on scenes (tiny) there is no AUROC, since all answers are right or all are wrong" in told
 
 
 def test_risk_and_its_area_by_hand():

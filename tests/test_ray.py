@@ -140,7 +140,7 @@ def test_an_error_is_the_local_engines(tmp_path, two_workers):
 def test_a_batch_over_its_time_limit_ends_its_worker_and_is_tried_again(tmp_path, two_workers):
     (tmp_path / "hung").mkdir()
     fill(tmp_path / "local", answer, n=40)
-    engine = functools.partial(two_workers, seconds=4)
+    engine = functools.partial(two_workers, seconds=15)
     fill(tmp_path / "ray", functools.partial(hangs_once, tmp_path / "hung"), engine, n=40)
     assert (tmp_path / "hung" / "q0").exists()
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")

@@ -192,22 +192,23 @@ def test_a_damaged_shard_is_made_anew(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "parquet"])
-@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
-def test_a_flipped_byte_is_named_when_it_is_read(tmp_path, suffix, place):
+def test_a_flipped_byte_is_named_when_it_is_read(tmp_path, suffix):
     fill(tmp_path, make_queries(5))
-    whole = contents(tmp_path)
+    whole, named = contents(tmp_path), []
     path = tmp_path / f"00000.{suffix}"
-    content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 0x10
-    path.write_bytes(content)
-    run = fill(tmp_path, make_queries(5))  # the headers are whole, or it is made anew here
-    if contents(tmp_path) == whole:
-        return
-    with pytest.raises(ValueError, match=rf"00000\.{suffix} is damaged .*; delete it and run again"):
-        list(run.candidates(maps=True))
-    path.unlink()
-    fill(tmp_path, make_queries(5))
-    assert contents(tmp_path) == whole, "the advice helps"
+    for place in (0.3, 0.5, 0.7):
+        content = bytearray(whole[path.name])
+        content[int(place * len(content))] ^= 0x10
+        path.write_bytes(content)
+        run = fill(tmp_path, make_queries(5))  # the headers are whole, or it is made anew here
+        if contents(tmp_path) != whole:
+            with pytest.raises(ValueError, match=rf"00000\.{suffix} is damaged .*; delete it and run again"):
+                list(run.candidates(maps=True))
+            named.append(place)
+            path.unlink()
+            fill(tmp_path, make_queries(5))
+        assert contents(tmp_path) == whole, "the advice helps"
+    assert named
 
 
 def test_images_have_grids_of_their_own(tmp_path):

@@ -24,6 +24,7 @@ from acs_lib import paths
 TEMPLATE = Path(__file__).with_name("template.html")
 LIMIT = 60  # rows of a table on the page
 OUTCOMES = ("gained", "lost", "unchanged")
+VERDICTS = {"reproduced": "good", "in part": "mid", "not shown": "mid", "contradicted": "bad"}  # up to a colon -> style
 ACS = ("acs-free", "acs-learned")
 INLINE_IMAGE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+\Z")
 
@@ -90,18 +91,6 @@ def _shown(text: str) -> str:
     return f"{value:.4f}" if 0.0001 <= abs(value) <= 1 else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
-def _verdict(text: str) -> str:
-    """good, bad or mid, from how a verdict begins (or 'in part' anywhere); '' where it says something else."""
-    text = text.strip().lower()
-    if re.match(
-        r"(part|mixed|weak|unclear|inconclusive|untested|within|not (shown|tested|measured))|.*\bin part\b", text
-    ):
-        return "mid"
-    if re.match(r"(not|no)\b|fail|contradict|refut|differ|disagree", text):
-        return "bad"
-    return "good" if re.match(r"(reproduced|yes|holds|confirmed|agree|supported|same|met)", text) else ""
-
-
 def read_table(path: Path) -> dict | None:
     """What the page shows of a CSV: stem, title, caption, href, columns, rows; None for an empty file."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -121,7 +110,7 @@ def read_table(path: Path) -> dict | None:
         for column, text in zip(columns, [*line, *[""] * len(header)], strict=False):
             kind = "number" if column["numeric"] else "text" if len(text) > 28 else ""
             raw = text if not column["numeric"] or _number(text) is not None else ""
-            verdict = _verdict(text) if column["name"] == "verdict" else ""
+            verdict = VERDICTS.get(text.partition(":")[0], "") if column["name"] == "verdict" else ""
             cells.append(
                 {"raw": raw, "text": _shown(text) if column["numeric"] else text, "kind": kind, "verdict": verdict}
             )
@@ -137,38 +126,13 @@ def read_table(path: Path) -> dict | None:
 
 
 def headline(folder: Path, profile: str) -> dict:
-    """{"title", "sentences"}: tables/headline.json, or else written from main_results.csv."""
+    """{"title", "sentences"} as notebook 06 wrote them; a title alone where it was not run."""
     told = folder / "tables" / "headline.json"
-    if told.exists():
-        content = json.loads(told.read_text(encoding="utf-8"))
-        return {"title": str(content["title"]), "sentences": [str(sentence) for sentence in content["sentences"]]}
-    title = f"Small object grounding by attention: results of the profile “{profile}”"
-    path, sentences = folder / "tables" / "main_results.csv", []
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            table = list(csv.DictReader(file))
-        for place in dict.fromkeys((row["lvlm"], row["dataset"]) for row in table):
-            rows = [row for row in table if (row["lvlm"], row["dataset"]) == place]
-            sentences += _sentences(", ".join(place), rows)
-    return {"title": title, "sentences": sentences}
-
-
-def _sentences(place: str, rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """What greedy decoding, ACS-Free, ACS-Learned and the oracle reach in one place."""
-
-    def rate(row: Mapping[str, str]) -> str:
-        return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * float(row[key]) for key in ("acc50", "acc50_lo", "acc50_hi")))
-
-    parts = []
-    told = [row for row in rows if _number(row["acc50"]) is not None]
-    for row in sorted(told, key=lambda row: (row["method"] != "greedy", row["family"] not in ACS)):
-        if row["method"] == "greedy" or row["method"].startswith("oracle"):
-            parts.append(f"{row['method']} {rate(row)}")
-        elif row["family"] in ACS:
-            change = _number(row.get("delta_vs_greedy") or "")
-            against = f" ({100 * change:+.1f} points against greedy)" if change is not None else ""
-            parts.append(f"{row['method']} {rate(row)}{against}")
-    return [f"{place}: Acc@0.5 on small objects is " + "; ".join(parts) + "."] if parts else []
+    if not told.exists():
+        title = f"Small object grounding by attention: results of the profile “{profile}”"
+        return {"title": title, "sentences": []}
+    content = json.loads(told.read_text(encoding="utf-8"))
+    return {"title": str(content["title"]), "sentences": [str(sentence) for sentence in content["sentences"]]}
 
 
 def _data_url(path: Path) -> str:
