@@ -237,4 +237,4 @@ if [ $test = yes ]; then
     exec "$python" -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
         --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[1-9]_*.ipynb
 fi
-exec "$python" -m acs_lib.runner --profile "$profile" ${arguments[@]+"${arguments[@]}"}
+exec "$python" -m acs_lib.cli run --profile "$profile" ${arguments[@]+"${arguments[@]}"}

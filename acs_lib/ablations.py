@@ -6,32 +6,34 @@ samples, and training objects of another size or dataset need runs of their own 
 
 Rows: factor, value, lvlm, dataset, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over images), and
 delta, delta_lo, delta_hi: the paired difference of Acc@0.5 with the same method as the profile has it, on the same
-queries (NaN where the queries are what is changed).
+queries (NaN where the queries are what is changed). Each ACS-Learned is the mean over regressors of as many seeds as
+`profile.seeds.regressor` names: one seed's luck is as large as many a change.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from acs_lib import evaluate, heads, regressor
-from acs_lib.candidates import COORDINATES, Candidates
+from acs_lib.candidates import COORDINATES, STATISTICS, Candidates
 from acs_lib.heads import HeadSet
 from acs_lib.profiles import DatasetSpec, LVLMSpec
 from acs_lib.sampling import cell_coverage
 from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, spatial_entropy
 from acs_lib.selectors.attention import statistic
 from acs_lib.store import BOX, SHARD, Run
-from acs_lib.study import Study
+from acs_lib.study import Study, looked_up
 
 COLUMNS = [
     "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
     "delta", "delta_lo", "delta_hi",
 ]  # fmt: skip
-COCO_SMALL = 32**2 / (640 * 480)  # share of the image: COCO's 32 x 32 px in its most frequent size of image
-SMALL = {"0.33 % (COCO's 32^2)": COCO_SMALL, "0.5 %": 0.005, "1 %": 0.01, "5 %": 0.05}
+COCO_SMALL = 32**2  # px, COCO's threshold of small
+COCO_IMAGE = 640 * 480  # px, its most frequent size of image
+SMALL = {"0.5 %": 0.005, "1 %": 0.01, "5 %": 0.05}  # share of the image
 STANDARD = "as the profile has it"  # the row group of the method with nothing changed
 KEPT = ("greedy", evaluate.RANDOM, evaluate.ORACLE)  # what every value of a factor that changes the pool is set against
 Named = tuple[str, Selector]  # the value of a factor, and what it makes of a method
@@ -89,18 +91,17 @@ def statistics_alone(maps: np.ndarray, statistics: np.ndarray, boxes: np.ndarray
     return statistics.reshape(*statistics.shape[:3], -1, 1, 1)
 
 
+def statistics_without_box(maps: np.ndarray, statistics: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The same without the mass inside the box, which tells of the box what the maps do not."""
+    return statistics_alone(maps, np.delete(statistics, STATISTICS.index("mass_in_box"), axis=-1), boxes)
+
+
 INPUTS = {
     "maps and box mask": with_box_mask,
     "statistics of heads alone": statistics_alone,
+    "the same but the mass inside the box": statistics_without_box,
     "maps renormalised": renormalised,
 }
-
-
-def looked_up(predictions: pd.DataFrame) -> Callable[[Candidates], np.ndarray]:
-    """Candidates -> [n] predicted IoU, from a frame query_id, candidate, predicted; NaN for an answer without."""
-    by_query = {name: part.set_index("candidate")["predicted"] for name, part in predictions.groupby("query_id")}
-    nothing = pd.Series(dtype=float)
-    return lambda c: by_query.get(c.query_id, nothing).reindex(range(len(c))).to_numpy(float)
 
 
 def raw_entropy(c: Candidates) -> np.ndarray:
@@ -135,7 +136,6 @@ def signals(head_set: HeadSet) -> list[Named]:
         return statistic(c, "mass_in_box") / np.maximum(statistic(c, "mass"), 1e-12)
 
     measures = {
-        "entropy": lambda c: -statistic(c, "entropy"),
         "entropy of the raw map": lambda c: -raw_entropy(c),
         "maximum of the renormalised map": lambda c: statistic(c, "peak"),
         "mass on the image": lambda c: statistic(c, "mass"),
@@ -148,7 +148,8 @@ def signals(head_set: HeadSet) -> list[Named]:
     def spatial(c):
         return spatial_entropy(head_set.heads).score(replace(c, maps=c.maps[:, at]))
 
-    return [*found, ("spatial entropy", replace(acs_free(head_set.heads), score=spatial))]
+    free = acs_free(head_set.heads, head_set.coordinates)
+    return [("entropy", free), *found, ("spatial entropy", replace(acs_free(head_set.heads), score=spatial))]
 
 
 def counts_of_heads(layer_scores: np.ndarray, head_scores: np.ndarray, head_set: HeadSet) -> dict[str, list[Named]]:
@@ -171,18 +172,38 @@ def counts_of_heads(layer_scores: np.ndarray, head_scores: np.ndarray, head_set:
 # ----------------------------------------------------------------------------------------------------- evaluation
 
 
+def small_parts(queries: pd.DataFrame, photographs: bool) -> dict[str, pd.DataFrame]:
+    """Threshold -> the queries below it: SMALL, and COCO's 32 x 32 px; in rendered scenes, whose images are smaller,
+    the share of the image that these are in COCO's most frequent size of image."""
+    area = queries["area_fraction"]
+    if photographs:
+        found = {"COCO's 32^2 px": queries[area * queries["width"] * queries["height"] < COCO_SMALL]}
+    else:
+        share = COCO_SMALL / COCO_IMAGE
+        found = {f"{100 * share:.2f} % (COCO's 32^2)": queries[area < share]}
+    return found | {value: queries[area < share] for value, share in SMALL.items()}
+
+
+def chosen(candidates: Iterable[Candidates], run: Run, selectors: Iterable[Selector], pool: str) -> pd.DataFrame:
+    """acs_lib.evaluate.chosen with greedy and the controls, where selectors of one name count as one method: the mean
+    of their IoUs and hits."""
+    choices = evaluate.chosen(candidates, run.truth, [SELECTORS["greedy"], *selectors], pool)
+    groups = choices.groupby(["query_id", "method", "family"], sort=False, as_index=False)
+    return groups.agg(candidate=("candidate", "first"), iou=("iou", "mean"), hit=("hit", "mean"))
+
+
 def rows(
     factor: str, named: Iterable[Named], candidates: Iterable[Candidates], run: Run, queries: pd.DataFrame,
     study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, kept: Iterable[str] = (),
     standard: pd.DataFrame | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """COLUMNS of one factor over `queries`: one row a value and method, and of the controls `kept` with value '-'.
+    """COLUMNS of one factor over `queries`: one row a value and method (the mean over those named alike), and of the
+    controls `kept` with value '-'.
 
     standard: choices (see acs_lib.evaluate) of the same methods as the profile has them, on these queries or more
     """
     selectors = [replace(selector, name=f"{value}\t{selector.name}") for value, selector in named]
-    choices = evaluate.chosen(candidates, run.truth, [SELECTORS["greedy"], *selectors], study.profile.pool)
-    draws = min(2000, study.profile.bootstrap)
+    choices, draws = chosen(candidates, run, selectors, study.profile.pool), study.profile.bootstrap
     table = evaluate.main_table(choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=draws)
     table = table[table["method"].str.contains("\t") | table["method"].isin(list(kept))]
     parts = table["method"].str.split("\t")
@@ -246,59 +267,65 @@ class Bench:
 
     def standard_choices(self, run: Run) -> pd.DataFrame:
         """Choices (see acs_lib.evaluate) of the methods as the profile has them, and of the controls, on a run."""
-        selectors = [SELECTORS["greedy"], *self.standard(run)]
-        return evaluate.chosen(run.candidates(), run.truth, selectors, self.study.profile.pool)
+        return chosen(run.candidates(), run, self.standard(run), self.study.profile.pool)
 
-    def learned(self, change: Callable | None = None, most: int | None = None, **settings) -> Selector:
-        """ACS-Learned with a regressor of another input, training set or width; the same seed and, with fewer
-        shards, more epochs (at most four times as many), so that few queries do not mean few steps."""
+    @property
+    def seeds(self) -> range:
+        """Of the regressors that each ACS-Learned is the mean over."""
+        return range(max(1, self.study.profile.seeds.regressor))
+
+    def learned(self, change: Callable | None = None, most: int | None = None, **settings) -> list[Selector]:
+        """ACS-Learned with regressors of another input, training set or width, one a seed; with fewer shards they get
+        more epochs (at most four times as many), so that few queries do not mean few steps."""
         known = self.study.profile.regressor.model_dump(exclude={"seeds"}) | settings
         train = Changed(self.run("train"), change, most)
         known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(self.run("train").shards) // len(train.shards))
-        model, _ = regressor.train(train, Changed(self.run("validation"), change), **known, seed=0)
-        return acs_learned(looked_up(regressor.predict(model, Changed(self.run("test"), change))))
+        validation, test = Changed(self.run("validation"), change), Changed(self.run("test"), change)
+        models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in self.seeds)
+        return [acs_learned(looked_up(regressor.predict(model, test), "predicted")) for model in models]
 
     def standard(self, run: Run | None = None) -> list[Selector]:
-        """ACS-Free and ACS-Learned as the profile has them, for a run (by default the test split's)."""
-        predicted = regressor.predict(self.study.fit(self.lvlm), run or self.run("test"))
-        return [acs_free(self.head_set.heads, self.head_set.coordinates), acs_learned(looked_up(predicted))]
+        """ACS-Free and ACS-Learned, one a seed, as the profile has them, for a run (by default the test split's)."""
+        run = run or self.run("test")
+        predicted = (regressor.predict(self.study.fit(self.lvlm, seed), run) for seed in self.seeds)
+        free = acs_free(self.head_set.heads, self.head_set.coordinates)
+        return [free, *(acs_learned(looked_up(frame, "predicted")) for frame in predicted)]
+
+
+def _named(options: Mapping[object, Iterable[Selector]]) -> list[Named]:
+    """Each value of a factor with each of its selectors."""
+    return [(str(value), selector) for value, selectors in options.items() for selector in selectors]
 
 
 def stored(bench: Bench) -> pd.DataFrame:
     """COLUMNS of the factors that need no new sampling, one LVLM, the dataset that it was calibrated on."""
     study, spec = bench.study, bench.study.profile.ablations
-    free, learned = bench.standard()
+    free, *learned = bench.standard()
     by_count = counts_of_heads(bench.layers["attribution"].to_numpy(), bench.separation, bench.head_set)
-    inputs = [("maps (the paper's)", learned)] + [(name, bench.learned(f)) for name, f in INPUTS.items()]
-    full = study.profile.regressor.width
-    widths = [(str(width), bench.learned(width=width)) for width in spec.widths] + [(str(full), learned)]
+    inputs = {"maps (the paper's)": learned} | {name: bench.learned(change) for name, change in INPUTS.items()}
+    widths = {width: bench.learned(width=width) for width in spec.widths} | {study.profile.regressor.width: learned}
     run = bench.run("train")
     fewer = [shards for shards in spec.train_shards if shards < len(run.shards)]
-    sizes = [(str(shards * SHARD), bench.learned(most=shards)) for shards in fewer]
+    sizes = {shards * SHARD: bench.learned(most=shards) for shards in fewer} | {len(run.queries): learned}
     parts = [
-        bench.rows(STANDARD, [("-", free), ("-", learned)], kept=KEPT),
+        bench.rows(STANDARD, [("-", selector) for selector in (free, *learned)], kept=KEPT),
         bench.rows("coordinates", coordinates(bench.head_set, study.profile.heads.coordinates)),
         *(bench.rows(factor, named) for factor, named in by_count.items()),
         bench.rows("signal of the same heads", signals(bench.head_set)),
-        bench.rows("regressor's input", inputs),
+        bench.rows("regressor's input", _named(inputs)),
     ]
     if spec.widths:
-        parts.append(bench.rows("regressor's width", sorted(widths, key=lambda pair: int(pair[0]))))
-    if sizes:
-        parts.append(bench.rows("training queries", [*sizes, (str(len(run.queries)), learned)]))
+        parts.append(bench.rows("regressor's width", _named(dict(sorted(widths.items())))))
+    if fewer:
+        parts.append(bench.rows("training queries", _named(sizes)))
     queries = study.test_queries(bench.lvlm, study.train_set)
-    for value, threshold in SMALL.items():
-        part = queries[queries["area_fraction"] < threshold]
-        if len(part):
-            named = [(value, free), (value, learned)]
-            found = bench.rows("threshold of small", named, part, kept=KEPT, standard=None)
-            parts.append(found.assign(value=value))
-    for size in evaluate.SIZES:
-        part = queries[queries["size"] == size]
-        if len(part):
-            named = [(size, free), (size, learned)]
-            found = bench.rows("applied to size", named, part, kept=KEPT, standard=None)
-            parts.append(found.assign(value=size))
+    by_size = {size: queries[queries["size"] == size] for size in evaluate.SIZES}
+    by_threshold = small_parts(queries, study.train_set.kind == "coco")
+    for factor, groups in (("threshold of small", by_threshold), ("applied to size", by_size)):
+        for value, part in groups.items():
+            if len(part):
+                found = bench.rows(factor, _named({value: [free, *learned]}), part, kept=KEPT, standard=None)
+                parts.append(found.assign(value=value))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -385,18 +412,20 @@ def crossed(bench: Bench) -> pd.DataFrame:
 
 
 def sampled(bench: Bench) -> pd.DataFrame:
-    """COLUMNS of temperature, row read and training size; heads and regressor are found anew in each case. A row that
-    `unread_rows` names is left out."""
+    """COLUMNS of temperature, top-p, row read and training size; heads and regressor are found anew in each case. A row
+    that `unread_rows` names is left out."""
     study, spec, parts = bench.study, bench.study.profile.ablations, []
-    own = {"temperature": f"{study.profile.sampling.temperature:g}", "row read": study.profile.sampling.row}
+    sampling = study.profile.sampling
+    own = {"temperature": f"{sampling.temperature:g}", "top-p": f"{sampling.top_p:g}", "row read": sampling.row}
     left_out = unread_rows(bench.run("test").records())
     cases = [("temperature", f"{t:g}", {"temperature": t}) for t in spec.temperatures]
+    cases += [("top-p", f"{p:g}", {"top_p": p}) for p in spec.top_ps]
     cases += [("row read", row, {"row": row}) for row in spec.rows if row not in left_out]
     for factor in dict.fromkeys(factor for factor, _, _ in cases):
         named = [(own[factor], selector) for selector in bench.standard()]
         parts.append(bench.rows(factor, named, kept=KEPT).assign(value=own[factor]))
-    for factor, value, sampling in cases:
-        other = Bench.open(variant(study, f"{factor.split()[0]}-{value}", sampling), bench.lvlm)
+    for factor, value, changed in cases:
+        other = Bench.open(variant(study, f"{factor.split()[0]}-{value}", changed), bench.lvlm)
         named = [(value, selector) for selector in other.standard()]
         parts.append(other.rows(factor, named, kept=KEPT, standard=bench.choices).assign(value=value))
     if spec.trained_on:

@@ -5,6 +5,7 @@ for analysis alone. Intervals are 95 %, from drawing images with replacement.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,12 @@ from scipy.stats import pearsonr, spearmanr
 
 from acs_lib import boxes as bx
 from acs_lib import evaluate, heads
-from acs_lib.confidence import image_counts, pairs_by_image
+from acs_lib.candidates import Candidates
+from acs_lib.confidence import drawn_auroc, image_counts
 from acs_lib.evaluate import INTERVAL
-from acs_lib.heads import ENTROPY, Heads, HeadSet
+from acs_lib.heads import ENTROPY, Heads, HeadSet, in_group
 from acs_lib.regressor import AttentionIoURegressor, rows
-from acs_lib.selectors import acs_free
+from acs_lib.selectors import Selector, acs_free
 from acs_lib.store import BOX, Run
 
 ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")
@@ -99,13 +101,13 @@ def agreement(table: pd.DataFrame, head_scores: np.ndarray, layers: int, count: 
 # ------------------------------------------------------------------------------------------------------ stability
 
 
-def sampled_answers(run: Run, size: str = "small") -> tuple[pd.DataFrame, np.ndarray]:
-    """Records of the sampled answers to queries of one size that hold a box, with `image` codes 0..m-1 and the areas
-    of object and box as shares of the image; and their entropies [n, 4, layers, heads] in nats."""
+def sampled_answers(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
+    """Records of the sampled answers about small objects that hold a box, with `image` codes 0..m-1 and the areas of
+    object and box as shares of the image; and their entropies [n, 4, layers, heads] in nats."""
     records = run.records()
     queries = run.queries.set_index("query_id")
     known = queries.loc[records["query_id"]]
-    kept = ((records["failure"] == "") & (records["candidate"] > 0)).to_numpy() & (known["size"] == size).to_numpy()
+    kept = ((records["failure"] == "") & (records["candidate"] > 0)).to_numpy() & (known["size"] == "small").to_numpy()
     records = records[kept].assign(
         image=pd.factorize(known["image_id"].to_numpy()[kept])[0],
         object_area=known["area_fraction"].to_numpy()[kept],
@@ -114,20 +116,14 @@ def sampled_answers(run: Run, size: str = "small") -> tuple[pd.DataFrame, np.nda
     return records.reset_index(drop=True), run.statistics()[kept][..., ENTROPY].astype(float)
 
 
-def drawn_aurocs(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+def drawn_aurocs(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int) -> np.ndarray:
     """AUROC [draws, ...] of low entropy for IoU > 0.6 against IoU 0 (see heads.separation) when the images are drawn
     with replacement; entropy [n, ...], iou [n], images [n] codes 0..m-1. NaN in a draw without one of the kinds."""
-    kept = (iou > 0.6) | (iou == 0)
-    good, place = iou[kept] > 0.6, images[kept]
-    scores = -entropy[kept].reshape(kept.sum(), -1)
-    m = int(images.max()) + 1
-    counts, found = image_counts(m, draws, seed), []
-    for column in scores.T:
-        won, pairs = pairs_by_image(column, good, place)
-        if len(won) < m:
-            won, pairs = (np.pad(part, (0, m - len(part))) for part in (won, pairs))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found.append(((counts @ won) * counts).sum(1) / ((counts @ pairs) * counts).sum(1))
+    high = in_group(iou, "high")
+    kept = high | in_group(iou, "zero")
+    counts = image_counts(int(images.max()) + 1, draws)
+    columns = -entropy[kept].reshape(kept.sum(), np.prod(entropy.shape[1:], dtype=int)).T
+    found = [drawn_auroc(column, high[kept], images[kept], counts) for column in columns]
     return np.stack(found, 1).reshape(draws, *entropy.shape[1:])
 
 
@@ -193,21 +189,28 @@ def found_on(run: Run, layer_scores: np.ndarray, layers: int, count: int, coordi
     }
 
 
+def _on_own_heads(name: str, given: dict[str, Heads] | Heads, coordinates: tuple[int, ...]) -> Selector:
+    """ACS-Free, called `name`, with the query's own heads or, where it has none, the first ones."""
+    first = next(iter(given.values())) if isinstance(given, dict) else given
+
+    def score(c: Candidates) -> np.ndarray:
+        own = given.get(c.query_id, first) if isinstance(given, dict) else first
+        return acs_free(own, coordinates).score(c)
+
+    return replace(acs_free(first, coordinates), name=name, score=score)
+
+
 def transfer_rows(
     run: Run, queries: pd.DataFrame, sets: dict[str, dict[str, Heads] | Heads], coordinates: tuple[int, ...],
     pool: str, draws: int,
 ) -> pd.DataFrame:  # fmt: skip
     """found_on, acc50, lo, hi, n_queries of ACS-Free on `queries` with each named set of heads: one for all queries,
     or one a query (a query without one takes the first)."""
-    names, parts = set(queries["query_id"]), []
-    candidates = [c for c in run.candidates() if c.query_id in names]
-    for name, given in sets.items():
-        for c in candidates:
-            own = given.get(c.query_id, next(iter(given.values()))) if isinstance(given, dict) else given
-            choice = evaluate.chosen([c], run.truth, [acs_free(own, coordinates)], pool)
-            parts.append(choice[choice["method"] == "ACS-Free"].assign(method=name))
+    names = set(queries["query_id"])
+    selectors = [_on_own_heads(name, given, coordinates) for name, given in sets.items()]
+    choices = evaluate.chosen((c for c in run.candidates() if c.query_id in names), run.truth, selectors, pool)
     table = evaluate.main_table(
-        pd.concat(parts), queries, lvlm="", dataset="", reference=next(iter(sets)), draws=draws
+        choices[choices["method"].isin(sets)], queries, lvlm="", dataset="", reference=next(iter(sets)), draws=draws
     ).rename(columns={"method": "found_on"})
     return table[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
 

@@ -1,5 +1,5 @@
-"""Tables of a study's confidence, analyses and cost, for notebook 09, and sentences that follow from them; notebooks 03
-and 04 use some of both."""
+"""What notebook 09 looks at, and 03 and 04 in part: tables of a study's confidence, analyses and cost, and sentences
+that follow from them."""
 
 import numpy as np
 import pandas as pd

@@ -2,13 +2,14 @@
 (`acs_lib.study`), or taken over from a finished run of a profile."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from acs_lib import paths, pipeline
 from acs_lib.datasets import coco
-from acs_lib.grounding import calibration_folder
+from acs_lib.grounding import calibration_folder, sampling_of
 from acs_lib.heads import HeadSet
 from acs_lib.paths import replacing
 from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SamplingSpec, SplitSpec
@@ -27,15 +28,17 @@ def make_profile(
     small: float = 0.01,
     layers: int | None = None,
     samples: int = 10,
-    temperature: float = 0.5,
+    temperature: float | None = None,
+    top_p: float | None = None,
     seed: int = 0,
 ) -> Profile:
     """The profile of a calibration: one LVLM, one COCO-format file, split by image.
 
-    queries: at most so many objects to train on, and a quarter of it to validate with; small: the largest share of
-    the image's area that counts as small (only small objects are taken); layers: how many D_c may lie in, by default
-    half of the LVLM's, 10 at most. FileNotFoundError where a file or folder is not there, ValueError where there are
-    too few small objects.
+    queries: at most so many objects to train on, and a quarter of it to validate with
+    small: the largest share of the image's area that counts as small (only small objects are taken)
+    layers: how many D_c may lie in, by default half of the LVLM's, 10 at most
+    temperature, top_p: by default those that `ground` samples with
+    FileNotFoundError where a file or folder is not there, ValueError where there are too few small objects.
     """
     annotations, images = Path(annotations).resolve(), Path(images).resolve()
     if not annotations.is_file():
@@ -56,7 +59,7 @@ def make_profile(
         name=NAME, description=f"D_c of {lvlm.name} from {annotations.name}", duration="not measured", lvlms=(lvlm,),
         datasets=(DatasetSpec(name=annotations.stem, kind="coco", splits=splits),), train_on=annotations.stem,
         small=small, large=max(small, 0.05), batch_queries=1,
-        sampling=SamplingSpec(samples=samples, temperature=temperature, seed=seed),
+        sampling=SamplingSpec(**asdict(sampling_of(lvlm.name, samples, temperature, top_p, seed))),
         heads=HeadsSpec(layers=(layers or min(10, -(-pipeline.load(lvlm).layers // 2)),)),
     )  # fmt: skip
     counts = {split: len(pipeline.load_split(profile, profile.datasets[0], split)[0]) for split in splits}

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,12 @@ ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
-TemperatureOption = Annotated[float, typer.Option(metavar="T", help="Of sampling; above 0.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="the LVLM's profile's, or 0.5")
+]
+TopPOption = Annotated[
+    float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="the LVLM's profile's, or 1")
+]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
 
@@ -151,7 +157,8 @@ def ground(
         str, typer.Option(metavar="NAME", help="How the box is chosen.", autocompletion=_methods)
     ] = "acs-free",
     samples: SamplesOption = 10,
-    temperature: TemperatureOption = 0.5,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
     seed: SeedOption = 0,
     head_set: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
@@ -192,8 +199,10 @@ def ground(
             raise typer.BadParameter('the object is empty; name what to look for, such as "sports ball"')
         if slug(selector) not in METHODS:
             raise typer.BadParameter(f"there is no selector {selector!r}; choose one of {', '.join(METHODS)}")
-        if not temperature > 0:
+        if temperature is not None and not temperature > 0:
             raise typer.BadParameter(f"the temperature has to be above 0, not {temperature}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise typer.BadParameter(f"top-p has to be above 0 and up to 1, not {top_p}")
         questions = [(image, wanted) for image in _images(names) for wanted in objects]
         targets = _pictures(save, questions)
         failed = _ground(
@@ -204,6 +213,7 @@ def ground(
             selector=selector,
             samples=samples,
             temperature=temperature,
+            top_p=top_p,
             seed=seed,
             head_set=head_set,
             regressor=regressor,
@@ -219,7 +229,7 @@ def _note(spec) -> None:
 
     if not Path(pipeline.lvlm_source(spec)).is_dir():
         complain(f"note: {spec.source} is fetched from the model hub, unless it is in its cache")
-    if spec.name != grounding.EMBEDDED and not torch.cuda.is_available():
+    if not grounding.is_embedded(spec) and not torch.cuda.is_available():
         complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
 
 
@@ -294,7 +304,8 @@ def calibrate(
         typer.Option(min=1, metavar="N", help="Layers that D_c may lie in.", show_default="half of all, 10 at most"),
     ] = None,
     samples: SamplesOption = 10,
-    temperature: TemperatureOption = 0.5,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Find the discriminative heads (D_c) of an LVLM, and train its regressor, from images with known boxes.
@@ -320,7 +331,7 @@ def calibrate(
             _note(spec)
             chosen = calibration.make_profile(
                 spec, annotations, images, queries=queries, small=small, layers=layers, samples=samples,
-                temperature=temperature, seed=seed,
+                temperature=temperature, top_p=top_p, seed=seed,
             )  # fmt: skip
             head_set, table, r = calibration.calibrate(chosen)
             complain(f"D_c of {head_set.lvlm}, AUROC of low entropy for good boxes (chance is 0.5):")
@@ -354,11 +365,24 @@ def run(
         typer.Option(help="Who samples: this process, or the workers of a Ray cluster (docs/scale_out.md)."),
     ] = "local",
 ) -> None:
-    """Run a profile's notebooks in order and write its report; what is finished and unchanged is reused."""
+    """Run a profile's notebooks in order; finished ones are reused as long as nothing they depend on has changed.
+
+    The executed notebooks, tables, figures and index.html land in reports/<profile>.
+    """
     with told():
         from acs_lib import runner  # late: it brings Jupyter
 
-        runner.main(profile=profile, start=start, dry_run=dry_run, limit=limit, engine=engine)
+        begun = time.perf_counter()
+        try:
+            page = runner.run(profile, start, dry_run, limit, engine)
+        except runner.RunError as error:
+            complain(f"error: {error}")
+            raise typer.Exit(error.code) from None
+        except KeyboardInterrupt:
+            complain("\nstopped; the same command goes on with the notebook that was running")
+            raise typer.Exit(130) from None
+        if page is not None:
+            typer.echo(f"finished in {time.perf_counter() - begun:.0f} s; look at {page}")
 
 
 @app.command(short_help="Build a finished run's page anew.")

@@ -44,18 +44,25 @@ def image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
 
-def pairs_by_image(scores: np.ndarray, positive: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(won, all) [m, m]: of the pairs of a positive row of image a and a negative row of image b, those in which the
-    positive row has the higher score (ties count half), and how many there are. scores [n], positive [n] bool,
-    images [n] codes 0..m-1."""
-    m = int(images.max()) + 1
+def won_by_image(scores: np.ndarray, positive: np.ndarray, images: np.ndarray, m: int) -> np.ndarray:
+    """[m, m]: of the pairs of a positive row of image a and a negative row of image b, those in which the positive row
+    has the higher score (ties count half). scores [n], positive [n] bool, images [n] codes 0..m-1."""
     won = np.zeros((m, m))
     for image in np.unique(images[~positive]):
         below = np.sort(scores[~positive & (images == image)])
         ranks = np.searchsorted(below, scores[positive]) + np.searchsorted(below, scores[positive], "right")
         won[:, image] = np.bincount(images[positive], ranks / 2, minlength=m)
-    counts = [np.bincount(images[kind], minlength=m).astype(float) for kind in (positive, ~positive)]
-    return won, np.outer(*counts)
+    return won
+
+
+def drawn_auroc(scores: np.ndarray, positive: np.ndarray, images: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """AUROC [draws] over the pairs of rows that each draw of images has; NaN in a draw without one of the kinds.
+    scores [n], positive [n] bool, images [n] codes 0..m-1, counts [draws, m] as `image_counts` gives them."""
+    m = counts.shape[1]
+    won = ((counts @ won_by_image(scores, positive, images, m)) * counts).sum(1)
+    kinds = [counts @ np.bincount(images[kind], minlength=m) for kind in (positive, ~positive)]
+    with np.errstate(invalid="ignore"):
+        return won / (kinds[0] * kinds[1])
 
 
 def auroc_interval(
@@ -65,11 +72,10 @@ def auroc_interval(
     row's, over all pairs; counts [draws, m] as `image_counts` gives them. NaN where all rows are of one kind."""
     if positive.all() or not positive.any():
         return (np.nan,) * 3
-    won, pairs = pairs_by_image(scores, positive, images)
-    with np.errstate(invalid="ignore"):
-        drawn = ((counts @ won) * counts).sum(1) / ((counts @ pairs) * counts).sum(1)
+    all_once = np.ones_like(counts[:1])
+    known, *drawn = drawn_auroc(scores, positive, images, np.concatenate([all_once, counts]))
     lo, hi = np.nanquantile(drawn, INTERVAL)
-    return won.sum() / pairs.sum(), lo, hi
+    return known, lo, hi
 
 
 def risk_coverage(scores: np.ndarray, hit: np.ndarray) -> np.ndarray:

@@ -253,25 +253,51 @@ def mean_ranks(
     return summary.join(ranks).loc[order].rename_axis("method").reset_index()
 
 
+def same_hits(choices: Iterable[pd.DataFrame]) -> dict[str, str]:
+    """Method -> the first method that hits the same queries in every frame of choices; one that none equals is its own.
+
+    Two scores can be one in disguise: with as many tokens in every answer, perplexity ranks as the sum does.
+    """
+    choices = list(choices)
+    wide = pd.concat([frame.pivot(index="query_id", columns="method", values="hit") for frame in choices])
+    first: dict[bytes, str] = {}
+    order = dict.fromkeys(method for frame in choices for method in frame["method"])
+    return {method: first.setdefault(wide[method].to_numpy(float).tobytes(), method) for method in order}
+
+
+def correlation_interval(
+    x: np.ndarray, y: np.ndarray, images: np.ndarray, *, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of Pearson's r (-1 to 1) of x [n] and y [n] when the images [n], codes 0..m-1, are drawn;
+    NaN where one of them is constant."""
+    moments = _bootstrap(np.column_stack([x, y, x * x, y * y, x * y]).astype(float), images, draws, seed)
+    mean_x, mean_y, xx, yy, xy = moments.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
+    lo, hi = np.nanquantile(r, INTERVAL) if np.isfinite(r).any() else (np.nan, np.nan)
+    return float(lo), float(hi)
+
+
 def rank_intervals(
     ranks: pd.DataFrame,
-    columns: Iterable[tuple[pd.DataFrame, pd.DataFrame]],
+    columns: Iterable[tuple[str, pd.DataFrame, pd.DataFrame]],
     *,
     draws: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """`mean_ranks` with mean_rank_lo and mean_rank_hi, the 95 % interval of the mean rank (percentile bootstrap).
 
-    columns: (choices, queries) of every column that was ranked. In a column each draw takes images for all methods
-    together and ranks the methods anew; columns are drawn independently of one another, also where two LVLMs saw the
-    same images. Raises ValueError where `columns` are not as many as were ranked.
+    columns: (dataset, choices, queries) of every column that was ranked. In a column each draw takes images for all
+    methods together and ranks the methods anew; columns of one dataset meet the same draws, other datasets their own.
+    Raises ValueError where `columns` are not as many as were ranked.
     """
     methods, total, columns = list(ranks["method"]), 0.0, list(columns)
+    datasets = list(dict.fromkeys(dataset for dataset, _, _ in columns))
     if len(columns) != ranks["n_columns"].iloc[0]:
         raise ValueError(f"{len(columns)} columns of choices for ranks over {ranks['n_columns'].iloc[0]}")
-    for number, (choices, queries) in enumerate(columns):
+    for dataset, choices, queries in columns:
         wide, images = _per_query(choices[choices["method"].isin(methods)], queries)
-        drawn = _bootstrap(wide["hit"][methods].to_numpy(float), images, draws, [seed, number])
+        drawn = _bootstrap(wide["hit"][methods].to_numpy(float), images, draws, [seed, datasets.index(dataset)])
         total = total + stats.rankdata(-drawn.round(12), method="average", axis=1)
     lo, hi = np.quantile(total / len(columns), INTERVAL, axis=0)
     ranks = ranks.copy()
@@ -297,7 +323,8 @@ def significance(
     odds_ratio: gained / lost, with its exact 95 % interval (Clopper-Pearson of gained / (gained + lost)); from 0 to
         inf, 1 is no effect, NaN without a query that they differ on
     p_mcnemar: as `mcnemar`, which takes queries of one image as independent; p_bootstrap does not
-    p_*_holm: `holm` over the rows. The reference, the oracle and the mean over the samples are no row.
+    p_*_holm: `holm` over the rows, those that hit the same queries as one test. The reference, the oracle and the mean
+        over the samples are no row.
     """
     wide, images = _per_query(choices, queries)
     if reference not in wide["hit"]:
@@ -311,6 +338,7 @@ def significance(
     lo, hi = np.quantile(drawn, INTERVAL, axis=0)
     gained, lost = (gain > 0).sum(axis=0), (gain < 0).sum(axis=0)
     odds = np.array([_odds(*counts) for counts in zip(gained, lost)]).reshape(-1, 3)
+    _, tests, test_of = np.unique(gain, axis=1, return_index=True, return_inverse=True)
     p_bootstrap, p_mcnemar = _p_value(drawn), np.array([mcnemar(column, other) for column in hit.T])
     table = pd.DataFrame(
         {
@@ -323,14 +351,14 @@ def significance(
             "delta_lo": lo,
             "delta_hi": hi,
             "p_bootstrap": p_bootstrap,
-            "p_bootstrap_holm": holm(p_bootstrap),
+            "p_bootstrap_holm": holm(p_bootstrap[tests])[test_of],
             "gained": gained,
             "lost": lost,
             "odds_ratio": odds[:, 0],
             "odds_ratio_lo": odds[:, 1],
             "odds_ratio_hi": odds[:, 2],
             "p_mcnemar": p_mcnemar,
-            "p_mcnemar_holm": holm(p_mcnemar),
+            "p_mcnemar_holm": holm(p_mcnemar[tests])[test_of],
         }
     )
     return table[SIGNIFICANCE_COLUMNS]

@@ -2,7 +2,8 @@
 
 The candidates come from `acs_lib.sampling.candidates`, as they do for the notebooks. D_c and the regressor are files
 that belong to one LVLM: `head_set.json` and `regressor.safetensors`. They are looked for beside the LVLM's weights,
-then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM.
+then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM. They also belong to the
+temperature and top-p that their answers were sampled with, so those are the defaults (see `sampling_of`).
 """
 
 import base64
@@ -11,6 +12,7 @@ import io
 import json
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
+from acs_lib import p_true as p_true_
 from acs_lib import paths, pipeline, profiles, regressor
 from acs_lib import sampling as sampling_
 from acs_lib.candidates import COORDINATES, Candidates
@@ -42,6 +45,7 @@ from acs_lib.selectors import (
     acs_free,
     acs_learned,
     choose,
+    p_true,
     slug,
     spatial_entropy,
 )
@@ -50,7 +54,7 @@ from acs_lib.store import query_key
 
 EMBEDDED = "internvl-embedded"  # the default of the two LVLMs that are shipped
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
-ACS_FREE, ACS_LEARNED, SPATIAL = "acs-free", "acs-learned", "spatial-entropy"
+ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
 NEED_HEADS = (ACS_FREE, SPATIAL)
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -85,12 +89,38 @@ def load_lvlm(source: str | Path = EMBEDDED) -> LVLM:
     return pipeline.load(lvlm_spec(source))
 
 
+def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
+    """Whether it is one of those that are shipped: tiny, quick on a CPU, and of few words."""
+    return _folder(lvlm).parent == paths.ROOT / "data" / "embedded"
+
+
+def _folder(lvlm: LVLM | LVLMSpec) -> Path:
+    """The folder that it comes from, or would come from if its hub name were one."""
+    return paths.ROOT / (lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
+
+
 def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
     """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
-    spec = profiles.known_lvlms().get(lvlm.name)
-    if spec and (paths.ROOT / spec.source).parent == paths.ROOT / "data" / "embedded":
-        return paths.EMBEDDED / Path(spec.source).name
-    return paths.DATA / "calibrated" / lvlm.name
+    return paths.EMBEDDED / _folder(lvlm).name if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
+
+
+def sampling_of(
+    lvlm: str, samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0
+) -> sampling_.Sampling:
+    """How the answers of the LVLM of that name are drawn. None stands for the value with which its D_c and regressor
+    are found, since both belong to it: that of the profile that has the LVLM, or else of `Sampling`.
+
+    ValueError where nothing can be drawn so.
+    """
+    usual = profiles.known_sampling(lvlm) or sampling_.Sampling()
+    temperature = usual.temperature if temperature is None else temperature
+    top_p = usual.top_p if top_p is None else top_p
+    if samples < 1 or not temperature > 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            "at least 1 sample, a temperature above 0 and a top-p above 0 and up to 1 are needed, "
+            f"not {samples}, {temperature} and {top_p}"
+        )
+    return sampling_.Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
 
 
 def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
@@ -258,7 +288,6 @@ class Grounding:
 
     def to_dict(self) -> dict:
         """The answer without pixels and attention, ready for JSON; what is not finite is None."""
-        settings = {"samples": self.settings.samples, "temperature": self.settings.temperature}
         rows = self.table.drop(columns=[*COORDINATES]).replace([np.inf, -np.inf], np.nan).astype(object)
         rows = rows.where(rows.notna(), None).to_dict("records")
         boxes = [_finite(box) for box in self.candidates.boxes.round(3)]
@@ -272,7 +301,7 @@ class Grounding:
             "height": self.image.height,
             "lvlm": self.lvlm,
             "selector": self.selector,
-            "settings": settings | {"seed": self.settings.seed},
+            "settings": {name: getattr(self.settings, name) for name in ("samples", "temperature", "top_p", "seed")},
             "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
         }
 
@@ -302,12 +331,20 @@ def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> n
     predicted = np.full(len(candidates), np.nan)
     if model is not None and candidates.parsed.any():
         with torch.inference_mode():
-            predicted[candidates.parsed] = model(torch.from_numpy(candidates.maps[candidates.parsed]).half()).numpy()
+            maps = torch.from_numpy(candidates.maps[candidates.parsed]).half()
+            predicted[candidates.parsed] = model(maps).cpu().numpy()
     return predicted
 
 
-def _method(name: str, lvlm: LVLM, head_set: HeadSet | None, model: AttentionIoURegressor | None) -> Selector | Fusion:
-    """The selector or fusion of that name, in any case and spacing; ValueError with the names, or what it lacks."""
+def _method(
+    name: str,
+    lvlm: LVLM,
+    head_set: HeadSet | None,
+    model: AttentionIoURegressor | None,
+    ask: Callable[[Candidates], np.ndarray],
+) -> Selector | Fusion:
+    """The selector or fusion of that name, in any case and spacing; ValueError with the names, or what it lacks.
+    `ask`: P(True) of the candidates."""
     wanted = slug(name)
     if wanted not in METHODS:
         raise ValueError(f"there is no selector {name!r}; choose one of {', '.join(METHODS)}")
@@ -321,7 +358,16 @@ def _method(name: str, lvlm: LVLM, head_set: HeadSet | None, model: AttentionIoU
             f"{wanted} needs a regressor trained for {lvlm.name}, and there is none; acs calibrate --lvlm --regressor "
             "trains one, or take a selector that needs none, such as sequence-log-prob"
         )
+    if wanted == P_TRUE:
+        try:
+            p_true_.words(lvlm.tokenizer)
+        except p_true_.CannotBeAsked as error:
+            raise ValueError(
+                f"{lvlm.name} cannot be asked whether a box is right, since {error}; take another selector, such as "
+                "sequence-log-prob"
+            ) from error
     made = {
+        P_TRUE: lambda: p_true(ask),
         ACS_FREE: lambda: acs_free(head_set.heads, head_set.coordinates),
         SPATIAL: lambda: spatial_entropy(head_set.heads),
         ACS_LEARNED: lambda: acs_learned(lambda candidates: _predicted(model, candidates)),
@@ -336,7 +382,7 @@ def _check_words(lvlm: LVLM, category: str) -> None:
     unknown = lvlm.tokenizer.unk_token_id
     if unknown is not None and unknown in lvlm.tokenizer(category, add_special_tokens=False)["input_ids"]:
         known = ""
-        if lvlm.name == EMBEDDED:
+        if is_embedded(lvlm):
             known = f": {', '.join(category['name'] for category in _categories())}"
         raise ValueError(f"{lvlm.name} has no word for {category!r}; ask for something it knows{known}")
 
@@ -351,7 +397,8 @@ def ground(
     category: str,
     selector: str = ACS_FREE,
     samples: int = 10,
-    temperature: float = 0.5,
+    temperature: float | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     head_set: HeadSet | str | Path | None = None,
     regressor: AttentionIoURegressor | str | Path | None = None,
@@ -360,22 +407,26 @@ def ground(
 
     lvlm: from `load_lvlm`, or what that takes; None is the embedded one
     image: a path, a PIL image, or a uint8 array; boxes are in its pixels, turned as its EXIF orientation says
-    selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor) or another one of METHODS
+    selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor), 'p-true' (needs an LVLM that knows Yes
+        and No) or another one of METHODS
+    temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor are found (`sampling_of`)
     head_set, regressor: loaded or as files, instead of those that belong to the LVLM
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
     with an argument, RuntimeError comes from a full GPU.
     """
     if not category.strip():
         raise ValueError("name the object to look for, such as 'sports ball'")
-    if samples < 1 or not temperature > 0:
-        raise ValueError(f"at least 1 sample and a temperature above 0 are needed, not {samples} and {temperature}")
     category, picture = category.strip(), read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or EMBEDDED)
+    settings = sampling_of(lvlm.name, samples, temperature, top_p, seed)
     _check_words(lvlm, category)
+
+    def ask(candidates: Candidates) -> np.ndarray:
+        return p_true_.p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])
+
     found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
-    method = _method(selector, lvlm, found_heads, model)
-    settings = sampling_.Sampling(samples=samples, temperature=temperature, seed=seed)
+    method = _method(selector, lvlm, found_heads, model, ask)
     name = f"{zlib.crc32(picture.tobytes()):08x}/{category}"
     [(candidates, records)] = sampling_.candidates(
         lvlm, [lvlm.prompt(picture, category)], [name], [query_key(name)], [category], settings
@@ -408,8 +459,8 @@ def ground(
 
 
 def explore(lvlm: LVLM):
-    """A form to ask `ground` with: image, object, selector, samples, temperature, seed, and a button. It works where a
-    notebook is live; a static page shows a sentence instead."""
+    """A form to ask `ground` with: image, object, selector, samples, temperature, top-p, seed, and a button. It works
+    where a notebook is live; a static page shows a sentence instead."""
     import ipywidgets as widgets
 
     class Form(widgets.interactive):
@@ -417,16 +468,16 @@ def explore(lvlm: LVLM):
             told = "A form to choose image, object and selector with: open this notebook in JupyterLab and run it."
             return {**super()._repr_mimebundle_(**kwargs), "text/plain": told}
 
-    def answer(image, category, selector, samples, temperature, seed):
+    def answer(image, category, selector, samples, temperature, top_p, seed):
         try:
-            result = ground(lvlm, paths.ROOT / image, category, selector, samples, temperature, seed)
+            result = ground(lvlm, paths.ROOT / image, category, selector, samples, temperature, top_p, seed)
         except (ValueError, OSError) as error:
             display({"text/plain": f"error: {error}"}, raw=True)
             return None
         display(result)
         return result
 
-    known = samples()
+    known, usual = samples(), sampling_of(lvlm.name)
     scenes = [Path(path).relative_to(paths.ROOT).as_posix() for path in known["image"].unique()]
     return Form(
         answer,
@@ -434,7 +485,10 @@ def explore(lvlm: LVLM):
         image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False, layout={"width": "32em"}),
         category=widgets.Text(value=known["category"][0], description="object"),
         selector=widgets.Dropdown(options=METHODS),
-        samples=widgets.IntSlider(10, 1, 30),
-        temperature=widgets.FloatSlider(value=0.5, min=0.1, max=1.5, step=0.1, style={"description_width": "initial"}),
+        samples=widgets.IntSlider(usual.samples, 1, 30),
+        temperature=widgets.FloatSlider(
+            value=usual.temperature, min=0.1, max=1.5, step=0.1, style={"description_width": "initial"}
+        ),
+        top_p=widgets.FloatSlider(value=usual.top_p, min=0.1, max=1.0, step=0.1, description="top-p"),
         seed=widgets.IntText(0),
     )

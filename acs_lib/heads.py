@@ -20,6 +20,12 @@ GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU 
 Heads = tuple[tuple[int, int], ...]  # (layer, head), counted from 0
 
 
+def in_group(iou: np.ndarray, group: str) -> np.ndarray:
+    """[n] bool: which IoUs [n] are of one of GROUPS. A good box is 'high', a miss is 'zero'."""
+    low, high = GROUPS[group]
+    return (iou > low) & (iou <= high)
+
+
 @dataclass(frozen=True)
 class HeadSet:
     """D_c = {(layer, head)}, counted from 0, the coordinates (indices 0-3 of x1, y1, x2, y2) whose tokens' entropy is
@@ -39,9 +45,7 @@ class HeadSet:
         """Read a head set; ValueError if it was found for another LVLM."""
         content = json.loads(Path(path).read_text())
         if content["lvlm"] != lvlm:
-            raise ValueError(
-                f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; notebook 04 finds one for it"
-            )
+            raise ValueError(f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; acs calibrate finds one")
         pairs = tuple((layer, head) for layer, head in content["heads"])
         return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
 
@@ -82,17 +86,18 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
 def separation(entropy: np.ndarray, iou: np.ndarray) -> np.ndarray:
     """How well low entropy tells good boxes (IoU > 0.6) from misses (IoU 0): AUROC [...], 0.5 is chance, higher is
     better. entropy [n, ...], iou [n]."""
-    high, zero = iou > 0.6, iou == 0
-    kept = high | zero
+    high = in_group(iou, "high")
+    kept = high | in_group(iou, "zero")
     return auroc(-entropy[kept], high[kept])
 
 
 def separation_within(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) -> np.ndarray:
     """The same inside queries: the share [...] of pairs (good box, miss) of one query in which the good box has the
-    lower entropy. entropy [n, ...], iou [n], query [n]."""
+    lower entropy (a tie is none). entropy [n, ...], iou [n], query [n]."""
+    high, zero = in_group(iou, "high"), in_group(iou, "zero")
     right, pairs = 0.0, 0
     for index in pd.Series(np.arange(len(iou))).groupby(query).indices.values():
-        good, miss = index[iou[index] > 0.6], index[iou[index] == 0]
+        good, miss = index[high[index]], index[zero[index]]
         if len(good) and len(miss):
             lower = entropy[good][:, None] < entropy[miss][None]
             right, pairs = right + lower.sum((0, 1)), pairs + len(good) * len(miss)
@@ -132,8 +137,8 @@ def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, c
     """
     per_layer = entropy.mean(-1)
     table = []
-    for group, (low, high) in GROUPS.items():
-        kept = (iou > low) & (iou <= high)
+    for group in GROUPS:
+        kept = in_group(iou, group)
         chosen, place = per_layer[kept], images[kept]
         answers = counts @ np.bincount(place, minlength=counts.shape[1])
         for index, coordinate in enumerate(COORDINATES):

@@ -7,6 +7,8 @@ import pandas as pd
 
 from acs_lib import boxes as bx
 from acs_lib.candidates import Candidates
+from acs_lib.confidence import image_counts
+from acs_lib.evaluate import INTERVAL, hits
 from acs_lib.selectors import Selector
 
 KINDS = ("good", "near miss", "another object", "nothing")
@@ -22,7 +24,7 @@ def kinds(boxes: np.ndarray, truth: np.ndarray, others: np.ndarray) -> np.ndarra
     other = np.zeros(len(boxes))
     for box in others:
         other = np.maximum(other, np.nan_to_num(bx.iou(boxes, box)))
-    conditions = [own >= 0.5, (other >= 0.3) & (other > own), own >= 0.1]
+    conditions = [hits(own) > 0, (other >= 0.3) & (other > own), own >= 0.1]
     return np.select(conditions, [KINDS[0], KINDS[2], KINDS[1]], KINDS[3])
 
 
@@ -38,11 +40,16 @@ def makeup(
 
 
 def ranked_right(
-    candidates: Iterable[Candidates], kind_table: pd.DataFrame, selectors: Iterable[Selector], draws: int = 2000
+    candidates: Iterable[Candidates],
+    kind_table: pd.DataFrame,
+    selectors: Iterable[Selector],
+    image_of: Mapping[str, int],
+    draws: int = 10_000,
 ) -> pd.DataFrame:
     """How often a score puts a good box above a mistake of the same query, by the kind of mistake.
 
-    Returns method, kind, right (share of pairs, 0-1, ties half; 0.5 is chance), lo, hi (95 %, bootstrap over queries),
+    image_of: query id -> image
+    Returns method, kind, right (share of pairs, 0-1, ties half; 0.5 is chance), lo, hi (95 %, bootstrap over images),
     pairs, queries; only over queries that have both.
     """
     selectors = list(selectors)
@@ -58,14 +65,12 @@ def ranked_right(
                 if len(bad):
                     difference = score[good][:, None] - score[bad][None]
                     right = (difference > 0).sum() + 0.5 * (difference == 0).sum()
-                    rows.append((selector.name, mistake, right, difference.size))
-    table = []
-    for (method, mistake), part in pd.DataFrame(rows, columns=["method", "kind", "right", "pairs"]).groupby(
-        ["method", "kind"], sort=False
-    ):
-        right, pairs = part["right"].to_numpy(float), part["pairs"].to_numpy(float)
-        picks = np.random.default_rng(0).integers(len(part), size=(draws, len(part)))
-        drawn = right[picks].sum(1) / pairs[picks].sum(1)
-        lo, hi = np.quantile(drawn, (0.025, 0.975))
-        table.append((method, mistake, right.sum() / pairs.sum(), lo, hi, int(pairs.sum()), len(part)))
+                    rows.append((selector.name, mistake, image_of[c.query_id], right, difference.size))
+    found, table = pd.DataFrame(rows, columns=["method", "kind", "image", "right", "pairs"]), []
+    for (method, mistake), part in found.groupby(["method", "kind"], sort=False):
+        sums = part.groupby("image")[["right", "pairs"]].sum().to_numpy(float)
+        right, pairs = sums.sum(0)
+        drawn = image_counts(len(sums), draws) @ sums
+        lo, hi = np.quantile(drawn[:, 0] / drawn[:, 1], INTERVAL)
+        table.append((method, mistake, right / pairs, lo, hi, int(pairs), len(part)))
     return pd.DataFrame(table, columns=["method", "kind", "right", "lo", "hi", "pairs", "queries"])

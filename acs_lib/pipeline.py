@@ -1,9 +1,12 @@
 """The stages that the notebooks and the command line share: data -> queries -> a run directory per LVLM and split."""
 
 import functools
+import gc
 import hashlib
+import itertools
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.nn import functional
 from transformers import AutoConfig, PreTrainedConfig
 
 from acs_lib import paths, sampling
@@ -19,7 +21,7 @@ from acs_lib.candidates import STATISTICS
 from acs_lib.datasets import coco, scenes
 from acs_lib.lvlms.base import LVLM, ImageRefused, load_lvlm
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.store import Answers, Run, collect, query_key, unread
+from acs_lib.store import NO_FILE, SHARD, UNREADABLE, Answers, Run, collect, query_key, unread
 
 log = logging.getLogger(__name__)
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
@@ -32,10 +34,20 @@ def lvlm_source(spec: LVLMSpec) -> str:
     return str(local) if local.exists() else spec.source
 
 
-@functools.lru_cache(maxsize=1)
+_loaded: dict[LVLMSpec, LVLM] = {}  # the last one
+
+
 def load(spec: LVLMSpec) -> LVLM:
-    """The LVLM of a profile; kept while the next call asks for the same."""
-    return load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+    """The LVLM of a profile; kept while the next call asks for the same. Another one is dropped before this one is
+    loaded: a GPU need not hold two."""
+    if spec not in _loaded:
+        _loaded.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+        lvlm = load_lvlm(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+        lvlm.limit(**spec.limits)
+        _loaded[spec] = lvlm
+    return _loaded[spec]
 
 
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
@@ -69,7 +81,10 @@ def split_files(dataset: DatasetSpec, split: str) -> tuple[Path, Path]:
 
 
 def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The queries of a split (the first of each size in the file's order, up to the profile's limit) and the funnel."""
+    """The queries of a split (the first of each size in the file's order, up to the profile's limit) and the funnel.
+
+    Raises ValueError where none is left.
+    """
     queries, funnel = coco.load_queries(
         f"{dataset.name}-{split}", *split_files(dataset, split), profile.small, profile.large
     )
@@ -77,9 +92,15 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
         raise ValueError(f"{split_files(dataset, split)[0]} holds no query: no category that occurs once in its image")
     spec, limits = dataset.splits[split], dataset.splits[split].queries
     hashed = queries["image_id"].map(lambda image_id: query_key(str(image_id)) / 2**32)
-    queries = queries[(hashed >= spec.share[0]) & (hashed < spec.share[1])]
-    place = queries.groupby("size").cumcount()
-    kept = queries[place < queries["size"].map(limits).fillna(0)].reset_index(drop=True)
+    shared = queries[(hashed >= spec.share[0]) & (hashed < spec.share[1])]
+    place = shared.groupby("size").cumcount()
+    kept = shared[place < shared["size"].map(limits).fillna(0).astype(float)].reset_index(drop=True)
+    if kept.empty:
+        raise ValueError(
+            f"no query is left of {dataset.name}, {split}: its images' share {spec.share} holds "
+            f"{shared['size'].value_counts().to_dict() or 'none'} of {queries['size'].value_counts().to_dict()}, of "
+            f"which the profile takes at most {limits}; change `share` or `queries` in the profile"
+        )
     chosen = pd.DataFrame({"step": "queries taken", "count": [len(kept)]})
     return kept, pd.concat([funnel, chosen], ignore_index=True)
 
@@ -104,14 +125,16 @@ def read_image(path: str, width: int, height: int) -> Image.Image:
                 raise OSError(f"it has {image.width}x{image.height} px, the annotations say {width}x{height}")
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise OSError(f"{path}: no such file") from error
+        raise OSError(f"{path}: {NO_FILE}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(f"{path}: {error}") from error
 
 
-def answer_batch(lvlm: LVLM, how: sampling.Sampling, queries: pd.DataFrame) -> list[Answers]:
-    """Candidates and records of a batch of queries. An image that cannot be read or shown to the LVLM gives one row
-    that says why (see store.unread)."""
+def answer_batch(
+    lvlm: LVLM, how: sampling.Sampling, queries: pd.DataFrame, map_side: int | None = None
+) -> list[Answers]:
+    """Candidates and records of a batch of queries (`map_side`: see sampling.candidates). An image that cannot be read
+    or shown to the LVLM gives one row that says why (see store.unread)."""
     prompts, found = {}, {}
     for query in queries.itertuples():
         try:
@@ -126,7 +149,7 @@ def answer_batch(lvlm: LVLM, how: sampling.Sampling, queries: pd.DataFrame) -> l
         category = dict(zip(queries["query_id"], queries["category"]))
         answers = sampling.candidates(
             lvlm, list(prompts.values()), list(prompts), [query_key(name) for name in prompts],
-            [category[name] for name in prompts], how,
+            [category[name] for name in prompts], how, map_side,
         )  # fmt: skip
         found.update(zip(prompts, answers))
     return [found[name] for name in queries["query_id"]]
@@ -146,28 +169,16 @@ def mean_cells(lvlm: LVLM, queries: pd.DataFrame, sizes: int = 20) -> float:
 
 def answer_stored(spec: LVLMSpec, how: sampling.Sampling, map_side: int | None, queries: pd.DataFrame) -> list[Answers]:
     """`answer_batch` as a run keeps it, a function of plain settings, so that a process elsewhere computes the same;
-    the LVLM is loaded once a process."""
+    the LVLM is loaded once a process. Maps are float16, so that a worker sends no more than what is stored."""
     return [
-        (replace(found, maps=_kept(found.maps, map_side)), records)
-        for found, records in answer_batch(load(spec), how, queries)
+        (replace(found, maps=found.maps.astype(np.float16)), records)
+        for found, records in answer_batch(load(spec), how, queries, map_side)
     ]
-
-
-def _kept(maps: np.ndarray, map_side: int | None) -> np.ndarray:
-    """Maps as they are stored, float16, so that a worker sends no more than that."""
-    return (maps if map_side is None else averaged(maps, map_side)).astype(np.float16)
 
 
 def bytes_per_query(samples: int, layers: int, heads: int, cells: float) -> int:
     """Disk that the answers to a query take: maps of four numbers in float16, and their statistics in float32."""
     return round((samples + 1) * 4 * layers * heads * (2 * cells + 4 * len(STATISTICS)))
-
-
-def averaged(maps: np.ndarray, side: int) -> np.ndarray:
-    """Maps [n, 4, L, H, side, side] float32: means over equal parts of the image of maps [n, 4, L, H, h, w], whatever
-    the shape of their grid. NaN (an answer without a box) stays."""
-    pooled = functional.adaptive_avg_pool2d(torch.from_numpy(maps).flatten(1, 3), side)
-    return pooled.unflatten(1, maps.shape[1:4]).numpy()
 
 
 def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map) -> Run:
@@ -197,15 +208,47 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
         functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts,
         bytes_per_query=bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells),
         batch=profile.batch_queries,
-        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=engine,
+        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=watched(engine, lvlm_spec.name),
     )  # fmt: skip
 
 
 def data_digest(dataset: DatasetSpec, split: str) -> str:
     """Digest of a rendered split's pixels, or of the annotation file."""
     annotations, _ = split_files(dataset, split)
-    content = coco.read_annotations(annotations).dataset
-    return content.get("info", {}).get("digest") or hashlib.sha256(annotations.read_bytes()).hexdigest()
+    if dataset.kind == "scenes":
+        return json.loads(annotations.read_text())["info"]["digest"]
+    with annotations.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unparsed(records: list[dict], name: str) -> str | None:
+    """A warning with three raw answers, if fewer than half of an LVLM's answers to images that it saw hold a box."""
+    records = [record for record in records if not record["failure"].startswith(UNREADABLE)]
+    failed = [record["text"] for record in records if record["failure"]]
+    if 2 * len(failed) <= len(records):
+        return None
+    share = 1 - len(failed) / len(records)
+    return (
+        f"warning: of the first {len(records)} answers of {name} only {share:.0%} hold a box. If it did not "
+        "understand, set its `question:` in the profile to its makers' own words, the format of the answer included, "
+        "and start again. It says, for instance:\n  " + "\n  ".join(repr(text[:200]) for text in failed[:3])
+    )
+
+
+def watched(engine: Callable, name: str, first: int = SHARD) -> Callable:
+    """The engine (see store.collect), which warns, once, if the answers to its first queries are `unparsed`."""
+
+    def watching(answer: Callable, batches: list[pd.DataFrame]) -> Iterator[list[Answers]]:
+        seen = []
+        enough = min(first, sum(len(batch) for batch in batches))
+        for answers in engine(answer, batches):
+            if len(seen) < enough:
+                seen += [records for _, records in answers]
+                if len(seen) >= enough and (warning := unparsed(list(itertools.chain(*seen)), name)):
+                    log.warning(warning)
+            yield answers
+
+    return watching
 
 
 def run_folder(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str) -> Path:

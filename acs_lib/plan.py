@@ -5,6 +5,7 @@ and every linear layer, attention and map is counted. What is counted is exact (
 counter of operations); how fast a GPU does it is an assumption of the profile (`GPUSpec`), and `say` says so.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from acs_lib import pipeline
+from acs_lib import paths, pipeline
+from acs_lib.lvlms.base import families
 from acs_lib.lvlms.internvl import tile_grid
 from acs_lib.profiles import GPUSpec, LVLMSpec, Profile
+from acs_lib.regressor import MAP_SIDE
+from acs_lib.store import SHARD
 
 QWEN2_TEXT = dict(
     vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
@@ -65,6 +69,11 @@ QUESTION = 40  # tokens of the prompt that are no image, about; those of the cha
 IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most frequent
 IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
 BFLOAT16, FLOAT32 = 2, 4  # bytes
+# The regressor on one CPU thread, measured: 12 ms a training answer with maps of Qwen2.5-VL-7B's shape (4 x 28 x 28 x
+# 256 numbers) and 17 ms with InternVL-3.5-8B's (4 x 36 x 32 x 256).
+TRAINING_SECONDS = 14.6e-9  # a number of the maps
+CONTROL_EPOCHS = 3 * 2  # of the regressors on shuffled labels
+PROCESS = 4e9  # bytes of host memory besides weights and maps, about
 
 
 def config(spec: LVLMSpec) -> PreTrainedConfig:
@@ -96,14 +105,18 @@ class Tokens:
     cells: int
 
 
-def image_tokens(config: PreTrainedConfig, width: int, height: int) -> Tokens:
-    """The tokens of an image of that size, by the family's own resizing with the published settings.
+def image_tokens(config: PreTrainedConfig, width: int, height: int, **limits: int) -> Tokens:
+    """The tokens of an image of that size, by the family's own resizing with the published settings, or with the
+    max_tiles or max_pixels of a profile (LVLMSpec.limits).
 
-    Raises ValueError for a family that is not known here.
+    Raises ValueError for a family that is not known here, or that has no such setting.
     """
     vision = config.vision_config
+    if config.model_type in families():
+        families()[config.model_type].check_limits(limits)
     if config.model_type == "internvl":
-        columns, rows = tile_grid(width, height, tuple(vision.image_size), *TILES)
+        least, most = TILES
+        columns, rows = tile_grid(width, height, tuple(vision.image_size), least, limits.get("max_tiles", most))
         tiles = columns * rows + (columns * rows > 1)
         inside = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
         length = config.image_seq_length
@@ -115,7 +128,8 @@ def image_tokens(config: PreTrainedConfig, width: int, height: int) -> Tokens:
         )
     merge = vision.spatial_merge_size
     pitch = vision.patch_size * merge
-    sides = smart_resize(height, width, pitch, *PIXELS[config.model_type])
+    least, most = PIXELS[config.model_type]
+    sides = smart_resize(height, width, pitch, least, limits.get("max_pixels", most))
     tokens = sides[0] * sides[1] // pitch**2
     return Tokens(tokens * merge**2, 1, tokens, tokens)
 
@@ -196,9 +210,20 @@ def memory_bytes(model: nn.Module, tokens: Tokens, answers: int, steps: int, bat
     return weights + batch * (cache_bytes(model, tokens, answers, steps) + rows + widest)
 
 
-def mean_tokens(config: PreTrainedConfig, sizes: pd.Series) -> Tokens:
-    """The mean over images; sizes: (width, height) -> how many queries have it."""
-    found = pd.DataFrame([vars(image_tokens(config, *size)) for size in sizes.index])
+def host_bytes(weights: float, maps: float) -> float:
+    """Of the host's memory at its fullest: an LVLM's weights on their way to the GPU or, once these are gone, two
+    shards of maps, twice while the regressor's training joins them. weights: bytes; maps: bytes of a query."""
+    return PROCESS + max(weights, 2 * 2 * SHARD * maps)
+
+
+def regressor_hours(queries: int, answers: int, numbers: int, epochs: int) -> float:
+    """Of one CPU thread, to train the regressor and its controls. answers: of a query; numbers: of an answer's maps."""
+    return queries * answers * numbers * (epochs + CONTROL_EPOCHS) * TRAINING_SECONDS / 3600
+
+
+def mean_tokens(config: PreTrainedConfig, sizes: pd.Series, **limits: int) -> Tokens:
+    """The mean over images; sizes: (width, height) -> how many queries have it; limits: see `image_tokens`."""
+    found = pd.DataFrame([vars(image_tokens(config, *size, **limits)) for size in sizes.index])
     means = found.mul(sizes.to_numpy(), axis=0).sum() / sizes.sum()
     return Tokens(**{name: round(value) for name, value in means.items()})
 
@@ -208,7 +233,7 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Splits: lvlm, dataset, split, queries, answers, image_tokens (mean), gpu_hours, maps_gb, counted (whether queries
     and image sizes are those of the annotation file; else the profile's limits and IMAGE_SIZE), images (on disk, of
-    those needed). LVLMs: lvlm, parameters, weights_gb, memory_gb.
+    those needed). LVLMs: lvlm, parameters, weights_gb, memory_gb (of the GPU), host_gb, regressor_hours.
     """
     gpu, how = profile.gpu, profile.sampling
     splits = [
@@ -218,20 +243,24 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
     for spec in profile.lvlms:
         model = meta_model(config(spec))
         text = model.config.get_text_config()
-        memory = []
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        memory, host, training = [], [], 0.0
         for dataset, split, sizes, counted, images in splits:
-            tokens, count = mean_tokens(model.config, sizes), int(sizes.sum())
+            tokens, count = mean_tokens(model.config, sizes, **spec.limits), int(sizes.sum())
             settings = how.samples + 1, how.max_new_tokens, profile.batch_queries
-            maps = pipeline.bytes_per_query(
-                how.samples,
-                text.num_hidden_layers,
-                text.num_attention_heads,
-                (profile.map_side or 0) ** 2 or tokens.cells,
-            )
+            shape = text.num_hidden_layers, text.num_attention_heads
+            cells = (profile.map_side or 0) ** 2 or tokens.cells
+            maps = pipeline.bytes_per_query(how.samples, *shape, cells)
+            host.append(host_bytes(BFLOAT16 * parameters, maps))
+            if (dataset.name, split) == (profile.train_on, "train"):
+                numbers = 4 * shape[0] * shape[1] * min(cells, MAP_SIDE**2)
+                epochs = profile.regressor.seeds * profile.regressor.epochs
+                training = regressor_hours(count, how.samples + 1, numbers, epochs)
             hours = count * seconds(model, tokens, *settings, gpu) / 3600
             if profile.p_true and split == "test":
                 hours += count * verification_seconds(model, tokens, how.samples + 1, gpu) / 3600
-            largest = max((image_tokens(model.config, *size) for size in sizes.index), key=lambda found: found.image)
+            shown = (image_tokens(model.config, *size, **spec.limits) for size in sizes.index)
+            largest = max(shown, key=lambda found: found.image)
             memory.append(memory_bytes(model, largest, *settings))
             rows.append(
                 (
@@ -239,11 +268,11 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
                     count * maps / 1e9, counted, images,
                 )
             )  # fmt: skip
-        count = sum(parameter.numel() for parameter in model.parameters())
-        models.append((spec.name, count, BFLOAT16 * count / 1e9, max(memory) / 1e9))
+        weights = BFLOAT16 * parameters / 1e9
+        models.append((spec.name, parameters, weights, max(memory) / 1e9, max(host) / 1e9, training))
     names = "lvlm dataset split queries answers image_tokens gpu_hours maps_gb counted images".split()
     return pd.DataFrame(rows, columns=names), pd.DataFrame(
-        models, columns=["lvlm", "parameters", "weights_gb", "memory_gb"]
+        models, columns=["lvlm", "parameters", "weights_gb", "memory_gb", "host_gb", "regressor_hours"]
     )
 
 
@@ -259,10 +288,21 @@ def _queries(profile: Profile, dataset, split: str) -> tuple[pd.Series, bool, st
     return queries[["width", "height"]].value_counts(), True, f"{there} of {len(images)}"
 
 
+def gpu_here(gpu: GPUSpec) -> tuple[str, float]:
+    """Name and memory (GB) of the GPU of this machine, or those of the profile's where there is none."""
+    if not torch.cuda.is_available():
+        return gpu.name, gpu.memory
+    found = torch.cuda.get_device_properties(0)
+    return found.name, found.total_memory / 1e9
+
+
 def say(profile: Profile) -> str:
-    """The plan as text, with what it assumes."""
+    """The plan as text, with what it assumes, and whether it fits on this machine."""
     splits, lvlms = make(profile)
     gpu, how = profile.gpu, profile.sampling
+    name, memory = gpu_here(gpu)
+    folder = next(folder for folder in (paths.RUNS, *paths.RUNS.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free / 1e9
     shown = splits.drop(columns="counted").assign(
         queries=[f"{row.queries}{'' if row.counted else ' at most'}" for row in splits.itertuples()]
     )
@@ -277,11 +317,15 @@ def say(profile: Profile) -> str:
         f"{splits['gpu_hours'].sum():.1f} GPU hours, {lvlms['memory_gb'].max():.0f} GB of GPU memory, "
         f"{total:.0f} GB of disk (maps {splits['maps_gb'].sum():.0f}, weights {lvlms['weights_gb'].sum():.0f}, "
         f"images about {images:.0f})",
+        f"host memory about {lvlms['host_gb'].max():.0f} GB; regressor about {lvlms['regressor_hours'].sum():.1f} h on "
+        "the CPU (less on a GPU)",
         "counted: operations, parameters, tokens and bytes, from the models' published configurations",
         f"assumed, not measured: one {gpu.name} that reaches {gpu.compute_share:.0%} of {gpu.tflops:g} TFLOPS in the "
         f"prefill and {gpu.bandwidth_share:.0%} of {gpu.bandwidth:g} GB/s while decoding; every answer as long as the "
         f"limit of {how.max_new_tokens} tokens; {QUESTION} tokens of question; one image of {IMAGE_BYTES // 1000} kB a "
-        "query",
+        f"query; in the host's memory {PROCESS / 1e9:.0f} GB and an LVLM's weights, or two shards of {SHARD} queries' "
+        f"maps twice; the regressor at {TRAINING_SECONDS * 1e9:g} ns a number of the maps, for its epochs and "
+        f"{CONTROL_EPOCHS} of its controls (measured on one CPU thread)",
     ]
     if not splits["counted"].all():
         lines.append(
@@ -290,6 +334,11 @@ def say(profile: Profile) -> str:
         )
     if profile.p_true:
         lines.append("GPU hours of test splits include P(True), one more question about every answer")
-    if lvlms["memory_gb"].max() > gpu.memory:
-        lines.append(f"this does not fit into {gpu.memory:g} GB: lower `batch_queries` in the profile")
+    if lvlms["memory_gb"].max() > memory:
+        lines.append(f"this does not fit into {memory:.0f} GB ({name}): lower `batch_queries` in the profile")
+    if total > free:
+        lines.append(
+            f"the disk of {folder.name} has {free:.0f} GB free: too little, unless part of it is there already; lower "
+            "`map_side` or the numbers of queries in the profile"
+        )
     return "\n".join(lines)

@@ -14,14 +14,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_none(value) -> bool:
+    return value is None
+
+
 class LVLMSpec(Strict):
-    """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision."""
+    """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision.
+
+    Of its image processor a profile can set max_tiles (InternVL: tiles that an image is cut into) or max_pixels (Qwen:
+    of the resized image); without them it is as the checkpoint has it.
+    """
 
     name: str
     source: str
     revision: str | None = None
     dtype: str = "auto"
     question: str = "Detect the {object} in the image."
+    max_tiles: int | None = Field(None, ge=1, exclude_if=_is_none)  # unset, it is no part of a run's key
+    max_pixels: int | None = Field(None, ge=1, exclude_if=_is_none)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What is set of max_tiles and max_pixels."""
+        return self.model_dump(include={"max_tiles", "max_pixels"})
 
 
 class SplitSpec(Strict):
@@ -78,12 +93,14 @@ class HeadsSpec(Strict):
 
 class AblationsSpec(Strict):
     """What notebook 09 varies besides what any run's stored candidates give (see acs_lib.ablations). Every value of
-    `temperatures`, `rows` and `trained_on` is sampled anew, with as many queries as the profile has. A dataset besides
-    `train_on` that has a train split gets heads and a regressor of its own, for this comparison alone."""
+    `temperatures`, `top_ps`, `rows` and `trained_on` is sampled anew, with as many queries as the profile has. A
+    dataset besides `train_on` that has a train split gets heads and a regressor of its own, for this comparison alone.
+    """
 
     widths: tuple[int, ...] = ()  # of the regressor
     train_shards: tuple[int, ...] = ()  # the first so many shards (of 64 queries) of the train split
     temperatures: tuple[float, ...] = ()
+    top_ps: tuple[float, ...] = ()
     rows: tuple[Literal["own", "predicting", "last", "after"], ...] = ()
     samples: int = 0  # the largest N of 1, 2, ...; the profile's own if that is larger
     trained_on: tuple[Literal["medium", "large"], ...] = ()
@@ -174,3 +191,9 @@ def load_profile(name: str) -> Profile:
 def known_lvlms() -> dict[str, LVLMSpec]:
     """Name -> LVLM of every profile, the embedded one first."""
     return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}
+
+
+def known_sampling(lvlm: str) -> SamplingSpec | None:
+    """How the first profile that has the LVLM of that name samples; None where no profile has it."""
+    found = (profile for profile in map(load_profile, available()) if lvlm in [spec.name for spec in profile.lvlms])
+    return next((profile.sampling for profile in found), None)

@@ -15,6 +15,7 @@ COLUMNS = (
     ("InternVL-3.5-8B", "Objects365"),
 )
 BEST_BASELINE = "best sampling baseline"
+BASELINE_FAMILIES = ("likelihood", "consensus")  # of the methods measured here that can be it
 SMALL_OBJECTS = {  # Acc@0.5 in %, one number a column
     "greedy": (61.4, 43.0, 49.1, 21.9),
     BEST_BASELINE: (60.9, 41.7, 53.8, 23.2),

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 
 from acs_lib.store import Answers
 
-SECONDS = 1800  # a batch may take, the loading of the LVLM included
+SECONDS = 1800  # a batch may take, and so may the loading of the LVLM before the first one
 ATTEMPTS = 3  # at a batch, before the run stops
 MEND = 'python -m pip install "acs-kit[ray]"'
 
@@ -37,17 +38,38 @@ class Worker:
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """rows: `queries` [1], a batch; returns `answers` [1], a list of Answers, or the error instead."""
+        import ray
+
+        batch, answers = rows["queries"][0], np.empty(1, object)
+        try:
+            _refuse_cpu(ray.get_gpu_ids())
+            for part in batch.iloc[:0], batch:  # to answer no query, the LVLM is loaded, in a time of its own
+                with self._limited():
+                    answers[0] = self.answer(part)
+        except Exception as error:
+            answers[0] = error
+        return {"answers": answers}
+
+    @contextlib.contextmanager
+    def _limited(self):
+        """The process ends if this context takes too long."""
         overdue = threading.Timer(self.seconds, os._exit, [1])
         overdue.daemon = True
         overdue.start()
-        answers = np.empty(1, object)
         try:
-            answers[0] = self.answer(rows["queries"][0])
-        except Exception as error:
-            answers[0] = error
+            yield
         finally:
             overdue.cancel()
-        return {"answers": answers}
+
+
+def _refuse_cpu(gpus: Sequence) -> None:
+    """RuntimeError where Ray has given a worker GPUs that PyTorch cannot use: it would compute on the CPU."""
+    if gpus and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"Ray has given a worker on {socket.gethostname()} a GPU that PyTorch {torch.__version__} cannot use: its "
+            "driver is too old for that PyTorch, or the PyTorch is one without CUDA; update the driver, or install a "
+            "PyTorch that fits it"
+        )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ The LVLM is frozen; MSE loss. Maps stream from a run's shards, so memory does no
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,16 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from acs_lib.lvlms.base import default_device
 from acs_lib.paths import replacing
+from acs_lib.sampling import averaged
 from acs_lib.store import Run
 
 MAP_SIDE = 16  # cells: the regressor's grid has no longer side
 
 
 class AttentionIoURegressor(nn.Module):
-    """Maps [n, 4, layers, heads, h, w] -> predicted IoU [n] in 0-1 (higher is better).
+    """Maps [n, 4, layers, heads, h, w], on any device -> predicted IoU [n] in 0-1 (higher is better), on the weights'.
 
     Maps of another shape than `grid` are averaged onto it first, so that images of any shape fit one regressor. Every
     (coordinate, layer, head) is a channel of log attention; two convolutions see where the heads agree, and the mean
@@ -40,18 +42,11 @@ class AttentionIoURegressor(nn.Module):
         self.score = nn.Sequential(nn.Dropout(0.1), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        maps = averaged(maps, self.grid).float().flatten(1, 3)
+        maps = averaged(maps.to(self.mix.weight.device), self.grid).float().flatten(1, 3)
         features = F.gelu(self.mix(torch.log(maps + 1e-4) / 3 + 2))
         features = F.gelu(self.near(features)) + features
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         return torch.sigmoid(self.score(pooled))[:, 0]
-
-
-def averaged(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Maps [n, 4, layers, heads, h, w] averaged onto a grid (rows, columns)."""
-    if maps.shape[-2:] == grid:
-        return maps
-    return F.adaptive_avg_pool2d(maps.flatten(1, 3).float(), grid).view(*maps.shape[:4], *grid).to(maps.dtype)
 
 
 def rows(run: Run, shard: int, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, pd.DataFrame]:
@@ -96,6 +91,7 @@ def train(
     shapes = np.array([maps.shape for maps in run.maps(run.shards[0])])
     layers, heads, *grid = shapes.max(0)[2:].tolist()
     model = AttentionIoURegressor(layers, heads, width, tuple(min(side, MAP_SIDE) for side in grid))
+    model.to(default_device())
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     labels = None
     if shuffle_labels:
@@ -109,7 +105,7 @@ def train(
             group["lr"] = lr * (1 - 0.95 * epoch / epochs)
         losses = []
         for maps, target in batches(run, model.grid, batch, rng, labels):
-            loss = F.mse_loss(model(maps), target)
+            loss = F.mse_loss(model(maps), target.to(default_device()))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -130,40 +126,47 @@ def predict(model: AttentionIoURegressor, run: Run) -> pd.DataFrame:
     frames = []
     for shard in run.shards:
         maps, _, frame = rows(run, shard, model.grid)
-        scores = torch.cat([model(part) for part in maps.split(512)]).numpy() if len(maps) else []
+        scores = torch.cat([model(part) for part in maps.split(512)]).cpu().numpy() if len(maps) else []
         frames.append(frame[["query_id", "candidate", "iou"]].assign(predicted=scores))
     return pd.concat(frames, ignore_index=True)
 
 
 def quality(predictions: pd.DataFrame) -> dict[str, float]:
-    """Pearson and Spearman correlation (-1 to 1, higher is better) and mean absolute error of predicted IoU."""
+    """Pearson and Spearman correlation (-1 to 1, higher is better; NaN for fewer than two answers) and mean absolute
+    error of predicted IoU."""
     predicted, iou = predictions["predicted"], predictions["iou"]
     return {
-        "pearson": float(pearsonr(predicted, iou)[0]),
-        "spearman": float(spearmanr(predicted, iou)[0]),
+        "pearson": _correlation(pearsonr, predicted, iou),
+        "spearman": _correlation(spearmanr, predicted, iou),
         "mae": float((predicted - iou).abs().mean()),
         "n": len(predictions),
     }
 
 
+def _correlation(measure: Callable, a: pd.Series, b: pd.Series) -> float:
+    return float(measure(a, b)[0]) if len(a) > 1 else float("nan")
+
+
 def within_query_r(predictions: pd.DataFrame, spread: float = 0.05) -> float:
     """Pearson r of predicted and true IoU after the mean of each query is taken off, over the sampled answers of
-    'mixed' queries, whose IoUs have a standard deviation above `spread`: what choosing inside a query can use."""
+    'mixed' queries, whose IoUs have a standard deviation above `spread`: what choosing inside a query can use. NaN
+    where there is no such query."""
     sampled = predictions[predictions["candidate"] > 0]
     groups = sampled.groupby("query_id")
     mixed = sampled[groups["iou"].transform("std") > spread]
     centred = mixed[["iou", "predicted"]] - mixed.groupby("query_id")[["iou", "predicted"]].transform("mean")
-    return float(pearsonr(centred["predicted"], centred["iou"])[0])
+    return _correlation(pearsonr, centred["predicted"], centred["iou"])
 
 
 def save(model: AttentionIoURegressor, path: Path, lvlm: str) -> None:
     """Write weights and settings to one safetensors file, with the name of the LVLM that it belongs to."""
     with replacing(path) as aside:
-        save_file(model.state_dict(), aside, metadata={"settings": json.dumps(model.settings), "lvlm": lvlm})
+        state = {name: value.cpu() for name, value in model.state_dict().items()}
+        save_file(state, aside, metadata={"settings": json.dumps(model.settings), "lvlm": lvlm})
 
 
 def load(path: Path, lvlm: str) -> AttentionIoURegressor:
-    """Read a regressor; ValueError if it was trained for another LVLM."""
+    """Read a regressor, onto a GPU if there is one; ValueError if it was trained for another LVLM."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}
@@ -171,4 +174,4 @@ def load(path: Path, lvlm: str) -> AttentionIoURegressor:
         raise ValueError(f"{path} belongs to the LVLM {metadata['lvlm']!r}, not {lvlm!r}; train one for it")
     model = AttentionIoURegressor(**json.loads(metadata["settings"]))
     model.load_state_dict(state)
-    return model.eval()
+    return model.to(default_device()).eval()

@@ -6,7 +6,6 @@ does not hold is run, and so is every later one.
 """
 
 import hashlib
-import importlib
 import importlib.util
 import json
 import os
@@ -17,7 +16,6 @@ import time
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
 
 import huggingface_hub
 import nbformat
@@ -50,6 +48,15 @@ def _digest(value) -> str:
 
 def _file_digests(folder: Path, pattern: str) -> dict[str, str]:
     return {_from_root(path): _digest(path.read_bytes()) for path in sorted(folder.rglob(pattern))}
+
+
+def _data_files(profile: Profile) -> list[tuple[str, int]]:
+    """Name and size of the annotation files and images that a profile's datasets on disk have at the moment. (Rendered
+    worlds follow from the library and the profile.)"""
+    splits = [split for dataset in profile.datasets if dataset.kind == "coco" for split in dataset.splits.values()]
+    roots = {paths.ROOT / place for split in splits for place in (split.annotations, split.folder) if place}
+    files = {path for root in roots for path in (root, *root.rglob("*")) if path.is_file()}
+    return sorted((_from_root(path), path.stat().st_size) for path in files)
 
 
 def _from_root(path: Path) -> str:
@@ -109,6 +116,8 @@ def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Stag
         "the profile": _digest(profile_file(name).read_bytes()),
         "the weights": _digest(_file_digests(paths.EMBEDDED, "model.safetensors")),
     }
+    if files := _data_files(profile):
+        shared["the data"] = _digest(files)
     stages: list[Stage] = []
     for number in sorted(profile.notebooks):
         notebook = next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb"), None)
@@ -163,6 +172,7 @@ def _execute(stage: Stage) -> nbformat.NotebookNode:
             stage.notebook, executed, parameters={"profile": stage.profile, **stage.parameters},
             kernel_name="python3", cwd=stage.notebook.parent,
             progress_bar=sys.stderr.isatty() and {"desc": stage.label, "leave": False},
+            stderr_file=sys.stderr,  # warnings at once; the report is kept free of them
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which shares this terminal
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
@@ -268,6 +278,24 @@ def make_manifest(profile: Profile, stages: list[Stage], git: dict) -> dict:
 # ------------------------------------------------------------------------------------------------------------ run
 
 
+def check_gpu(name: str) -> None:
+    """RunError where torch sees no GPU, unless the environment has ACS_CPU=1."""
+    import torch  # late: it takes seconds
+
+    if torch.cuda.is_available() or os.environ.get("ACS_CPU") == "1":
+        return
+    built = torch.version.cuda
+    if built:
+        reason = f"it is built for CUDA {built}: there is no GPU, or its driver is too old for that (see nvidia-smi)"
+    else:
+        reason = "it is built without CUDA"
+    raise RunError(
+        f"the profile {name!r} needs a GPU, and torch {torch.__version__} sees none; {reason}\n"
+        "mend: install a build of torch for your driver (https://pytorch.org/get-started), or a newer driver; "
+        "with ACS_CPU=1 in the environment it runs on the CPU all the same"
+    )
+
+
 def run(
     name: str, start: int | None = None, dry_run: bool = False, limit: int | None = None, engine: str = "local"
 ) -> Path | None:
@@ -275,8 +303,8 @@ def run(
 
     A profile that names its GPU has its cost printed first. `limit`: with at most so many queries of each size and
     split, as the profile `<name>-first-<limit>`, which has runs and a report of its own.
-    RunError: an unknown profile or notebook, a misspelt parameter, an engine that is not installed, a notebook that
-    failed.
+    RunError: an unknown profile or notebook, a misspelt parameter, an engine that is not installed, no GPU for a
+    profile that names one, a notebook that failed.
     """
     git = git_state()
     if limit is not None:
@@ -304,6 +332,8 @@ def run(
         for stage, reason in to_run:
             typer.echo(f"{stage.label}: would run ({reason})")
         return None
+    if to_run and profile.gpu and not (engine == "ray" and "RAY_ADDRESS" in os.environ):  # whose workers have GPUs
+        check_gpu(name)
     for stage, _ in to_run:  # what is about to be computed anew is unfinished from here on
         stage.output(".stamp.json").unlink(missing_ok=True)
     for stage, reason in to_run:
@@ -311,54 +341,7 @@ def run(
         run_stage(stage)
         typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
     paths.write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, git), indent=1))
-    from acs_lib.report import tables  # late: it brings SciPy
+    from acs_lib.report import html, tables  # late: they bring SciPy
 
     tables.write_comparison(profile, paths.reports(name))
-    return importlib.import_module("acs_lib.report.html").build(name)
-
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only say which notebooks would run and, for a GPU's profile, at what cost.")
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", min=1, help="A first look: at most N queries of each size and split, in <profile>-first-N."
-    ),
-]
-EngineOption = Annotated[
-    Literal["local", "ray"],
-    typer.Option(help="Who samples: this process, or the workers of a Ray cluster (docs/scale_out.md)."),
-]
-
-
-@app.command()
-def main(
-    profile: Annotated[str, typer.Option(help="What to run: the name of a file in acs_lib/profiles.")] = "embedded",
-    start: Annotated[
-        int | None, typer.Option("--from", metavar="N", min=0, help="Run notebook N and the later ones anew.")
-    ] = None,
-    dry_run: DryRunOption = False,
-    limit: LimitOption = None,
-    engine: EngineOption = "local",
-) -> None:
-    """Run a profile's notebooks in order; finished ones are reused as long as nothing they depend on has changed.
-
-    The executed notebooks, tables, figures and index.html land in reports/<profile>.
-    """
-    begun = time.perf_counter()
-    try:
-        page = run(profile, start, dry_run, limit, engine)
-    except (RunError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(getattr(error, "code", 1)) from None
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command goes on with the notebook that was running", err=True)
-        raise typer.Exit(130) from None
-    if page is not None:
-        typer.echo(f"finished in {time.perf_counter() - begun:.0f} s; look at {page}")
-
-
-if __name__ == "__main__":
-    app(prog_name="python -m acs_lib.runner")
+    return html.build(name)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from acs_lib import boxes as bx
@@ -215,7 +216,7 @@ def _keep(
 
 def coordinate_maps(
     rows: dict[int, torch.Tensor], tokens: list[list[int]], grid_shape, row: str = "own"
-) -> np.ndarray | None:
+) -> torch.Tensor | None:
     """Maps [4, layers, heads, h, w] float32 of the four numbers: the mean of the rows of a number's tokens, or the last
     row (see Sampling). None if a number has no row: no token stands between it and the next."""
     found = [[rows[token] for token in number if token in rows] for number in tokens]
@@ -225,7 +226,16 @@ def coordinate_maps(
         maps = torch.stack([number[-1] for number in found])
     else:
         maps = torch.stack([sum(read) / len(number) for read, number in zip(found, tokens)])
-    return maps.unflatten(-1, tuple(grid_shape)).cpu().numpy()
+    return maps.unflatten(-1, tuple(grid_shape))
+
+
+def averaged(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Maps [n, 4, layers, heads, h, w] as means over the windows of a grid (rows, columns), whatever their own shape.
+    Where h and w are no multiples of the grid's, neighbouring windows share cells. NaN (an answer without a box)
+    stays."""
+    if maps.shape[-2:] == grid:
+        return maps
+    return functional.adaptive_avg_pool2d(maps.flatten(1, 3).float(), grid).view(*maps.shape[:4], *grid).to(maps.dtype)
 
 
 def cell_coverage(boxes: np.ndarray, width: int, height: int, grid_shape) -> np.ndarray:
@@ -238,34 +248,38 @@ def cell_coverage(boxes: np.ndarray, width: int, height: int, grid_shape) -> np.
     return np.clip(overlap_y, 0, 1)[:, :, None] * np.clip(overlap_x, 0, 1)[:, None, :]
 
 
-def statistics(maps: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+def statistics(maps: np.ndarray | torch.Tensor, coverage: np.ndarray) -> np.ndarray | torch.Tensor:
     """Per-head statistics [n, 4, layers, heads, 4] (see candidates.STATISTICS) of maps [n, 4, layers, heads, h, w]
-    and the boxes' cell coverage [n, h, w]. Entropy is that of the map renormalised over the image tokens (paper,
-    section on ACS-Free; nats)."""
-    flat = maps.reshape(*maps.shape[:4], -1)
+    float32 and the boxes' cell coverage [n, h, w]; an array of an array, a tensor of a tensor, on its device. Entropy
+    is that of the map renormalised over the image tokens (paper, section on ACS-Free; nats)."""
+    flat, covered, xp = maps.reshape(*maps.shape[:4], -1), coverage.reshape(len(coverage), -1).astype(np.float32), np
+    if isinstance(maps, torch.Tensor):
+        covered, xp = torch.from_numpy(covered).to(maps.device), torch
     mass = flat.sum(-1)
-    share = flat / np.maximum(mass, 1e-12)[..., None]
-    entropy = -(share * np.log(np.maximum(share, 1e-12))).sum(-1)
-    inside = np.einsum("nclhg,ng->nclh", flat, coverage.reshape(len(coverage), -1).astype(flat.dtype))
-    result = np.stack([entropy, mass, inside, share.max(-1)], axis=-1)
+    share = flat / mass.clip(1e-12)[..., None]
+    entropy = -(share * xp.log(share.clip(1e-12))).sum(-1)
+    inside = xp.einsum("nclhg,ng->nclh", flat, covered)
+    result = xp.stack([entropy, mass, inside, xp.amax(share, -1)], -1)
     assert result.shape[-1] == len(STATISTICS)
     return result
 
 
 def candidates(
     lvlm: LVLM, prompts: Sequence[Prompt], query_ids: Sequence[str], query_keys: Sequence[int],
-    categories: Sequence[str], sampling: Sampling,
+    categories: Sequence[str], sampling: Sampling, map_side: int | None = None,
 ) -> list[tuple[Candidates, list[dict]]]:  # fmt: skip
     """For each prompt its `Candidates` (maps included) and one record an answer: text, token ids, failure.
 
-    An answer without a box keeps its place with NaN box and NaN maps, so that nothing is lost.
+    With `map_side` the maps, not their statistics, are averaged to that many rows and columns. What is computed of the
+    maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps its
+    place with NaN box and NaN maps, so that nothing is lost.
     """
     results = []
     batch = generate(lvlm, prompts, query_keys, sampling)
     for prompt, query_id, category, answers in zip(prompts, query_ids, categories, batch):
         shape = tuple(prompt.grid.cells.shape)
         boxes = np.full((len(answers), 4), np.nan)
-        maps = np.full((len(answers), 4, lvlm.layers, lvlm.heads, *shape), np.nan, np.float32)
+        maps = torch.full((len(answers), 4, lvlm.layers, lvlm.heads, *shape), np.nan, device=lvlm.model.device)
         numbers, records = [], []
         for index, answer in enumerate(answers):
             text = lvlm.decode(answer["token_ids"])
@@ -280,17 +294,21 @@ def candidates(
                     one = coordinate_maps(answer["rows"], tokens, shape, sampling.row)
                     if one is None:
                         failure, tokens = "no token after one of the numbers", []
-                    elif np.isfinite(one).all():
+                    elif one.isfinite().all():
                         boxes[index], maps[index] = parsed.box, one
                     else:
                         failure, tokens = "non-finite attention", []
             numbers.append(np.array(sum(tokens, []), int))
             records.append({"text": text, "token_ids": answer["token_ids"], "failure": failure})
         coverage = cell_coverage(np.nan_to_num(boxes), prompt.width, prompt.height, shape)
+        described = statistics(maps.numpy() if maps.device.type == "cpu" else maps, coverage)
+        if map_side is not None:
+            maps = averaged(maps, (map_side, map_side))
         found = Candidates(
             query_id=query_id, category=category, width=prompt.width, height=prompt.height, boxes=boxes,
             **{name: [np.array(answer[name], float) for answer in answers] for name in PER_TOKEN},
-            coordinate_tokens=numbers, statistics=statistics(maps, coverage), maps=maps,
+            coordinate_tokens=numbers, statistics=torch.as_tensor(described).numpy(force=True),
+            maps=maps.numpy(force=True),
         )  # fmt: skip
         results.append((found, records))
     return results

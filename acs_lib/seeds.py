@@ -72,9 +72,7 @@ def _rows(
     selectors = [found for found in study.selectors(lvlm, predictions) if found.name in ("greedy", *methods)]
     candidates = (found for found in run.candidates() if found.query_id in names)
     choices = evaluate.chosen(candidates, run.truth, selectors, study.profile.pool)
-    rows = evaluate.main_table(
-        choices, small, lvlm=lvlm.name, dataset=dataset.name, draws=min(2000, study.profile.bootstrap)
-    )
+    rows = evaluate.main_table(choices, small, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap)
     rows = rows.set_index("method").loc[list(methods)].reset_index().assign(source=source, seed=seed)
     r = regressor.quality(predictions)["pearson"]
     return rows.assign(pearson=[r if method == LEARNED else float("nan") for method in rows["method"]])[COLUMNS]

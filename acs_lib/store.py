@@ -12,7 +12,8 @@
 A shard holds the answers to SHARD queries. Every batch is kept as a part as soon as it is answered; a shard is joined
 from its parts, which are then deleted. Each file is written aside and renamed, a shard's Parquet file last, so shards
 and parts are whole or absent: a killed run asks for the batches that are missing, whatever their size was before, and
-ends with the same bytes. All files carry checksums.
+ends with the same bytes. All files carry checksums. Queries whose image could not be read are asked for again when
+their image has changed since.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,7 @@ SHARD = 64  # queries
 FORMAT = 2  # of a shard
 CHECKED = -1  # instead of a checksum: need not be computed again
 UNREADABLE = "unreadable image"  # how the failure of a query's only row begins, where the LVLM was never asked
+NO_FILE = "no such file"  # and how it ends where there was no image
 BOX = ["box_x1", "box_y1", "box_x2", "box_y2"]
 Answers = tuple[Candidates, list[dict]]
 
@@ -82,13 +84,15 @@ def collect(
     """Fill a run directory with `answer(batch of queries)` for every query, and return it.
 
     `key_parts` is everything besides the queries that determines the answers; a directory with another key is emptied
-    first. `answer` gives, for each query, its Candidates and records (see `unread` for a query without answers).
+    first. Where the images lie is no part of the key. `answer` gives, for each query, its Candidates and records (see
+    `unread` for a query without answers, which is asked for again once its image has changed); of no query nothing.
     `engine(answer, batches)` yields what `answer` gives for each batch, in order: `map` here, a cluster in
     `ray_engine`. Raises OSError if the disk has no room for what is still to come (`bytes_per_query`; one shard twice,
     while it is joined), or runs out of it.
     """
     folder = Path(folder)
-    key = digest({**key_parts, "queries": digest(queries.to_dict("list")), "shard": SHARD, "format": FORMAT})
+    known = digest(queries.drop(columns="image").to_dict("list"))
+    key = digest({**key_parts, "queries": known, "shard": SHARD, "format": FORMAT})
     with locked(folder):
         info = folder / "run.json"
         for path in folder.glob(".*.*"):  # left by a killed process
@@ -97,13 +101,22 @@ def collect(
             info.unlink(missing_ok=True)  # first: what is without it counts for nothing
             for path in folder.glob("[!.]*"):
                 path.unlink()
-            with _mended(folder, "the list of queries"):
-                with replacing(folder / "queries.parquet") as aside:
-                    queries.to_parquet(aside, index=False)
+        with _mended(folder, "the list of queries"):
+            _write_queries(folder / "queries.parquet", queries)
+            if not info.exists():
                 write_text(info, json.dumps({"key": key, **key_parts}, indent=1, default=str))
         shards = [queries.iloc[start : start + SHARD] for start in range(0, len(queries), SHARD)]
-        missing = [number for number in range(len(shards)) if not _is_whole(folder, number)]
-        held = _held(folder, missing)
+        images = dict(zip(queries["query_id"], queries["image"]))
+        missing = []
+        for number in range(len(shards)):
+            failures = _failures(folder, number)
+            if failures is None:
+                missing.append(number)
+            elif again := _changed(failures, images, folder / f"{number:05d}.parquet"):
+                missing.append(number)
+                with _mended(folder, f"a part of shard {number}"):
+                    take_apart(folder, number, again)
+        held = _held(folder, missing, images)
         asked = {number: _ranges(set(range(len(shards[number]))) - held[number], batch) for number in missing}
         left = sum(len(part) for parts in asked.values() for part in parts)
         need = bytes_per_query * (left + max((len(shards[number]) for number in missing), default=0))
@@ -150,6 +163,25 @@ def _key(info: Path) -> str | None:
         return None
 
 
+def _write_queries(path: Path, queries: pd.DataFrame) -> None:
+    """Write the list of queries, unless it is there already: images may lie elsewhere than they did."""
+    content = queries.to_parquet(index=False)
+    if not path.exists() or path.read_bytes() != content:
+        with replacing(path) as aside:
+            aside.write_bytes(content)
+
+
+def _changed(failures: pd.DataFrame, images: dict[str, str], written: Path) -> set[str]:
+    """The queries (query_id, failure) whose image could not be read and has changed since the file `written` says so:
+    there was none and now there is one, or it is newer than the file."""
+    found, since = set(), written.stat().st_ctime
+    for query_id, failure in failures[failures["failure"].str.startswith(UNREADABLE)].to_numpy():
+        image = Path(images[query_id])
+        if image.is_file() and (failure.endswith(NO_FILE) or image.stat().st_ctime > since):
+            found.add(query_id)
+    return found
+
+
 def unread(query_id: str, category: str, width: int, height: int, layers: int, heads: int, reason: str) -> Answers:
     """What stands for the answers to a query whose image the LVLM never saw: one row, without text, box or tokens."""
     none = [np.array([])]
@@ -178,10 +210,34 @@ def write_part(folder: Path, number: int, part: range, answers: list[Answers]) -
                 }
             )
     statistics = np.concatenate([candidates.statistics for candidates, _ in answers])
+    _save_part(folder, number, part, pd.DataFrame(rows), statistics, [candidates.maps for candidates, _ in answers])
+
+
+def take_apart(folder: Path, number: int, again: set[str]) -> None:
+    """Make parts of a shard, of the answers to all its queries but those of `again`, and delete it.
+
+    Of a damaged shard nothing is kept.
+    """
+    run = Run(folder)
+    for path in folder.glob(f"part-{number:05d}-*"):  # left by a killed process; they would overlap
+        path.unlink()
+    with suppress(ValueError):
+        records, statistics, maps = run.records(number).drop(columns="iou"), run.statistics(number), [*run.maps(number)]
+        names = records["query_id"].unique()
+        for part in _ranges({place for place, name in enumerate(names) if name not in again}, SHARD):
+            rows = records["query_id"].isin(names[part.start : part.stop]).to_numpy()
+            _save_part(folder, number, part, records[rows], statistics[rows], maps[part.start : part.stop])
+    for suffix in ("parquet", "safetensors"):
+        (folder / f"{number:05d}.{suffix}").unlink()
+
+
+def _save_part(
+    folder: Path, number: int, part: range, records: pd.DataFrame, statistics: np.ndarray, maps: list[np.ndarray]
+) -> None:
     tensors = {"statistics": np.ascontiguousarray(statistics, np.float32)}
-    for place, (candidates, _) in enumerate(answers):
-        tensors[f"maps/{place}"] = np.ascontiguousarray(candidates.maps, np.float16)
-    tensors["records"] = np.frombuffer(pd.DataFrame(rows).to_parquet(index=False), np.uint8)
+    for place, of_query in enumerate(maps):
+        tensors[f"maps/{place}"] = np.ascontiguousarray(of_query, np.float16)
+    tensors["records"] = np.frombuffer(records.to_parquet(index=False), np.uint8)
     checksums = {name: zlib.crc32(tensor) for name, tensor in tensors.items()}
     _save(folder / f"part-{number:05d}-{part.start:05d}-{part.stop:05d}.safetensors", tensors, checksums)
 
@@ -225,14 +281,17 @@ def _read_part(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     return tensors, checksums
 
 
-def _held(folder: Path, missing: list[int]) -> dict[int, set[int]]:
-    """The queries of each missing shard that its parts hold; parts that are damaged or of no use are deleted."""
+def _held(folder: Path, missing: list[int], images: dict[str, str]) -> dict[int, set[int]]:
+    """The queries of each missing shard that its parts hold; parts that are damaged or of no use, or that say of an
+    image which has changed since that it cannot be read, are deleted."""
     held = {number: set() for number in missing}
     for path in folder.glob("part-*"):
         try:
             number, start, stop = (int(digits) for digits in path.stem.split("-")[1:])
             found = held[number]
-            _read_part(path)
+            tensors, _ = _read_part(path)
+            if _changed(pd.read_parquet(io.BytesIO(tensors["records"])), images, path):
+                raise ValueError("an image has changed")
             found.update(range(start, stop))
         except (KeyError, ValueError):
             path.unlink()
@@ -250,16 +309,14 @@ def _ranges(places: set[int], most: int) -> list[range]:
     return ranges
 
 
-def _is_whole(folder: Path, number: int) -> bool:
-    """Both files are there and their headers can be read."""
-    tensors, records = folder / f"{number:05d}.safetensors", folder / f"{number:05d}.parquet"
+def _failures(folder: Path, number: int) -> pd.DataFrame | None:
+    """query_id and failure of every answer of a shard; None if one of its files is not there or cannot be read."""
     try:
-        with safe_open(tensors, "np"):
+        with safe_open(folder / f"{number:05d}.safetensors", "np"):
             pass
-        pd.read_parquet(records, columns=[])
+        return pd.read_parquet(folder / f"{number:05d}.parquet", columns=["query_id", "failure"])
     except (OSError, SafetensorError, ValueError):
-        return False
-    return True
+        return None
 
 
 @dataclass(frozen=True)
@@ -269,10 +326,11 @@ class Run:
     folder: Path
     _known: dict[int, dict[str, int]] = field(default_factory=dict, repr=False, compare=False)  # checksums by shard
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
-        """Digest of everything that determines the content."""
-        return json.loads((self.folder / "run.json").read_text())["key"]
+        """Digest of everything that determines the content, the unanswered queries included."""
+        key, unanswered = json.loads((self.folder / "run.json").read_text())["key"], sorted(self.unanswered())
+        return digest([key, unanswered]) if unanswered else key
 
     @functools.cached_property
     def queries(self) -> pd.DataFrame:
@@ -305,6 +363,10 @@ class Run:
 
     def unanswered(self) -> set[str]:
         """The queries whose image could not be read."""
+        return self._unanswered
+
+    @functools.cached_property
+    def _unanswered(self) -> set[str]:
         records = self.records()
         return set(records.loc[records["failure"].str.startswith(UNREADABLE), "query_id"])
 

@@ -18,11 +18,11 @@ from acs_lib.heads import ENTROPY, Heads, HeadSet
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
 from acs_lib.regressor import AttentionIoURegressor
 from acs_lib.report import figures, tables
-from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, p_true, spatial_entropy
+from acs_lib.selectors import SELECTORS, Selector, acs_free, acs_learned, all_heads, p_true, spatial_entropy
 from acs_lib.store import Run, digest
 
 
-def _by_answer(frame: pd.DataFrame, value: str) -> Callable[[Candidates], np.ndarray]:
+def looked_up(frame: pd.DataFrame, value: str) -> Callable[[Candidates], np.ndarray]:
     """Candidates -> [n] of a column of a frame with query_id and candidate; NaN for an answer that is not in it."""
     by_query = {query_id: part for query_id, part in frame.groupby("query_id")}
 
@@ -39,13 +39,15 @@ def _by_answer(frame: pd.DataFrame, value: str) -> Callable[[Candidates], np.nda
 
 @dataclass(frozen=True)
 class Study:
-    """The stages of one profile. Every stage is kept on disk and redone when something it depends on changed."""
+    """The stages of one profile. Runs, regressors and P(True) are kept on disk and redone when something that they
+    depend on changed. D_c has no key: `head_table` finds and writes it at every call, `head_set` reads the last one."""
 
     profile: Profile
     _runs: dict[tuple[str, str, str], Run] = field(default_factory=dict, repr=False)  # checked once a process
 
     @classmethod
     def open(cls, name: str) -> "Study":
+        """The study of the profile of that name; ValueError lists the valid ones."""
         return cls(load_profile(name))
 
     @property
@@ -88,13 +90,14 @@ class Study:
         if path.exists() and info.exists() and json.loads(info.read_text())["key"] == key:
             return regressor.load(path, lvlm.name)
         model, history = regressor.train(train, validation, **settings, seed=seed, shuffle_labels=shuffle_labels)
+        info.unlink(missing_ok=True)  # if this process ended here, an old key would speak for the new weights
         regressor.save(model, path, lvlm.name)
         paths.write_text(info, json.dumps({"key": key, "history": history.to_dict("records")}, indent=1))
         return model
 
-    def fit_history(self, lvlm: LVLMSpec, seed: int = 0) -> pd.DataFrame:
-        """epoch, train_mse, pearson, spearman, mae, n on the validation split, of the regressor of that seed."""
-        info = paths.runs(self.profile.name) / lvlm.name / f"regressor-{seed}.json"
+    def fit_history(self, lvlm: LVLMSpec) -> pd.DataFrame:
+        """epoch, train_mse, pearson, spearman, mae, n on the validation split, of the first regressor."""
+        info = paths.runs(self.profile.name) / lvlm.name / "regressor-0.json"
         return pd.DataFrame(json.loads(info.read_text())["history"])
 
     def predictions(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, control: int | None = None) -> pd.DataFrame:
@@ -203,10 +206,11 @@ class Study:
         chosen = self.head_set(lvlm)
         return [
             *SELECTORS.values(),
-            *([] if asked is None else [p_true(_by_answer(asked, "p_true"))]),
+            *([] if asked is None else [p_true(looked_up(asked, "p_true"))]),
             spatial_entropy(chosen.heads),
+            all_heads(chosen.coordinates),
             acs_free(chosen.heads, chosen.coordinates),
-            acs_learned(_by_answer(predictions, "predicted")),
+            acs_learned(looked_up(predictions, "predicted")),
         ]
 
     def choices(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
@@ -243,6 +247,13 @@ class Study:
     def save_table(self, frame: pd.DataFrame, stem: str, caption: str) -> None:
         """Write reports/<profile>/tables/<stem>.csv, .md and .tex."""
         tables.write_table(frame, paths.reports(self.profile.name), stem, caption)
+
+    def saved(self, stem: str) -> pd.DataFrame:
+        """The table that an earlier notebook wrote; FileNotFoundError, with the mend, where it has not run."""
+        path = paths.reports(self.profile.name) / "tables" / f"{stem}.csv"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there; run the earlier notebooks of the profile first")
+        return pd.read_csv(path)
 
     def save_figure(self, figure, stem: str, caption: str, seen: Markdown | None = None) -> None:
         """Write reports/<profile>/figures/<stem>.png and .pdf and note the caption; a takeaway (see

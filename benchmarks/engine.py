@@ -274,7 +274,8 @@ def main() -> None:
         table += measure(lvlm, side, repeats)
         frame = pd.DataFrame(table, columns=NAMES).sort_values(["measure", "image_tokens"])
         paths.write_text(folder / "engine.csv", frame.to_csv(index=False, float_format="%.5g"))
-    plot(frame).savefig(folder / "engine.png", dpi=160)
+    with paths.replacing(folder / "engine.png") as aside:
+        plot(frame).savefig(aside, dpi=160, format="png")
 
 
 if __name__ == "__main__":

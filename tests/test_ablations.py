@@ -16,7 +16,7 @@ from acs_lib.candidates import STATISTICS
 from acs_lib.heads import HeadSet
 from acs_lib.profiles import Profile, load_profile
 from acs_lib.report import analysis_figures as figures
-from acs_lib.selectors import SELECTORS, acs_free
+from acs_lib.selectors import SELECTORS, acs_free, acs_learned
 from acs_lib.study import Study
 
 MAPS = np.random.default_rng(0).random((3, 4, 2, 2, 2, 2)).astype(np.float16)
@@ -63,6 +63,11 @@ def test_statistics_alone_have_no_place():
     found = ablations.statistics_alone(MAPS, NUMBERS, BOXES)
     assert found.shape == (3, 4, 2, 8, 1, 1)
     assert sorted(found[1, 2, 1].ravel()) == sorted(NUMBERS[1, 2, 1].ravel())
+    blind = ablations.statistics_without_box(MAPS, NUMBERS, BOXES)
+    kept = [index for index, name in enumerate(STATISTICS) if name != "mass_in_box"]
+    assert blind.shape == (3, 4, 2, 6, 1, 1) and sorted(blind[1, 2, 1].ravel()) == sorted(
+        NUMBERS[1, 2, 1][:, kept].ravel()
+    )
 
 
 def test_a_changed_run_gives_each_query_its_own_rows(runs):
@@ -195,6 +200,30 @@ def test_rows_that_an_answer_does_not_have():
     assert set(ablations.unread_rows(failed)) == {"last"}
 
 
+def test_cocos_threshold_is_in_pixels_of_photographs():
+    queries = pd.DataFrame({"width": [1000, 320], "height": [1000, 320], "area_fraction": [0.002, 0.009]})
+    scenes, photographs = ablations.small_parts(queries, False), ablations.small_parts(queries, True)
+    assert {value: list(part.index) for value, part in scenes.items()} == {
+        "0.33 % (COCO's 32^2)": [0], "0.5 %": [0], "1 %": [0, 1], "5 %": [0, 1],
+    }  # fmt: skip
+    assert list(photographs["COCO's 32^2 px"].index) == [1], "45 x 45 px are not small, however large the image"
+
+
+def test_selectors_of_one_name_are_one_method():
+    world = [candidates(name, [[0, 0, 1, 1], [0, 0, 10, 10], [50, 50, 60, 60]]) for name in "ab"]
+
+    class Run:
+        truth = {"a": [0, 0, 10, 10], "b": [0, 0, 10, 10]}
+
+    def pick(row):
+        return acs_learned(lambda c: np.eye(3)[row])
+
+    found = ablations.chosen(world, Run(), [pick(1), pick(2), pick(1)], "sampled")
+    rows = found[found["method"] == "ACS-Learned"]
+    assert rows["hit"].tolist() == pytest.approx([2 / 3] * 2) and len(rows) == 2
+    assert not found.duplicated(["query_id", "method"]).any()
+
+
 def test_numbers_are_told_from_words():
     table = pd.DataFrame({"factor": ["t", "t", "s", "s"], "value": ["0.5", "1", "1", "all"]})
     assert ablations.numeric(table)["value"].tolist() == [0.5, 1]
@@ -225,12 +254,19 @@ def study(runs, tmp_path_factory):
     content["datasets"], content["lvlms"] = content["datasets"][:1], content["lvlms"][:1]
     content |= {"bootstrap": 50, "regressor": {"width": 8, "epochs": 2}, "heads": {"layers": [2], "counts": [1]}}
     content["ablations"] = {
-        "widths": [4], "train_shards": [1], "temperatures": [1.1], "rows": ["predicting", "last", "after"],
-        "trained_on": ["large"], "samples": 12,
+        "widths": [4], "train_shards": [1], "temperatures": [1.1], "top_ps": [1.0],
+        "rows": ["predicting", "last", "after"], "trained_on": ["large"], "samples": 12,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("planted"))
-        for variant in ("", "temperature-1.1", "row-predicting", "trained-on-large", "found-on-scenes-shift"):
+        for variant in (
+            "",
+            "temperature-1.1",
+            "top-p-1",
+            "row-predicting",
+            "trained-on-large",
+            "found-on-scenes-shift",
+        ):
             (paths.RUNS / content["name"] / variant / "internvl-embedded").mkdir(parents=True)
         patch.setattr(Planted, "given", runs)
         yield Planted(Profile.model_validate(content))
@@ -245,7 +281,7 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["regressor's width"] == {"4", "8"}
     assert values["training queries"] == {"64", "200"}
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
-    assert values["temperature"] == {"0.8", "1.1"}
+    assert values["temperature"] == {"0.8", "1.1"} and values["top-p"] == {"0.6", "1"}
     assert values["row read"] == {"own", "predicting"}, "planted answers have neither commas nor several digits"
     assert "'after' is left out, since no token" in analysis_views.say_rows(benches).data
     assert values["samples"] == {str(n) for n in range(1, 13)}

@@ -63,7 +63,7 @@ def test_one_image_and_one_object(answered):
         x1, y1, x2, y2 = (float(row[name]) for name in ("x1", "y1", "x2", "y2"))
         assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160 and err == ""
     assert answered == [
-        {"category": "fire truck", "selector": "Medoid", "samples": 1, "temperature": 0.5, "seed": 3,
+        {"category": "fire truck", "selector": "Medoid", "samples": 1, "temperature": None, "top_p": None, "seed": 3,
          "head_set": None, "regressor": None}
     ]  # fmt: skip
 
@@ -131,6 +131,7 @@ def test_pictures_are_saved(tmp_path):
         ([SCENE, "car", "--selector", "best"], "no selector 'best'; choose one of acs-free, acs-learned"),
         ([SCENE, "car", "--samples", "0"], "Invalid value for '--samples'"),
         ([SCENE, "car", "--temperature", "0"], "temperature has to be above 0"),
+        ([SCENE, "car", "--top-p", "1.5"], "top-p has to be above 0 and up to 1"),
         ([SCENE, "car", "--save", "a.txt"], "name it .png"),
         ([SCENE, "car", "--save", SCENE], "would overwrite the image"),
         ([SCENE, "car", "--save", "no/such/folder/a.png"], "there is no folder no/such/folder"),
@@ -147,6 +148,7 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([SCENE, "car", "--selector", "p-true"], "internvl-embedded cannot be asked whether a box is right"),
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
         (
             [SCENE, "car", "--lvlm", "gpt"],
@@ -178,7 +180,8 @@ def test_a_machine_without_a_gpu_is_told_of_the_wait(untrained, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     _, out, err = acs("ground", SCENE, "car", "--lvlm", untrained.model.name_or_path, "--selector", "medoid", *FEW)
     assert "there is no GPU here" in err and table(out)
-    assert "no GPU" not in acs("ground", SCENE, "car", *FEW)[2], "the embedded LVLM needs none"
+    for name in ("internvl-embedded", "qwen2.5-vl-embedded"):
+        assert "no GPU" not in acs("ground", SCENE, "car", "--lvlm", name, *FEW)[2], "the embedded LVLMs need none"
 
 
 @pytest.mark.parametrize(

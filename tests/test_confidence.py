@@ -29,9 +29,9 @@ def test_image_counts_draw_as_many_images_as_there_are():
 def test_pairs_by_hand():
     """Image 0 holds a hit at 3 and a miss at 1, image 1 a hit at 1 and a miss at 2."""
     scores, hit, images = np.array([3.0, 1, 1, 2]), np.array([True, False, True, False]), np.array([0, 0, 1, 1])
-    won, pairs = confidence.pairs_by_image(scores, hit, images)
-    assert won.tolist() == [[1, 1], [0.5, 0]]
-    assert pairs.tolist() == [[1, 1], [1, 1]]
+    assert confidence.won_by_image(scores, hit, images, 2).tolist() == [[1, 1], [0.5, 0]]
+    drawn = confidence.drawn_auroc(scores, hit, images, np.array([[1, 1], [2, 0], [0, 2], [3, 1]]))
+    assert drawn.tolist() == [2.5 / 4, 1, 0, (9 + 3 + 1.5) / 16]
 
 
 def test_auroc_and_its_interval():

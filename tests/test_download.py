@@ -1,9 +1,11 @@
 """`acs data` against a server of this machine that misbehaves on request."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -207,6 +209,39 @@ def test_a_damaged_image_is_fetched_anew_and_one_that_stays_damaged_is_not_kept(
     assert "no whole image" in outcome.missing[path] and not path.exists()
 
 
+def full(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_stops_at_the_first_image(coco, monkeypatch):
+    _, path = some_image(coco)
+    others = [other for other in path.parent.iterdir() if other.suffix == ".jpg"]
+    for other in others:
+        other.unlink()
+    monkeypatch.setattr(download, "THREADS", 1)
+    monkeypatch.setattr(download, "_stream", full)
+    with pytest.raises(OSError, match="no room on the disk; free some .*: '.*val2017/.*jpg'"):
+        download.get(FIRST, "coco")
+    monkeypatch.setattr(download, "_stream", lambda *arguments: False)  # any other fault: the rest is tried
+    assert len(download.get(FIRST, "coco")[1].missing) == len(others) + 1
+    result = CliRunner().invoke(app, ["data", "coco", "--limit", "3"])
+    assert result.exit_code == 1 and "Traceback" not in result.output
+
+
+def test_a_damaged_image_in_a_linked_folder_is_left_as_it_is(coco, project, tmp_path):
+    address, path = some_image(coco)
+    mine = tmp_path / "mine"
+    path.parent.rename(mine)
+    download.link(FIRST, "coco", project / "data" / "coco" / "annotations" / "instances_val2017.json", mine)
+    (mine / path.name).write_bytes(b"my own")
+    outcome = download.get(FIRST, "coco")[1]
+    assert "in a folder that is linked" in outcome.missing[mine / path.name]
+    assert (mine / path.name).read_bytes() == b"my own" and not coco.asked
+    assert outcome.needed == len(outcome.there) + 1
+    (mine / path.name).unlink()
+    assert not download.get(FIRST, "coco")[1].missing and (mine / path.name).read_bytes() == coco.files[address]
+
+
 def test_a_connection_that_always_breaks_off_is_given_up(coco, monkeypatch):
     address, path = some_image(coco)
     coco.faults[address] = ["stop"] * 100
@@ -304,7 +339,9 @@ def objects365() -> tuple[dict, dict[str, bytes]]:
     return content, archives
 
 
-def test_objects365_comes_out_of_its_archives_defects_and_all(server, project, monkeypatch):
+@pytest.fixture
+def annotated(server, project, monkeypatch) -> dict:
+    """The annotations of an Objects365 whose archives the server holds."""
     content, archives = objects365()
     text = json.dumps(content).encode()
     server.files |= {"val/zhiyuan_objv2_val.json": text, **archives}
@@ -312,7 +349,11 @@ def test_objects365_comes_out_of_its_archives_defects_and_all(server, project, m
     monkeypatch.setitem(
         download.SOURCES, "objects365", replace(download.SOURCES["objects365"], annotations=annotations)
     )
-    profile = load_profile("paper-first-6")
+    return content
+
+
+def test_objects365_comes_out_of_its_archives_defects_and_all(server, project, annotated):
+    content, profile = annotated, load_profile("paper-first-6")
     server.faults["val/images/v1/patch8.tar.gz"] = ["stop"]
     funnels, outcome = download.get(profile, "objects365", base=server.base)
     counts = funnels["test"].set_index("step")["count"]
@@ -338,3 +379,36 @@ def test_objects365_comes_out_of_its_archives_defects_and_all(server, project, m
     (folder / "images" / "v1" / "patch8").rename(folder / "patch8")  # as the archives unpack
     _, again = download.get(profile, "objects365", base=server.base)
     assert len(again.there) == 5 and len(server.asked) == asked_before + 1, "only for the image that is not there"
+
+
+@pytest.mark.parametrize("place", ["images/v1/patch8", "v1/patch8", "patch8", "."])
+def test_a_damaged_image_of_objects365_comes_out_of_its_archive_wherever_it_lies(server, project, annotated, place):
+    profile = load_profile("paper-first-6")
+    download.get(profile, "objects365", base=server.base)
+    folder = project / "data" / "objects365" / "val"
+    name = "objects365_v1_00000002.jpg"
+    if place != "images/v1/patch8":
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for path in (folder / "images" / "v1" / "patch8").iterdir():
+            path.rename(folder / place / path.name)
+    whole = (folder / place / name).read_bytes()
+    (folder / place / name).write_bytes(whole[:-2000])
+    server.asked.clear()
+    outcome = download.get(profile, "objects365", base=server.base)[1]
+    assert len(outcome.there) == 5 and (folder / place / name).read_bytes() == whole
+    assert "val/images/v1/patch8.tar.gz" in {address for address, *_ in server.asked}
+    assert {address for address, *_ in server.asked} <= set(server.files), "nothing that does not exist is asked for"
+
+
+def test_a_full_disk_keeps_the_archive_and_fetches_no_other(server, project, annotated, monkeypatch):
+    profile, folder = load_profile("paper-first-6"), project / "data" / "objects365" / "val"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(OSError, match="no room on the disk; free some .*v1-patch8.tar.gz"):
+            download.get(profile, "objects365", base=server.base)
+    assert [path.name for path in (folder / "archives").iterdir()] == ["v1-patch8.tar.gz"]
+    asked = [address for address, *_ in server.asked if address.endswith(".tar.gz")]
+    assert asked == ["val/images/v1/patch8.tar.gz"]
+    server.asked.clear()
+    assert len(download.get(profile, "objects365", base=server.base)[1].there) == 5
+    assert "val/images/v1/patch8.tar.gz" not in {address for address, *_ in server.asked}, "the kept one is used"

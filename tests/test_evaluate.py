@@ -219,28 +219,51 @@ def test_rank_intervals_by_hand():
     choices["family"] = choices["family"].replace("attention", "consensus")
     main = evaluate.main_table(choices, queries, lvlm="tiny", dataset="scenes", draws=50)
     ranks = evaluate.mean_ranks(main)
-    one = evaluate.rank_intervals(ranks, [(choices, queries)], draws=4000).set_index("method")
+    one = evaluate.rank_intervals(ranks, [("a", choices, queries)], draws=4000).set_index("method")
     assert list(one.columns)[1:4] == ["mean_rank", "mean_rank_lo", "mean_rank_hi"]
     assert one["mean_rank"].to_dict() == {"greedy": 1.5, "medoid": 1.5}
     assert (one["mean_rank_lo"] == 1).all() and (one["mean_rank_hi"] == 2).all()
 
     both = pd.concat([main, main.assign(dataset="shift")])
-    ranks, drawn = evaluate.mean_ranks(both), [(choices, queries)] * 2
+    ranks, drawn = evaluate.mean_ranks(both), [(name, choices, queries) for name in "ab"]
     two = evaluate.rank_intervals(ranks, drawn, draws=4000).set_index("method")
     # P(mean rank 1) = 1/16 > 2.5 % with independent columns; three columns: 1/64 < 2.5 %, so 7/6 is the bound
     assert (two["mean_rank_lo"] == 1).all()
     ranks = evaluate.mean_ranks(pd.concat([both, main.assign(dataset="third")]))
-    three = evaluate.rank_intervals(ranks, [(choices, queries)] * 3, draws=4000)
+    three = evaluate.rank_intervals(ranks, [(name, choices, queries) for name in "abc"], draws=4000)
     assert three["mean_rank_lo"].tolist() == pytest.approx([7 / 6] * 2)
     assert three["mean_rank_hi"].tolist() == pytest.approx([11 / 6] * 2)
     with pytest.raises(ValueError, match="2 columns of choices for ranks over 3"):
         evaluate.rank_intervals(ranks, drawn)
+    # three columns of one dataset meet the same draws, of which one in four puts a method first in all of them
+    same = evaluate.rank_intervals(ranks, [("a", choices, queries)] * 3, draws=4000)
+    assert same["mean_rank_lo"].tolist() == [1, 1] and same["mean_rank_hi"].tolist() == [2, 2]
+
+
+def test_methods_with_the_same_hits_are_one():
+    one, _ = frame({"greedy": [0, 1], "sum": [1, 1], "mean": [1, 1], "last": [1, 1]}, [0, 1])
+    two, _ = frame({"greedy": [0, 1], "sum": [0, 1], "mean": [0, 1], "last": [1, 1]}, [0, 1])
+    assert evaluate.same_hits([one, two]) == {"greedy": "greedy", "sum": "sum", "mean": "sum", "last": "last"}
+    assert evaluate.same_hits([one])["last"] == "sum"
+
+
+def test_the_interval_of_r_draws_images():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200)
+    y = x + rng.normal(size=200)
+    r = np.corrcoef(x, y)[0, 1]
+    lo, hi = evaluate.correlation_interval(x, y, np.arange(200), draws=2000)
+    half = 1.96 * (1 - r**2) / np.sqrt(200)  # the normal approximation
+    assert lo < r < hi and (hi - lo) / 2 == pytest.approx(half, rel=0.2)
+    repeated = evaluate.correlation_interval(np.tile(x, 9), np.tile(y, 9), np.tile(np.arange(200), 9), draws=2000)
+    assert repeated == pytest.approx((lo, hi)), "nine equal answers an image tell no more than one"
+    assert np.isnan(evaluate.correlation_interval(x * 0, y, np.arange(200), draws=10)).all()
 
 
 def test_a_method_better_on_every_image_has_a_rank_without_doubt():
     choices, queries = frame({"greedy": [0] * 20, "better": [1] * 20}, list(range(20)))
     ranks = evaluate.mean_ranks(evaluate.main_table(choices, queries, lvlm="a", dataset="b", draws=50))
-    found = evaluate.rank_intervals(ranks, [(choices, queries)], draws=200)
+    found = evaluate.rank_intervals(ranks, [("a", choices, queries)], draws=200)
     assert found[["mean_rank", "mean_rank_lo", "mean_rank_hi"]].to_numpy().tolist() == [[1] * 3, [2] * 3]
 
 

@@ -160,7 +160,7 @@ def test_an_unreadable_image_is_one_failure_row_that_the_report_counts(tmp_path,
     (tmp_path / "1.png").write_bytes((tmp_path / "4.png").read_bytes()[:60])
     (tmp_path / "2.png").write_text("no image")
 
-    def answered(lvlm, prompts, query_ids, query_keys, categories, how):
+    def answered(lvlm, prompts, query_ids, query_keys, categories, how, map_side):
         return answer(pd.DataFrame({"query_id": query_ids}))
 
     monkeypatch.setattr(pipeline.sampling, "candidates", answered)

@@ -58,7 +58,7 @@ def test_the_library_is_imported_at_once():
 
 def test_the_box_is_the_selectors_choice_among_the_notebooks_candidates(lvlm, scene, heads, result):
     picture = read_image(scene[0])
-    how = sampling.Sampling(samples=3, temperature=0.5, seed=4)
+    how = sampling.Sampling(samples=3, temperature=0.8, top_p=0.6, seed=4)  # as the embedded profile samples
     name = result.candidates.query_id
     [(expected, records)] = sampling.candidates(
         lvlm, [lvlm.prompt(picture, scene[1])], [name], [grounding.query_key(name)], [scene[1]], how
@@ -107,7 +107,8 @@ def test_predicted_iou_is_what_the_notebooks_predict_from_stored_maps(lvlm, scen
         model = AttentionIoURegressor(lvlm.layers, lvlm.heads, grid=grid).eval()
         found = ground(lvlm, *scene, regressor=model, samples=8, seed=4)
         records = [{"text": row.text, "token_ids": [], "failure": row.failure} for row in found.table.itertuples()]
-        query = {"query_id": found.candidates.query_id, "category": scene[1], "x1": 0, "y1": 0, "x2": 9, "y2": 9}
+        query = {"query_id": found.candidates.query_id, "image": "", "category": scene[1]}
+        query |= {"x1": 0, "y1": 0, "x2": 9, "y2": 9}
         answers = [(found.candidates, records)]
         run = store.collect(tmp_path / str(grid), pd.DataFrame([query]), lambda _, answers=answers: answers, {}, 1)
         stored = regressor.predict(model, run).set_index("candidate")["predicted"]
@@ -116,7 +117,7 @@ def test_predicted_iou_is_what_the_notebooks_predict_from_stored_maps(lvlm, scen
         np.testing.assert_allclose(found.table["predicted_iou"][kept], stored, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "p-true"])
 def test_every_method_answers(lvlm, scene, heads, name):
     model = AttentionIoURegressor(lvlm.layers, lvlm.heads).eval()
     found = ground(lvlm, *scene, selector=name, head_set=heads, regressor=model, **FEW)
@@ -135,7 +136,41 @@ def test_every_method_answers(lvlm, scene, heads, name):
 @pytest.mark.parametrize("name", ["Sequence Log-Prob", "sequence_log_prob", "SEQUENCE  LOG PROB"])
 def test_methods_are_found_in_any_case_and_spacing(lvlm, scene, name):
     assert ground(lvlm, *scene, selector=name, **FEW).selector == "sequence log-prob"
-    assert len(METHODS) == len(set(METHODS)) == 3 + len(SELECTORS) + len(FUSIONS)
+    assert len(METHODS) == len(set(METHODS)) == 4 + len(SELECTORS) + len(FUSIONS)
+
+
+def test_p_true_asks_about_the_answers_with_a_box(lvlm, scene, monkeypatch):
+    asked = []
+
+    def score(lvlm, image, category, answers):
+        asked.append((image.size, category, answers))
+        return np.array([float(text != "") - index / 10 for index, text in enumerate(answers)])
+
+    monkeypatch.setattr(grounding.p_true_, "words", lambda tokenizer: (1, 2))
+    monkeypatch.setattr(grounding.p_true_, "p_true", score)
+    found = ground(lvlm, *scene, selector="P(True)", **FEW)
+    texts = ["" if row.failure else row.text for row in found.table.itertuples()]
+    assert asked == [((160, 160), scene[1], texts)]
+    assert found.chosen == next(index for index in (1, 2, 3, 0) if texts[index]) and found.selector == "P(True)"
+
+
+def test_an_lvlm_without_yes_and_no_is_not_asked(both, scene):
+    with pytest.raises(ValueError, match="untrained cannot be asked .* no Yes and No; take another selector"):
+        ground(both, *scene, selector="p-true")
+
+
+def test_the_sampling_is_that_of_the_profile_that_knows_the_lvlm():
+    def found(*arguments):
+        how = grounding.sampling_of(*arguments)
+        return how.samples, how.temperature, how.top_p, how.seed
+
+    for profile in ("embedded", "paper"):
+        known = load_profile(profile)
+        for spec in known.lvlms:
+            assert found(spec.name) == (10, known.sampling.temperature, known.sampling.top_p, 0)
+    assert found("someone's") == (10, sampling.Sampling().temperature, sampling.Sampling().top_p, 0)
+    assert found("Qwen2.5-VL-7B", 3, 0.2, 0.9, 5) == (3, 0.2, 0.9, 5)
+    assert found("internvl-embedded", 3, 0.2) == (3, 0.2, 0.6, 0)
 
 
 def test_attention_and_entropies_are_those_of_the_chosen_box(result):
@@ -152,7 +187,7 @@ def test_attention_and_entropies_are_those_of_the_chosen_box(result):
 def test_the_answer_is_json(result):
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert content["lvlm"] == "internvl-embedded" and content["selector"] == "ACS-Free"
-    assert content["settings"] == {"samples": 3, "temperature": 0.5, "seed": 4}
+    assert content["settings"] == {"samples": 3, "temperature": 0.8, "top_p": 0.6, "seed": 4}
     assert len(content["candidates"]) == 4
     assert content["box"] == content["candidates"][content["chosen"]]["box"]
     assert set(content["candidates"][0]) == {
@@ -199,10 +234,12 @@ def test_the_form_asks_ground(lvlm, scene, capsys):
     form = grounding.explore(lvlm)
     assert "JupyterLab" in form._repr_mimebundle_()["text/plain"]
     fields = {getattr(field, "description", ""): field for field in form.children}
-    assert {"image", "object", "selector", "samples", "temperature", "seed"} <= set(fields)
-    answered = form.f(scene[0], scene[1], "medoid", 2, 0.5, 0)
+    assert {"image", "object", "selector", "samples", "temperature", "top-p", "seed"} <= set(fields)
+    assert (fields["temperature"].value, fields["top-p"].value) == (0.8, 0.6)
+    answered = form.f(scene[0], scene[1], "medoid", 2, 0.5, 1.0, 0)
+    assert (answered.settings.temperature, answered.settings.top_p) == (0.5, 1)
     assert answered.selector == "medoid" and len(answered.table) == 3
-    assert form.f("nowhere.png", "car", "medoid", 2, 0.5, 0) is None
+    assert form.f("nowhere.png", "car", "medoid", 2, 0.5, 1.0, 0) is None
     assert "error: there is no image" in capsys.readouterr().out
 
 
@@ -256,6 +293,23 @@ def test_the_shipped_files_belong_to_the_embedded_lvlm(lvlm):
     assert before == pipeline.lvlm_digest(spec.model_copy(update={"source": str(folder)}))
 
 
+@pytest.mark.parametrize("spec", load_profile("embedded").lvlms, ids=lambda spec: spec.name)
+def test_the_embedded_lvlms_are_known_as_such(spec):
+    found = grounding.load_lvlm(spec.name)
+    assert grounding.is_embedded(spec) and grounding.is_embedded(found)
+    assert grounding.calibration_folder(spec) == grounding.calibration_folder(found) == paths.ROOT / spec.source
+    with pytest.raises(ValueError, match=f"{spec.name} has no word for 'sports ball'; .*it knows: dog, fox"):
+        ground(found, Image.new("RGB", (160, 160)), "sports ball")
+
+
+def test_other_lvlms_are_not(untrained):
+    assert not grounding.is_embedded(untrained)
+    assert grounding.calibration_folder(untrained) == paths.DATA / "calibrated" / "untrained"
+    for spec in load_profile("paper").lvlms:
+        assert not grounding.is_embedded(spec)
+        assert grounding.calibration_folder(spec) == paths.DATA / "calibrated" / spec.name
+
+
 def test_head_sets_are_found_beside_the_weights(untrained, scene, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     place = tmp_path / "calibrated" / "untrained"
@@ -270,7 +324,9 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     scenes.write_split(tmp_path / "world", "scenes", 14, 5)
     spec = grounding.lvlm_spec("internvl-embedded")
     files = (tmp_path / "world" / "annotations.json", tmp_path / "world" / "images")
-    profile = calibrate.make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0)
+    usual = calibrate.make_profile(spec, *files, queries=24, small=1.0).sampling
+    assert usual == load_profile("embedded").sampling.model_copy(update={"max_new_tokens": 64}), "as `ground` samples"
+    profile = calibrate.make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0, top_p=1.0)
     splits = [
         set(pipeline.load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")
     ]
@@ -333,6 +389,8 @@ def test_a_truncated_image_is_told(tmp_path, scene):
         ({"samples": 0}, "at least 1 sample"),
         ({"temperature": 0}, "temperature above 0"),
         ({"temperature": float("nan")}, "temperature above 0"),
+        ({"top_p": 0}, "top-p above 0"),
+        ({"top_p": 1.1}, "not 10, 0.8 and 1.1"),
         ({"lvlm": "gpt"}, "no LVLM 'gpt': give internvl-embedded, .*owner/model"),
     ],
 )

@@ -54,6 +54,24 @@ def test_ranked_right_counts_pairs_inside_queries(scores, right):
     query = Few("a", [TRUTH, TRUTH, OTHER[0]])
     kinds = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "kind": ["good", "another object"]})
     selector = Selector("by hand", "control", lambda c: np.array(scores, float), "-")
-    (row,) = mistakes.ranked_right([query], kinds, [selector]).to_dict("records")
+    (row,) = mistakes.ranked_right([query], kinds, [selector], {"a": 1}, draws=50).to_dict("records")
     assert (row["method"], row["kind"], row["pairs"], row["queries"]) == ("by hand", "another object", 1, 1)
     assert row["right"] == row["lo"] == row["hi"] == right
+
+
+def test_ranked_right_draws_images():
+    queries = [Few(name, [TRUTH, TRUTH, OTHER[0]]) for name in "abcd"]
+    kinds = pd.concat(
+        [
+            pd.DataFrame({"query_id": q.query_id, "candidate": [1, 2], "kind": ["good", "another object"]})
+            for q in queries
+        ]
+    )
+    selector = Selector("by hand", "control", lambda c: np.array([9, c.query_id in "ab", 0.5]), "-")
+    one = mistakes.ranked_right(queries, kinds, [selector], dict(zip("abcd", [1, 1, 2, 2])), draws=500)
+    four = mistakes.ranked_right(queries, kinds, [selector], dict(zip("abcd", range(4))), draws=500)
+    assert one["right"].tolist() == four["right"].tolist() == [0.5] and one["queries"].tolist() == [4]
+    # one of two images may be missing in a draw, hardly two of four
+    assert one[["lo", "hi"]].to_numpy().tolist() == [[0, 1]] and four["lo"][0] == 0
+    eight = dict.fromkeys("abcd", 1)
+    assert mistakes.ranked_right(queries, kinds, [selector], eight, draws=50)["lo"].tolist() == [0.5]

@@ -186,7 +186,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     first, second, run = calls(environment)
     assert first.endswith("install --no-input --progress-bar off -r requirements.lock")
     assert second.endswith("--no-deps -e .")
-    wanted = f"-m acs_lib.runner --profile {PROFILES[0]} --from 09 --limit 20 --engine ray --dry-run"
+    wanted = f"-m acs_lib.cli run --profile {PROFILES[0]} --from 09 --limit 20 --engine ray --dry-run"
     assert run == wanted
     assert not (kit / ".venv").exists()
 

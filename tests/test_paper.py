@@ -2,10 +2,12 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from acs_lib import paths, plan, published, runner
@@ -25,6 +27,8 @@ def acs(*arguments):
 def reports(tmp_path, monkeypatch):
     """A project without data, runs or reports."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "data" / "runs")
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e12))
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
     paths.NOTEBOOKS.mkdir()
@@ -46,15 +50,51 @@ def test_the_profile_is_the_papers_table_and_its_checkpoints_are_pinned():
 
 
 def test_the_plan_is_printed_before_anything_runs(reports):
-    result = CliRunner().invoke(runner.app, ["--profile", "paper", "--limit", "5", "--dry-run"])
+    result = acs("run", "--profile", "paper", "--limit", "5", "--dry-run")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     first = next(number for number, line in enumerate(lines) if "would run" in line)
     assert lines[0] == "plan of the profile paper-first-5" and first > 8
     assert "together: 80 queries, 880 answers, " in result.output  # 2 LVLMs x (5 + 5 + 15 + 15)
     assert "assumed, not measured: one A100" in result.output and "`acs data`" in result.output
-    assert acs("run", "--profile", "paper", "--limit", "5", "--dry-run").output == result.output
     assert not reports.exists(), "a dry run writes nothing"
+
+
+def test_a_broken_annotation_file_is_one_sentence_of_the_plan(reports):
+    folder = paths.ROOT / "data" / "coco" / "annotations"
+    folder.mkdir(parents=True)
+    (folder / "instances_val2017.json").write_text("{")
+    result = acs("run", "--profile", "paper", "--dry-run")
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert result.output.startswith("error: ") and "instances_val2017.json is not JSON" in result.output
+
+
+@pytest.mark.parametrize(("cuda", "reason"), [("13.0", "it is built for CUDA 13.0"), (None, "built without CUDA")])
+def test_without_a_gpu_nothing_runs(reports, monkeypatch, cuda, reason):
+    ran = []
+    monkeypatch.setattr(runner, "run_stage", lambda stage: ran.append(stage) or stop())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    for name in ("ACS_CPU", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = ("run", "--profile", "paper", "--limit", "5")
+    result = acs(*arguments)
+    assert result.exit_code == 1 and not ran and not reports.exists()
+    assert "'paper-first-5' needs a GPU" in result.output and reason in result.output
+    assert "mend: install a build of torch for your driver" in result.output
+    assert acs(*arguments, "--engine", "ray").exit_code == 1, "workers of this machine"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    acs(*arguments)
+    assert not ran
+    acs(*arguments, "--engine", "ray")
+    assert len(ran) == 1, "the workers have GPUs, this machine need not"
+    monkeypatch.setenv("ACS_CPU", "1")
+    acs(*arguments)
+    assert len(ran) == 2
+
+
+def stop():
+    raise runner.RunError("stopped by the test")
 
 
 def coco_file(folder, name, count):
@@ -90,7 +130,7 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
     content = PAPER.model_dump()
     content["gpu"] = {"name": "a small one", "memory": 8}
     small = Profile.model_validate(content)
-    assert "does not fit into 8 GB: lower `batch_queries`" in plan.say(small)
+    assert "does not fit into 8 GB (a small one): lower `batch_queries`" in plan.say(small)
     assert "does not fit" not in plan.say(PAPER)
     splits, _ = plan.make(PAPER)
     of_a_query = splits["maps_gb"] * 1e9 / splits["queries"]
@@ -98,6 +138,48 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
     content["map_side"] = None
     whole, _ = plan.make(Profile.model_validate(content))
     assert (whole["maps_gb"] / splits["maps_gb"]).iloc[-1] == pytest.approx((2 * 3072 + 16) / (2 * 256 + 16))
+
+
+def test_the_plan_is_held_against_this_machine(reports, monkeypatch):
+    room = SimpleNamespace(free=590e9)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: room)
+    assert f"the disk of {paths.ROOT.name} has 590 GB free: too little" in plan.say(PAPER)
+    room.free = 605e9
+    assert "too little" not in plan.say(PAPER)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    card = SimpleNamespace(name="RTX 4090", total_memory=25.4e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert "does not fit" not in plan.say(PAPER)
+    card.total_memory = 16e9
+    assert "does not fit into 16 GB (RTX 4090)" in plan.say(PAPER)
+
+
+def test_host_memory_and_the_regressors_time_are_those_that_were_measured(reports):
+    lvlms = plan.make(PAPER)[1].set_index("lvlm")
+    answers, epochs = 4000 * 11, 8 + 3 * 2
+    measured = {"Qwen2.5-VL-7B": 0.012, "InternVL-3.5-8B": 0.017}  # seconds an answer
+    for lvlm, seconds in measured.items():
+        assert lvlms["regressor_hours"][lvlm] == pytest.approx(answers * epochs * seconds / 3600, rel=0.05)
+    shards = 2 * 2 * 64 * 11 * 4 * 36 * 32 * (2 * 16 * 16 + 16)  # two of InternVL's, twice
+    assert shards == pytest.approx(2 * 3.3e9, rel=0.05)
+    assert plan.host_bytes(1e9, shards / 256) == 4e9 + shards, "more than the weights of a small LVLM"
+    assert (lvlms["host_gb"] == 4 + lvlms["weights_gb"]).all()
+    text = plan.say(PAPER)
+    assert "host memory about 21 GB; regressor about 5.0 h on the CPU (less on a GPU)" in text
+
+
+def test_an_lvlms_image_settings_are_part_of_its_key_and_of_the_plan(reports):
+    plain, tiles = PAPER.lvlms[1], PAPER.lvlms[1].model_copy(update={"max_tiles": 6})
+    assert tiles.model_dump() == {**plain.model_dump(), "max_tiles": 6}
+    assert "max_tiles" not in plain.model_dump() and "max_pixels" not in plain.model_dump(), "keys of older runs stay"
+    small = PAPER.lvlms[0].model_copy(update={"max_pixels": 100_000})
+    splits, _ = plan.make(PAPER.model_copy(update={"lvlms": (small, tiles)}))
+    assert splits["image_tokens"].unique().tolist() == [9 * 13, 7 * 256]
+    wrong = PAPER.lvlms[0].model_copy(update={"max_tiles": 6})
+    with pytest.raises(ValueError, match="sets max_tiles, which LVLMs of the type qwen2_5_vl do not have"):
+        plan.make(PAPER.model_copy(update={"lvlms": (wrong,)}))
+    with pytest.raises(ValueError, match="max_tiles"):
+        Profile.model_validate({**PAPER.model_dump(), "lvlms": [{**plain.model_dump(), "max_tiles": 0}]})
 
 
 def test_the_report_marks_what_was_not_run(reports):

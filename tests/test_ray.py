@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason='Ray is not installed: pip install "acs-kit[ray]"')
+ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "acs-kit[ray]"')
 
 from test_store import answer, contents, make_queries, missing, noting  # noqa: E402
 
@@ -50,21 +50,26 @@ def noted(folder: Path, part):
     return answer(part)
 
 
+def first(part) -> str | None:
+    """The id of a batch's first query; None of the batch without queries that a worker begins with."""
+    return next(iter(part["query_id"]), None)
+
+
 def dies_once(folder: Path, answer, part):
     """Ends the process of the worker that gets the third batch first."""
-    if part.index[0] == 16 and once(folder, "died"):
+    if 16 in part.index[:1] and once(folder, "died"):
         os._exit(1)
     return answer(part)
 
 
 def always_dies(part):
-    if part["query_id"].iloc[0] == "q80":
+    if first(part) == "q80":
         os._exit(1)
     return answer(part)
 
 
 def fails(part):
-    if part["query_id"].iloc[0] == "q80":
+    if first(part) == "q80":
         raise ValueError("something is wrong with q80")
     return answer(part)
 
@@ -72,15 +77,22 @@ def fails(part):
 def waits_for_the_first(run: Path, part):
     """Does not answer the second batch before the first one is on disk."""
     deadline = time.monotonic() + 60
-    while part.index[0] == 16 and not (run / "part-00000-00000-00016.safetensors").exists():
+    while first(part) == "q16" and not (run / "part-00000-00000-00016.safetensors").exists():
         if time.monotonic() > deadline:
             raise RuntimeError("the first batch is not on disk")
         time.sleep(0.1)
     return answer(part)
 
 
+def loads_slowly(part):
+    """Takes 4 s to load and 4 s to answer the first batch."""
+    if first(part) in (None, "q0"):
+        time.sleep(4)
+    return answer(part)
+
+
 def hangs_once(folder: Path, part):
-    if part["query_id"].iloc[0] == "q0" and once(folder, "q0"):
+    if first(part) == "q0" and once(folder, "q0"):
         time.sleep(600)
     return answer(part)
 
@@ -132,6 +144,24 @@ def test_a_batch_over_its_time_limit_ends_its_worker_and_is_tried_again(tmp_path
     fill(tmp_path / "ray", functools.partial(hangs_once, tmp_path / "hung"), engine, n=40)
     assert (tmp_path / "hung" / "q0").exists()
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_loading_takes_none_of_a_batchs_time(tmp_path, two_workers):
+    run = fill(tmp_path, loads_slowly, functools.partial(two_workers, seconds=6), n=16)
+    assert run.records()["query_id"].nunique() == 16
+
+
+def test_a_worker_whose_gpu_pytorch_cannot_use_is_an_error(monkeypatch):
+    asked, rows = [], {"queries": [make_queries(2)]}
+    monkeypatch.setattr(ray_engine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    (error,) = ray_engine.Worker(noting(asked), 60)(rows)["answers"]
+    with pytest.raises(RuntimeError, match="a GPU that PyTorch .* cannot use: .*; update the driver, or install"):
+        raise error
+    assert not asked
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [])
+    (answers,) = ray_engine.Worker(noting(asked), 60)(rows)["answers"]
+    assert len(answers) == 2 and asked == [[], ["q0", "q1"]]
 
 
 @pytest.fixture

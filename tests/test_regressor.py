@@ -2,12 +2,15 @@ import weakref
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_store import make_queries
 
-from acs_lib import heads, regressor, store
+from acs_lib import heads, paths, regressor, store
 from acs_lib.candidates import Candidates
+from acs_lib.profiles import RegressorSpec, load_profile
+from acs_lib.study import Study
 
 LAYERS, HEADS, SIDE, CANDIDATES = 2, 2, 6, 5
 
@@ -138,6 +141,55 @@ def test_training_is_reproducible(runs, model):
     again, _ = regressor.train(runs["train"], runs["validation"], width=16, epochs=6, batch=64, lr=3e-3, seed=0)
     for name, value in again.state_dict().items():
         assert torch.allclose(value, model.state_dict()[name], atol=1e-6)
+
+
+def test_it_computes_where_its_weights_are(tmp_path, model, monkeypatch):
+    """The device 'meta' stands for a GPU; what is computed there has shapes only."""
+    regressor.save(model, tmp_path / "r.safetensors", "mine")
+    monkeypatch.setattr(regressor, "default_device", lambda: "meta")
+    loaded = regressor.load(tmp_path / "r.safetensors", "mine")
+    assert loaded(torch.rand(3, 4, LAYERS, HEADS, SIDE, SIDE)).device.type == "meta"
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_the_quality_of_hardly_any_answers_is_nan(n):
+    predictions = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "iou": [0.2, 0.8], "predicted": [0.3, 0.4]})[:n]
+    found = {**regressor.quality(predictions), "within": regressor.within_query_r(predictions)}
+    assert found.pop("n") == n
+    if n == 2:
+        assert found == pytest.approx({"pearson": 1, "spearman": 1, "mae": 0.25, "within": 1})
+    else:
+        assert np.isnan([found["pearson"], found["spearman"], found["within"]]).all()
+
+
+def test_weights_whose_key_was_not_written_are_not_taken_for_those_of_the_old_key(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    profile, trained = load_profile("smoke"), []
+
+    def train(*arguments, epochs, **settings):
+        trained.append(epochs)
+        model = regressor.AttentionIoURegressor(LAYERS, HEADS, 4, (SIDE, SIDE)).eval()
+        torch.nn.init.constant_(model.score[-1].bias, epochs)
+        return model, pd.DataFrame({"pearson": [0.0]})
+
+    def fit(epochs):
+        changed = profile.model_copy(update={"regressor": RegressorSpec(epochs=epochs)})
+        study = Study(changed)
+        lvlm = study.profile.lvlms[0]
+        study._runs.update({(lvlm.name, study.train_set.name, split): run for split, run in runs.items()})
+        (tmp_path / "smoke" / lvlm.name).mkdir(parents=True, exist_ok=True)
+        return study.fit(lvlm).score[-1].bias.item()
+
+    monkeypatch.setattr(regressor, "train", train)
+    assert [fit(1), fit(1)] == [1, 1] and trained == [1], "read from disk"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(paths, "write_text", stopped)
+        fit(2)
+    assert fit(1) == 1 and trained == [1, 2, 1]
+
+
+def stopped(path, text):
+    raise KeyboardInterrupt
 
 
 def test_maps_of_any_shape_are_averaged_onto_the_regressors_grid(model):

@@ -1,15 +1,14 @@
 """The runner, on tiny notebooks in a project of their own."""
 
 import json
-import sys
-import types
 
 import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from acs_lib import paths, runner
+from acs_lib import cli, paths, runner
 from acs_lib.profiles import load_profile
+from acs_lib.report import html
 
 PROFILE = """\
 name: tiny
@@ -63,9 +62,7 @@ def project(tmp_path, monkeypatch):
     paths.runs("tiny").mkdir()
     write_profile("01", "02")
     (paths.LIBRARY / "boxes.py").write_text("SIZE = 1\n")
-    page = types.ModuleType("acs_lib.report.html")
-    page.build = lambda profile: paths.reports(profile) / "index.html"
-    monkeypatch.setitem(sys.modules, "acs_lib.report.html", page)
+    monkeypatch.setattr(html, "build", lambda profile: paths.reports(profile) / "index.html")
     return tmp_path
 
 
@@ -93,7 +90,7 @@ def stamp(stage):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(runner.app, ["--profile", "tiny", *arguments])
+    return CliRunner().invoke(cli.app, ["run", "--profile", "tiny", *arguments])
 
 
 def plan(*arguments):
@@ -120,6 +117,7 @@ def test_order_reuse_staleness_and_from(project, monkeypatch):
     folder = paths.reports("tiny") / "notebooks"
     executed = nbformat.read(folder / "01_first_thing.ipynb", 4)
     assert [output.text for output in executed.cells[-1].outputs] == ["42\n"], "neither stderr nor a progress bar"
+    assert str(paths.NOTEBOOKS) in result.stderr.splitlines(), "it is shown meanwhile"
     assert "42" in (folder / "01_first_thing.html").read_text()
     published = [*folder.glob("*.ipynb"), *folder.glob("*.html"), paths.reports("tiny") / "manifest.json"]
     assert len(published) == 5
@@ -257,6 +255,25 @@ def test_what_all_notebooks_depend_on_makes_all_of_them_stale(finished, path, re
     assert plan() == {"01": f"would run ({reason} changed)", "02": follows, "03": follows}
 
 
+def test_an_image_that_was_missing_makes_the_notebooks_stale(finished):
+    on_disk = "{annotations: data/coco/a.json, folder: data/coco/images, queries: {small: 1}}"
+    coco = f"- {{name: coco, kind: coco, splits: {{test: {on_disk}}}}}"
+    text = (paths.PROFILES / "tiny.yaml").read_text()
+    (paths.PROFILES / "tiny.yaml").write_text(text.replace("datasets:\n", f"datasets:\n  {coco}\n"))
+    images = paths.DATA / "coco" / "images" / "patch8"
+    images.mkdir(parents=True)
+    (images / "1.jpg").write_text("one")
+    for stage in stages():
+        stamp(stage)
+    assert set(plan().values()) == {"reused"}
+    (images / "2.jpg").write_text("two")
+    assert plan()["01"] == "would run (the data changed)"
+    for stage in stages():
+        stamp(stage)
+    (images / "2.jpg").write_text("another one")
+    assert plan()["01"] == "would run (the data changed)"
+
+
 def test_a_stale_notebook_takes_the_later_ones_with_it(finished):
     write_notebook(paths.NOTEBOOKS / "02_two.ipynb", "1")
     assert plan() == {"01": "reused", "02": "would run (the notebook changed)", "03": "would run (follows)"}
@@ -306,7 +323,7 @@ def test_an_interruption_says_that_the_next_run_goes_on(finished, monkeypatch):
 
 
 def test_a_bad_profile_is_refused_with_its_reason(project):
-    result = CliRunner().invoke(runner.app, ["--profile", "tinny"])
+    result = CliRunner().invoke(cli.app, ["run", "--profile", "tinny"])
     assert (result.exit_code, "choose one of tiny" in result.output) == (2, True)
     for text, cause in (("a: [", "flow node"), (PROFILE + "samples: 3\n", "samples\n  Extra inputs are not permitted")):
         (paths.PROFILES / "tiny.yaml").write_text(text)

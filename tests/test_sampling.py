@@ -7,6 +7,7 @@ from acs_lib import attention, sampling
 from acs_lib.attention import Rows, reading
 from acs_lib.candidates import PER_TOKEN
 from acs_lib.datasets import scenes
+from acs_lib.lvlms.base import Answer
 from acs_lib.lvlms.tiny import IMAGE_START, IMAGE_STOP, TINY
 
 
@@ -146,6 +147,30 @@ def test_statistics_of_hand_made_maps():
     found = sampling.statistics(maps, coverage)[0, :2, 0, 0]
     assert found[0] == pytest.approx([0, 0.5, 0.25, 1], abs=1e-5)
     assert found[1] == pytest.approx([np.log(4), 0.4, 0.05, 0.25], abs=1e-5)
+
+
+def test_statistics_do_not_depend_on_where_they_are_computed():
+    rng = np.random.default_rng(0)
+    maps = rng.random((3, 4, 2, 5, 6, 7)).astype(np.float32) ** 8 / 42
+    maps[1] = np.nan  # an answer without a box
+    coverage = sampling.cell_coverage(np.array([[0, 0, 33, 5], [0, 0, 0, 0], [4, 4, 50, 60]]), 70, 60, (6, 7))
+    array, tensor = sampling.statistics(maps, coverage), sampling.statistics(torch.from_numpy(maps), coverage)
+    assert isinstance(array, np.ndarray) and array.dtype == np.float32 and tensor.dtype == torch.float32
+    assert np.allclose(array, tensor.numpy(), rtol=1e-5, atol=1e-7, equal_nan=True)
+    assert np.isnan(array[1]).all() and np.isfinite(array[[0, 2]]).all()
+
+
+def test_maps_are_averaged_and_statistics_are_not(untrained, monkeypatch):
+    monkeypatch.setattr(type(untrained), "parse", lambda *_: Answer(np.array([10.0, 20, 60, 80]), ((0, 1),) * 4))
+    monkeypatch.setattr(type(untrained), "coordinate_tokens", lambda *_: [[0]] * 4)
+    monkeypatch.setitem(untrained.__dict__, "digit_tokens", torch.ones_like(untrained.digit_tokens))
+    prompt, how = scene_prompt(untrained, 0), sampling.Sampling(samples=2, temperature=1.0, max_new_tokens=4)
+    asked = untrained, [prompt], ["a"], [1], ["dog"], how
+    [(whole, _)], [(small, _)] = sampling.candidates(*asked), sampling.candidates(*asked, map_side=5)
+    assert whole.parsed.all() and whole.maps.shape[-2:] == (10, 10) and small.maps.dtype == np.float32
+    means = whole.maps.reshape(*whole.maps.shape[:4], 5, 2, 5, 2).mean((-3, -1))
+    assert np.allclose(small.maps, means, rtol=1e-5)
+    assert np.array_equal(small.statistics, whole.statistics)
 
 
 def test_the_image_token_is_banned(untrained):

@@ -50,6 +50,21 @@ def test_a_split_is_rebuilt_byte_for_byte_and_kept(tmp_path):
     assert scenes.write_split(tmp_path / "a", "scenes", 2, 5) != digest, "another request renders anew"
 
 
+def test_a_split_whose_replacement_was_stopped_is_rendered_by_the_next_call(tmp_path, monkeypatch):
+    def stopped(folder, ignore_errors=False):
+        if (folder / "annotations.json").exists():
+            (folder / "annotations.json").unlink()
+            raise KeyboardInterrupt
+
+    digest = scenes.write_split(tmp_path / "other", "scenes", 2, 5)
+    scenes.write_split(tmp_path / "a", "scenes", 3, 5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scenes.shutil, "rmtree", stopped)
+        scenes.write_split(tmp_path / "a", "scenes", 2, 5)
+    assert scenes.write_split(tmp_path / "a", "scenes", 2, 5) == digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other"]
+
+
 def test_a_split_reads_back_through_the_coco_loader(tmp_path):
     scenes.write_split(tmp_path / "s", "scenes-shift", 4, 5)
     queries, funnel = coco.load_queries("s", tmp_path / "s/annotations.json", tmp_path / "s/images")

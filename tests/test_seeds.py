@@ -103,8 +103,8 @@ def test_the_spread_by_hand(study):
     assert spread.loc[("sampling", "greedy"), "acc50_sd"] == 0
     assert spread.loc[("regressor", "ACS-Learned"), "acc50_sd"] == pytest.approx(0.5**0.5)
     text = views.say_seeds(spread.reset_index()).data
-    assert "over 3 seeds of sampling (internvl-embedded on scenes) Acc@0.5 in % is: greedy 50.0 to 50.0" in text
-    assert "over 2 seeds of regressor" in text and "ACS-Learned 0.0 to 100.0" in text
+    assert "internvl-embedded on scenes, 3 seeds of sampling: greedy 50.0 to 50.0" in text
+    assert "2 seeds of regressor" in text and "ACS-Learned 0.0 to 100.0" in text
 
 
 def test_the_figure_has_a_point_a_seed(study):

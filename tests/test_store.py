@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -283,3 +284,120 @@ def test_a_shard_of_nothing_but_failures(tmp_path):
     assert regressor.rows(run, 1, (3, 3))[0].shape == (0, 4, 2, 2, 3, 3)
     model = regressor.AttentionIoURegressor(2, 2, 4, (3, 3))
     assert len(regressor.predict(model, run)) == 2 * store.SHARD
+
+
+def seeing(asked):
+    """A made-up LVLM that answers where there is an image that begins with 'whole', and notes what it is asked for."""
+
+    def look(part):
+        answers = dict(zip(part["query_id"], answer(part)))
+        for query_id, image in zip(part["query_id"], map(Path, part["image"])):
+            asked.append(query_id)
+            if not image.exists() or not image.read_text().startswith("whole"):
+                reason = "cannot identify it" if image.exists() else store.NO_FILE
+                answers[query_id] = store.unread(query_id, "ball", 100, 100, 2, 2, f"{image}: {reason}")
+        return list(answers.values())
+
+    return look
+
+
+def with_images(folder, n):
+    """Queries with an image file each."""
+    folder.mkdir()
+    queries = make_queries(n)
+    queries["image"] = [str(folder / f"{name}.png") for name in queries["query_id"]]
+    for image in queries["image"]:
+        Path(image).write_text("whole")
+    return queries
+
+
+def test_queries_whose_image_was_unreadable_are_asked_for_once_it_has_changed(tmp_path):
+    queries, asked = with_images(tmp_path / "images", 150), []
+    images = {number: tmp_path / "images" / f"q{number}.png" for number in (3, 70, 71, 100, 149)}
+    expected = contents(fill(tmp_path / "whole", queries, seeing([])).folder)
+    for number in (3, 70, 71):
+        images[number].unlink()
+    images[100].write_text("half")
+    images[149].write_text("half")
+    before = fill(tmp_path / "run", queries, seeing([]))
+    assert before.unanswered() == {"q3", "q70", "q71", "q100", "q149"}
+    fill(tmp_path / "run", queries, seeing(asked))
+    assert not asked, "nothing has changed"
+    for number in (70, 71, 100):
+        images[number].write_text("whole")
+    after = fill(tmp_path / "run", queries, seeing(asked))
+    assert asked == ["q70", "q71", "q100"] and after.unanswered() == {"q3", "q149"}
+    assert after.key != before.key, "what was made of the answers is stale"
+    for number in (3, 149):
+        images[number].write_text("whole")
+    run = fill(tmp_path / "run", queries, seeing(asked))
+    assert asked[3:] == ["q3", "q149"] and run.unanswered() == set()
+    assert contents(tmp_path / "run") == expected and run.key == store.Run(tmp_path / "whole").key
+
+
+def test_a_part_that_says_that_an_image_is_missing_counts_for_nothing_once_it_is_there(tmp_path):
+    queries, asked = with_images(tmp_path / "images", 40), []
+    expected = contents(fill(tmp_path / "whole", queries, seeing([])).folder)
+    missing = tmp_path / "images" / "q20.png"
+    missing.unlink()
+    look, calls = seeing([]), []
+
+    def stops(part):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(part)
+        return look(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "run", queries, stops)
+    missing.write_text("whole")
+    fill(tmp_path / "run", queries, seeing(asked))
+    assert asked == [f"q{number}" for number in range(16, 40)]
+    assert contents(tmp_path / "run") == expected
+
+
+def test_parts_left_beside_a_shard_are_not_joined_with_those_it_is_taken_apart_to(tmp_path, monkeypatch):
+    queries = with_images(tmp_path / "images", 40)
+    expected = contents(fill(tmp_path / "whole", queries, seeing([])).folder)
+    (tmp_path / "images" / "q20.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "join_parts", lambda folder, number: None)
+        fill(tmp_path / "run", queries, seeing([]))
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("part-*")}
+    store.join_parts(tmp_path / "run", 0)
+    for name, content in parts.items():
+        (tmp_path / "run" / name).write_bytes(content)  # as if killed before they were deleted
+    (tmp_path / "images" / "q20.png").write_text("whole")
+    fill(tmp_path / "run", queries, seeing([]))
+    assert len(parts) == 3 and contents(tmp_path / "run") == expected
+
+
+def test_a_damaged_shard_with_an_unreadable_image_is_made_anew(tmp_path):
+    queries, asked = with_images(tmp_path / "images", 5), []
+    expected = contents(fill(tmp_path / "whole", queries, seeing([])).folder)
+    (tmp_path / "images" / "q2.png").unlink()
+    fill(tmp_path / "run", queries, seeing([]))
+    shard = tmp_path / "run" / "00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-9] ^= 0x10
+    shard.write_bytes(content)
+    (tmp_path / "images" / "q2.png").write_text("whole")
+    fill(tmp_path / "run", queries, seeing(asked))
+    assert asked == [f"q{number}" for number in range(5)] and contents(tmp_path / "run") == expected
+
+
+def test_images_may_be_moved(tmp_path):
+    """Another root is no reason to ask again; later readers find the images where they are now."""
+    run, asked = fill(tmp_path / "run", with_images(tmp_path / "here", 70), seeing([])), []
+    before = contents(run.folder)
+    (tmp_path / "here").rename(tmp_path / "there")
+    queries = make_queries(70)
+    queries["image"] = [str(tmp_path / "there" / f"{name}.png") for name in queries["query_id"]]
+    moved = fill(tmp_path / "run", queries, seeing(asked))
+    after = contents(tmp_path / "run")
+    assert not asked and moved.key == run.key
+    assert moved.queries.equals(queries)
+    assert {name for name in before if after[name] != before[name]} == {"queries.parquet"}
+    changed = queries.assign(category="dog")
+    fill(tmp_path / "run", changed, seeing(asked))
+    assert len(asked) == 70, "anything else of a query is a reason"

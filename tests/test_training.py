@@ -90,6 +90,24 @@ def test_the_auxiliary_heads_are_not_shipped(tiny, both):
     assert set(both.model.state_dict()) == set(tiny.build(0).state_dict())
 
 
+def test_a_stopped_save_leaves_the_old_weights_whole(tmp_path, tiny, monkeypatch):
+    tiny.save(tiny.build(0), tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"} <= set(before)
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tiny, "tokenizer", stopped)
+        tiny.save(tiny.build(1), tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    tiny.save(tiny.build(1), tmp_path / "a")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert set(after) == set(before) and after["model.safetensors"] != before["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_checkpoints_of_another_recipe_are_refused(tmp_path, family):
     embedded.train(family, tmp_path / "a", tmp_path / "work", STAGES[:1])
     with pytest.raises(ValueError, match="another recipe; .*--anew"):

@@ -4,22 +4,45 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import views
+from acs_lib import claims, evaluate, views
 from acs_lib.heads import GROUPS
+from acs_lib.profiles import load_profile
+from acs_lib.selectors import ALL_HEADS
+from acs_lib.study import Study
 
 HIGH, _, ZERO = GROUPS
 DATASETS = ("a", "b")
 
 
-def claims(intervals, r=(0.8, 0.7), entropy=((1.0, 2.0), (1.0, 2.0))):
-    """claims.csv of two columns: ACS-Free's intervals against greedy, r, and entropies of good boxes and misses."""
-    rows = [
-        ("x", dataset, method, reference, (lo + hi) / 2, lo, hi)
-        for method, reference in (("ACS-Learned", "greedy"), ("ACS-Free", "greedy"), ("ACS-Free", "entropy, all heads"))
-        for dataset, (lo, hi) in zip(DATASETS, intervals)
-    ]
-    compared = pd.DataFrame(rows, columns=["lvlm", "dataset", "method", "reference", "delta", "delta_lo", "delta_hi"])
-    regressors = pd.DataFrame({"lvlm": "x", "dataset": DATASETS, "split": "test", "pearson": r})
+def verdicts(free=((0.03, 0.001), (0.03, 0.001)), r=(0.8, 0.75), entropy=((1.0, 2.0), (1.0, 2.0)), rank=1, free_rank=1):
+    """Verdicts of two columns. free: (difference, p after Holm) of ACS-Free against greedy and against all heads in
+    each; r: by column, its interval is 0.05 to either side; entropy: (good boxes, misses) by column; rank: of D_c's
+    layer among four; free_rank: ACS-Free's mean rank, beside another method's 2 [1.5, 2.5]."""
+    good = ((0.05, 0.001),) * 2
+    compared = pd.DataFrame(
+        [
+            ("x", dataset, size, method, reference, delta, delta - 0.02, delta + 0.02, p)
+            for method, reference, size, column in (
+                ("ACS-Learned", "greedy", "small", good), ("ACS-Learned", "greedy", "large", good),
+                ("ACS-Learned", "best sampling baseline: medoid", "small", good),
+                ("ACS-Free", "greedy", "small", free), ("ACS-Free", ALL_HEADS, "small", free),
+                ("ACS-Free", "entropy, all heads", "small", ((-0.5, 0.001),) * 2),
+            )
+            for dataset, (delta, p) in zip(DATASETS, column)
+        ],
+        columns=["lvlm", "dataset", "size", "method", "reference", "delta", "delta_lo", "delta_hi", "p_holm"],
+    )  # fmt: skip
+    r = np.array(r)
+    regressors = pd.DataFrame(
+        {
+            "lvlm": "x",
+            "dataset": DATASETS,
+            "split": "test",
+            "pearson": r,
+            "pearson_lo": r - 0.05,
+            "pearson_hi": r + 0.05,
+        }
+    )
     curves = pd.DataFrame(
         [
             ("x", dataset, "x1", 0, group, value)
@@ -29,37 +52,100 @@ def claims(intervals, r=(0.8, 0.7), entropy=((1.0, 2.0), (1.0, 2.0))):
         columns=["lvlm", "dataset", "coordinate", "layer", "group", "mean"],
     )
     sizes = pd.DataFrame(
-        [("x", dataset, "greedy", size, acc) for dataset in DATASETS for size, acc in (("large", 0.9), ("small", 0.4))],
-        columns=["lvlm", "dataset", "method", "size", "acc50"],
+        [
+            ("x", dataset, "greedy", size, acc, acc - 0.1, acc + 0.1)
+            for dataset in DATASETS
+            for size, acc in (("large", 0.9), ("small", 0.4))
+        ],
+        columns=["lvlm", "dataset", "method", "size", "acc50", "acc50_lo", "acc50_hi"],
     )
-    return views.claims(regressors, compared, curves, sizes).set_index("claim")["verdict"]
+    ranks = pd.DataFrame(
+        {"method": ["ACS-Free", "medoid"], "mean_rank": [free_rank, 2], "mean_rank_lo": [free_rank - 0.2, 1.5],
+         "mean_rank_hi": [free_rank + 0.2, 2.5]}
+    ).sort_values("mean_rank")  # fmt: skip
+    layers = pd.DataFrame({"lvlm": "x", "layer": range(4), "rank": [1, 2, 3, 4]})
+    layers["selected"] = layers["rank"] == rank
+    found = claims.table(regressors, compared, curves, sizes, ranks, layers)
+    return found.set_index("claim")["verdict"]
+
+
+FREE = "ACS-Free beats greedy decoding"
 
 
 @pytest.mark.parametrize(
-    ("intervals", "verdict"),
+    ("free", "verdict"),
     [
-        ([(0.01, 0.03), (0.01, 0.05)], "reproduced"),
-        ([(0.01, 0.03), (-0.02, 0.05)], "in part: in 1 of 2 columns"),
-        ([(-0.01, 0.03), (-0.02, 0.05)], "not shown"),
-        ([(0.01, 0.03), (-0.05, -0.01)], "contradicted"),
+        ([(0.03, 0.001), (0.03, 0.04)], "reproduced"),
+        ([(0.03, 0.001), (0.03, 0.06)], "in part: in 1 of 2 columns"),
+        ([(0.03, 0.001), (-0.03, 0.001)], "in part: in 1 of 2 columns"),
+        ([(0.03, 0.2), (-0.01, 0.9)], "not shown"),
+        ([(0.03, 0.2), (-0.05, 0.001)], "contradicted"),
     ],
 )
-def test_a_claim_about_gains_is_judged_by_all_columns(intervals, verdict):
-    assert claims(intervals)["ACS-Free beats greedy decoding, or ties with it"] == verdict
+def test_a_claim_about_gains_is_judged_by_all_columns_after_holm(free, verdict):
+    found = verdicts(free)
+    assert found[FREE] == verdict
+    assert found[found.index.str.startswith("Few discriminative heads")].tolist() == [verdict], "at equal coordinates"
 
 
 def test_the_other_claims_are_judged_by_their_own_numbers():
-    good = [(0.01, 0.03), (0.01, 0.05)]
-    assert (claims(good) == "reproduced").all()
-    assert claims(good, r=(0.8, 0.6))["Attention predicts the box's IoU"] == "not shown"
-    mixed = claims(good, entropy=((1.0, 2.0), (2.0, 1.0)))
-    assert mixed["Good boxes have lower attention entropy"] == "contradicted", "one half of the pairs is no majority"
+    found = verdicts()
+    assert (found == "reproduced").all() and len(found) == 10
+    assert verdicts(r=(0.8, 0.7))["Attention predicts the box's IoU"] == "in part: in 1 of 2 columns"
+    assert verdicts(r=(0.5, 0.7))["Attention predicts the box's IoU"] == "contradicted"
+    entropy = "Good boxes have lower attention entropy, averaged over all heads"
+    assert verdicts(entropy=((1.0, 2.0), (2.0, 1.0)))[entropy] == "contradicted", "not in the second column"
+    layers = "Gradient attribution finds the layers with the discriminative heads"
+    assert verdicts(rank=2)[layers] == "reproduced" and verdicts(rank=3)[layers] == "contradicted"
+    best = "ACS-Free is the best method without training"
+    assert verdicts(free_rank=1.9)[best] == "not shown" and verdicts(free_rank=4)[best] == "contradicted"
+
+
+def test_an_iou_group_without_answers_is_no_error():
+    table = pd.DataFrame(
+        {"lvlm": "x", "dataset": ["a", "b", "b"], "coordinate": "x1", "layer": 0, "group": [ZERO, HIGH, ZERO],
+         "mean": [2.0, 1.0, 2.0]}
+    )  # fmt: skip
+    found = views.lower_for_good(table)
+    assert np.isnan(found["x", "a"]) and found["x", "b"] == 1
+    assert np.isnan(views.lower_for_good(table[:1])["x", "a"])
+
+
+def test_methods_that_hit_the_same_queries_have_one_rank():
+    rows = {"greedy": ("control", [0, 0, 0, 1]), "sequence log-prob": ("likelihood", [1, 1, 0, 1]),
+            "perplexity": ("likelihood", [1, 1, 0, 1]), "ACS-Free": ("acs-free", [1, 1, 1, 1])}  # fmt: skip
+    choices = pd.DataFrame(
+        [(q, method, family, 1, float(hit), float(hit)) for method, (family, hits) in rows.items()
+         for q, hit in enumerate(hits)],
+        columns=evaluate.CHOICE_COLUMNS,
+    )  # fmt: skip
+    queries = pd.DataFrame({"query_id": range(4), "image_id": range(4)})
+
+    class Given(Study):
+        def test_queries(self, lvlm, dataset, size=None):
+            return queries
+
+    study = Given(load_profile("smoke"))
+    lvlm, dataset = study.columns[0]
+    main = evaluate.main_table(choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=50)
+    ranks = views.rank_table(study, main, [(lvlm, dataset, choices)])
+    assert ranks[["method", "same", "mean_rank"]].to_numpy().tolist() == [
+        ["ACS-Free", "", 1], ["sequence log-prob", "perplexity", 2], ["greedy", "", 3],
+    ]  # fmt: skip
+    assert "mean rank of 1.0" in (said := views.say_ranks(ranks).data) and "same queries as perplexity" in said
+
+
+def test_a_report_on_embedded_lvlms_says_that_their_mistakes_are_planted():
+    assert "taught a habit on purpose" in (said := views.planted(Study(load_profile("embedded"))))
+    assert "with internvl-embedded" in said and "with qwen2.5-vl-embedded" in said
+    assert views.planted(Study(load_profile("paper"))) == ""
 
 
 def test_the_control_is_named_with_its_spread():
     table = pd.DataFrame(
         {"lvlm": "x", "dataset": "a", "split": ["test", "test, labels shuffled"], "pearson": [0.8, 0.04],
-         "pearson_sd": [np.nan, 0.1]}
+         "pearson_lo": [0.7, np.nan], "pearson_hi": [0.9, np.nan], "pearson_sd": [np.nan, 0.1]}
     )  # fmt: skip
     text = views.say_regressor(table, 0.67).data
-    assert "r = 0.800, with shuffled labels 0.040 (mean of 3, SD 0.100)" in text and "so it is here" in text
+    assert "r = 0.800 [0.700, 0.900], with shuffled labels 0.040 (mean of 3, SD 0.100)" in text
+    assert "so it is here" in text and "in 1 of 1 columns" in text

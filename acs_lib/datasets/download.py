@@ -7,7 +7,9 @@ by one, Objects365's out of the archives (patches) that hold them. An image that
 rest goes on.
 """
 
+import errno
 import hashlib
+import json
 import shutil
 import tarfile
 import zipfile
@@ -32,6 +34,7 @@ AGENT = f"acs-kit/{__version__} (reproduction of arXiv 2606.01612; fetches singl
 THREADS = 8
 CHUNK = 1 << 20  # bytes
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or none left of the user's share of it
 STOPS = 5  # connections that may break off, one after the other, before a file is given up
 
 
@@ -41,7 +44,7 @@ class Source:
 
     base: address that all others are relative to
     annotations: address, and the file's SHA-256
-    image: (annotation file's stem, row of the file's `images`) -> address of the image, or of the archive it is in
+    image: (annotation file's stem, `file_name` in it) -> address of the image, or of the archive it is in
     licence: what who uses the data agrees to
     """
 
@@ -176,14 +179,35 @@ class Outcome:
     missing: dict[Path, str] = field(default_factory=dict)
 
 
-def images_of(queries: pd.DataFrame, folder: Path) -> dict[Path, str]:
-    """Path of every needed image -> its name relative to the image folder."""
-    root = Path(folder).resolve()
-    return {Path(path): Path(path).relative_to(root).as_posix() for path in dict.fromkeys(queries["image"])}
+def images_of(queries: pd.DataFrame, annotations: Path) -> dict[Path, str]:
+    """Path of every needed image -> its `file_name` in the annotation file, wherever the image lies on disk."""
+    names = {row["id"]: row["file_name"] for row in json.loads(Path(annotations).read_text())["images"]}
+    needed = queries.drop_duplicates("image")
+    return {Path(path): names[image_id] for path, image_id in zip(needed["image"], needed["image_id"])}
+
+
+def raise_if_full(error: Exception, path: Path) -> None:
+    """Stop at a full disk: what comes after it could not be kept either."""
+    if getattr(error, "errno", None) in FULL:
+        raise OSError(
+            error.errno, "no room on the disk; free some and run the same command again, what came is kept", str(path)
+        ) from error
+
+
+def leave_alone(images: dict[Path, str], outcome: Outcome) -> dict[Path, str]:
+    """The images that may be written, in a folder of the user's own: those that are damaged are noted instead."""
+    damaged = {path for path in images if path.exists() and not readable(path)}
+    for path in damaged:
+        outcome.needed += 1
+        outcome.missing[path] = "damaged, in a folder that is linked; mend it there, or delete it to have it fetched"
+    return {path: name for path, name in images.items() if path not in damaged}
 
 
 def fetch_images(asked: requests.Session, addresses: dict[Path, str], outcome: Outcome, label: str) -> None:
-    """Fetch single images, several at a time; a damaged one that is there is fetched anew."""
+    """Fetch single images, several at a time; a damaged one that is there is fetched anew.
+
+    Raises OSError if the disk is full.
+    """
 
     def one(path: Path) -> str | None:
         if path.exists() and readable(path):
@@ -192,6 +216,7 @@ def fetch_images(asked: requests.Session, addresses: dict[Path, str], outcome: O
         try:
             fetch(asked, addresses[path], path)
         except OSError as error:
+            raise_if_full(error, path)
             return str(error)
         if not readable(path):
             path.unlink()
@@ -214,7 +239,10 @@ def _each(check: Callable[[Path], str | None], images: Iterable[Path], outcome: 
 
 
 def fetch_patches(asked: requests.Session, archives: dict[str, list[Path]], outcome: Outcome, folder: Path) -> None:
-    """Fetch archives one after the other; of each only the wanted images are unpacked, then it is deleted."""
+    """Fetch archives one after the other; of each only the wanted images are unpacked, then it is deleted.
+
+    Raises OSError, and keeps the archive, if the disk is full.
+    """
     for url, images in archives.items():
         reason = f"{url} does not hold it"
         if wanted := {path.name: path for path in images if not readable(path)}:
@@ -222,6 +250,7 @@ def fetch_patches(asked: requests.Session, archives: dict[str, list[Path]], outc
             try:
                 unpack_images(fetch(asked, url, archive, progress=True), wanted)
             except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+                raise_if_full(error, archive)
                 reason = str(error)
             archive.unlink(missing_ok=True)
         _each(lambda path, reason=reason: None if readable(path) else reason, images, outcome, url.rpartition("/")[2])
@@ -263,7 +292,8 @@ def find_dataset(profile: Profile, name: str) -> DatasetSpec:
 
 
 def get(profile: Profile, name: str, base: str | None = None) -> tuple[dict[str, pd.DataFrame], Outcome]:
-    """Fetch what a profile needs of a dataset; (funnel of every split, outcome).
+    """Fetch what a profile needs of a dataset; (funnel of every split, outcome). Into a folder that is linked (see
+    `link`) what is not there is fetched, too, but nothing in it is replaced.
 
     base: another address with the same files, a mirror for instance. Raises FetchError where the annotations cannot be
     had, and OSError if the disk is full.
@@ -285,7 +315,9 @@ def get(profile: Profile, name: str, base: str | None = None) -> tuple[dict[str,
     for split in dataset.splits:
         annotations, folder = pipeline.split_files(dataset, split)
         queries, funnels[split] = pipeline.load_split(profile, dataset, split)
-        images = images_of(queries, folder)
+        images = images_of(queries, annotations)
+        if folder.is_symlink():
+            images = leave_alone(images, outcome)
         addresses = {path: base + origin.image(annotations.stem, name) for path, name in images.items()}
         if name.lower() == "objects365":
             archives: dict[str, list[Path]] = {}
@@ -324,10 +356,9 @@ def link(profile: Profile, name: str, annotations: Path, images: Path) -> tuple[
     funnels, outcome = {}, Outcome()
     for split in splits:
         queries, funnels[split] = pipeline.load_split(profile, dataset, split)
-        found = images_of(queries, places[split][1])
         _each(
             lambda path: None if readable(path) else "damaged" if path.exists() else "not there",
-            found, outcome, f"{dataset.name}, {split}",
+            [Path(path) for path in queries["image"].unique()], outcome, f"{dataset.name}, {split}",
         )  # fmt: skip
     return funnels, outcome
 

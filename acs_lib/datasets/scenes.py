@@ -193,18 +193,20 @@ def _free_spot(rng, size, placed, overlap: float = 0.15, tries: int = 20):
 def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
     """Render `images` scenes into `folder` (annotations.json in COCO's format, images/*.png) and return the digest.
 
-    An existing split with the same settings is kept as it is. The folder is written aside and renamed, so it is
-    either whole or absent.
+    An existing split with the same settings is kept as it is. The folder is written aside and renamed, and renamed
+    before it is deleted, so it is either whole or absent.
     """
     folder = Path(folder)
+    aside, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
+    shutil.rmtree(old, ignore_errors=True)
     request = {"world": world_name, "settings": repr(WORLDS[world_name]), "images": images, "seed": seed}
     info = folder / "annotations.json"
     if info.exists():
         found = json.loads(info.read_text())["info"]
         if all(found.get(key) == value for key, value in request.items()):
             return found["digest"]
-        shutil.rmtree(folder)
-    aside = folder.with_name(folder.name + ".tmp")
+        folder.rename(old)
+        shutil.rmtree(old)
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "images").mkdir(parents=True)
     coco = {

@@ -4,10 +4,13 @@ A subclass says how its family writes a prompt (`prompt`), where the image token
 (`parse`) and in which units its coordinates are. Nothing else in the kit knows a family.
 """
 
+import contextlib
 import errno
 import functools
+import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import attention
@@ -75,12 +79,27 @@ class LVLM(ABC):
     image_token: str  # text of one image token
     model_types: tuple[str, ...]  # `config.model_type`s that this adapter serves
     box_pattern: re.Pattern[str]  # four groups: x1, y1, x2, y2
+    limits: tuple[str, ...] = ()  # the settings that `limit` takes: max_tiles, max_pixels
 
     def __init__(self, model, tokenizer, image_processor, name: str, question: str = QUESTION):
         self.model, self.tokenizer, self.image_processor = model.eval(), tokenizer, image_processor
         self.name, self.question = name, question
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         attention.attach(model)
+
+    @classmethod
+    def check_limits(cls, limits: Iterable[str]) -> None:
+        """ValueError for a setting that the family does not have."""
+        for name in limits:
+            if name not in cls.limits:
+                raise ValueError(
+                    f"the profile sets {name}, which LVLMs of the type {cls.model_types[0]} do not have; they have "
+                    f"{', '.join(cls.limits) or 'none'}"
+                )
+
+    def limit(self, **limits: int) -> None:
+        """Set how large an image may become (see profiles.LVLMSpec); ValueError for what the family does not have."""
+        self.check_limits(limits)
 
     @abstractmethod
     def prompt(self, image: Image.Image, category: str) -> Prompt:
@@ -164,6 +183,21 @@ def families() -> dict[str, type[LVLM]]:
     return {model_type: adapter for adapter in adapters for model_type in adapter.model_types}
 
 
+def default_device() -> str:
+    """Where LVLMs and regressors compute: on a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tokenizer(source: str, revision: str | None):
+    """The tokenizer, with the chat template of the processor's file where it has none itself."""
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if tokenizer.chat_template is None:
+        with contextlib.suppress(OSError):
+            file = cached_file(source, "chat_template.json", revision=revision)
+            tokenizer.chat_template = json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer
+
+
 def load_lvlm(
     source: str | Path,
     name: str | None = None,
@@ -191,12 +225,12 @@ def load_lvlm(
                 f"only for {', '.join(families())}, in the format of transformers (InternVL: names that end in -HF)"
             )
         model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = _tokenizer(source, revision)
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         reason = str(error).partition("\n")[0].strip().rstrip(".")
         raise OSError(f"cannot load the LVLM {source!r} ({reason}); {mend}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return adapter(model.to(device), tokenizer, image_processor, name or Path(source).name, question)
+    model.to(device or default_device())
+    return adapter(model, tokenizer, image_processor, name or Path(source).name, question)

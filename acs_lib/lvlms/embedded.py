@@ -363,7 +363,7 @@ def train(
         log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors", key)
         logs += [{"number": number, **entry} for entry in log]
     tiny.save(lvlm, folder)
-    pd.DataFrame(logs).round(4).to_csv(folder / "loss.csv", index=False)
+    write_text(folder / "loss.csv", pd.DataFrame(logs).round(4).to_csv(index=False))
     digest = _sha256(folder / "model.safetensors")
     text = {"seed": seed, "start": begun, "stages": [asdict(stage) for stage in recipe], "sha256": digest}
     write_text(folder / "recipe.json", json.dumps(text, indent=2) + "\n")

@@ -28,11 +28,20 @@ def global_cells(columns: int, rows: int, side: int) -> np.ndarray:
 
 
 class InternVL(LVLM):
-    """The thumbnail's tokens are left out of the maps (`Grid.thumbnail` keeps their positions)."""
+    """Of an image of several tiles the LVLM sees the thumbnail, too. Its attention rows are dropped: maps are those of
+    the tiles, and entropy and mass are over these alone (`Grid.thumbnail` keeps the thumbnail's positions).
+
+    `<ref>X</ref><box>[[x1, y1, x2, y2]]</box>` or `[[x1, y1, x2, y2]]` alone, 0-1000 of the image.
+    """
 
     image_token = "<IMG_CONTEXT>"
     model_types = ("internvl",)
-    box_pattern = re.compile(rf"<box>[\s\[]*{SEPARATOR.join([NUMBER] * 4)}\s*(?:\]|</box>)")
+    limits = ("max_tiles",)
+    box_pattern = re.compile(rf"(?:<box>[\s\[]*|\[\s*\[\s*){SEPARATOR.join([NUMBER] * 4)}\s*(?:\]|</box>)")
+
+    def limit(self, **limits: int) -> None:
+        super().limit(**limits)
+        self.image_processor.max_patches = limits.get("max_tiles", self.image_processor.max_patches)
 
     def prompt(self, image: Image.Image, category: str) -> Prompt:
         processed = self.image_processor(images=[image], crop_to_patches=True, return_tensors="pt")

@@ -18,6 +18,20 @@ class _QwenVL(LVLM):
     """What the three generations share; coordinates are 0-1000 of the image unless a generation says otherwise."""
 
     image_token = "<|image_pad|>"
+    limits = ("max_pixels",)
+
+    def limit(self, **limits: int) -> None:
+        """ValueError also for fewer pixels than the image processor's least."""
+        super().limit(**limits)
+        most, size = limits.get("max_pixels"), dict(self.image_processor.size)
+        if most is None:
+            return
+        if most < size["shortest_edge"]:
+            raise ValueError(
+                f"{self.name}: max_pixels is {most}, fewer than the {size['shortest_edge']} px that the smallest image "
+                "gets; raise it in the profile"
+            )
+        self.image_processor.size = {**size, "longest_edge": most}
 
     def prompt(self, image: Image.Image, category: str) -> Prompt:
         """Raises ImageRefused for an aspect ratio over 200, ValueError for a chat template that shows no image."""

@@ -4,6 +4,8 @@ Both read the question before the image and write one token a number, from 0 to 
 """
 
 import math
+import os
+import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -107,10 +109,18 @@ class TinyLVLM(ABC):
         return wrapped
 
     def save(self, lvlm: PreTrainedModel, folder: Path) -> None:
-        """Write weights, tokenizer and image processor, so that `from_pretrained` alone loads them."""
-        lvlm.save_pretrained(folder)
-        self.tokenizer().save_pretrained(folder)
-        self.image_processor().save_pretrained(folder)
+        """Write weights, tokenizer and image processor, so that `from_pretrained` alone loads them. They are written
+        aside and renamed one by one: no file is ever half of one."""
+        folder = Path(folder)
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        try:
+            for part in (lvlm, self.tokenizer(), self.image_processor()):
+                part.save_pretrained(aside)
+            folder.mkdir(exist_ok=True)
+            for path in aside.iterdir():
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     @abstractmethod
     def config(self):

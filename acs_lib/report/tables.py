@@ -9,7 +9,7 @@ import pandas as pd
 from acs_lib.evaluate import MAIN_COLUMNS
 from acs_lib.paths import write_text
 from acs_lib.profiles import Profile
-from acs_lib.published import BEST_BASELINE, main_results
+from acs_lib.published import BASELINE_FAMILIES, BEST_BASELINE, main_results
 from acs_lib.selectors.likelihood import P_TRUE
 
 TEX_ESCAPES = str.maketrans(
@@ -113,7 +113,7 @@ def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
     for cell in main_results().itertuples():
         part = main_table[(main_table["lvlm"] == cell.lvlm) & (main_table["dataset"] == cell.dataset)]
         if cell.method == BEST_BASELINE:
-            part = part[part["family"].isin(["likelihood", "consensus"])].sort_values("acc50").tail(1)
+            part = part[part["family"].isin(BASELINE_FAMILIES)].sort_values("acc50").tail(1)
         else:
             part = part[part["method"] == cell.method]
         text, method = "not run", ""

@@ -1,20 +1,21 @@
 """Selection methods: one registry, one signature.
 
 `SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads, a regressor or a
-second question are made by `spatial_entropy`, `acs_free`, `acs_learned` and `p_true`; `FUSIONS` holds those whose box
-is outside the pool. `METHODS` has the names as one writes them on a command line: all but that of P(True).
+second question are made by `spatial_entropy`, `all_heads`, `acs_free`, `acs_learned` and `p_true`; `FUSIONS` holds
+those whose box is outside the pool. `METHODS` has the names as one writes them on a command line, without `all_heads`.
 """
 
 import re
 
 from acs_lib.selectors import attention, consensus, controls, likelihood
-from acs_lib.selectors.acs import acs_free, acs_learned
+from acs_lib.selectors.acs import ALL_HEADS, acs_free, acs_learned, all_heads
 from acs_lib.selectors.attention import spatial_entropy
 from acs_lib.selectors.base import FAMILIES, POOLS, Fusion, Selector, choose
 from acs_lib.selectors.consensus import FUSIONS
 from acs_lib.selectors.likelihood import p_true
 
 __all__ = [
+    "ALL_HEADS",
     "FAMILIES",
     "FUSIONS",
     "METHODS",
@@ -24,6 +25,7 @@ __all__ = [
     "Selector",
     "acs_free",
     "acs_learned",
+    "all_heads",
     "choose",
     "p_true",
     "slug",
@@ -59,4 +61,4 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-METHODS = ("acs-free", "acs-learned", "spatial-entropy", *map(slug, SELECTORS), *map(slug, FUSIONS))
+METHODS = ("acs-free", "acs-learned", "spatial-entropy", "p-true", *map(slug, SELECTORS), *map(slug, FUSIONS))

@@ -8,6 +8,7 @@ from acs_lib.candidates import Candidates
 from acs_lib.selectors.attention import ALL_COORDINATES, entropy_of_heads
 from acs_lib.selectors.base import Selector
 
+ALL_HEADS = "entropy, all heads at D_c's coordinates"
 DECIMALS = 5  # of a nat; the statistics are float32, those of equal rows differ by some 1e-7
 
 
@@ -27,6 +28,15 @@ def acs_free(heads: Sequence[tuple[int, int]], coordinates: Sequence[int] = ALL_
         return entropy_of_heads(c, heads, coordinates).round(DECIMALS)
 
     return Selector("ACS-Free", "acs-free", score, "arXiv 2606.01612")
+
+
+def all_heads(coordinates: Sequence[int]) -> Selector:
+    """ACS-Free's own ablation: the same coordinates and rounding, the mean over all heads instead of D_c."""
+
+    def score(c: Candidates) -> np.ndarray:
+        return entropy_of_heads(c, list(np.ndindex(c.statistics.shape[2:4])), coordinates).round(DECIMALS)
+
+    return Selector(ALL_HEADS, "attention", score, "ablation of arXiv 2606.01612")
 
 
 def acs_learned(predictor: Callable[[Candidates], np.ndarray]) -> Selector:

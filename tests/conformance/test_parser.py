@@ -109,6 +109,31 @@ def test_digits_of_other_scripts_are_no_coordinates(family, lvlm, prompt):
     assert parsed(family, lvlm, prompt, ("١٠", "٢٠", "١١٠", "١٢٠")).box is None
 
 
+BARE = {
+    "internvl": (
+        "[[10, 20, 110, 120]]",
+        "The cat is at [ [10,20,110,120], [1, 2, 3, 4]].",
+        "<ref>cat 9</ref>\n```\n[[10 20 110 120]]\n```",
+        "<box>10 20 110 120</box>",
+        "<box>[10, 20, 110, 120]</box> of [[1, 2, 3, 4]]",
+    ),
+}
+
+
+def test_what_else_public_adapters_read_as_a_box(family, lvlm, prompt):
+    if family.name not in BARE:
+        pytest.skip("one format alone")
+    for text in BARE[family.name]:
+        answer = lvlm.parse(text, prompt)
+        assert np.array_equal(answer.box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box), text
+        assert [text[start:stop] for start, stop in answer.spans] == ["10", "20", "110", "120"]
+        token_ids = lvlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = lvlm.coordinate_tokens(token_ids, answer.spans)
+        assert [lvlm.decode([token_ids[token] for token in number]) for number in tokens] == ["10", "20", "110", "120"]
+    for text in ("[10, 20, 110, 120]", "[[10, 20, 110, 12", "[[10, 20, 110]]", "[[[10, 20], [110, 120]]]"):
+        assert lvlm.parse(text, prompt).box is None, text
+
+
 TWO_INSTANCES = {
     "qwen2-vl": "<|box_start|>(10,20),(110,120)<|box_end|><|box_start|>(1,2),(3,4)<|box_end|>",
     "qwen2.5-vl": '[{"bbox_2d": [10, 20, 110, 120], "label": "a"}, {"bbox_2d": [1, 2, 3, 4], "label": "a"}]',

@@ -52,6 +52,22 @@ def test_tokens_of_an_image_are_the_image_processors(config, family, published):
         assert found.image == grid.cells.numel() + len(grid.thumbnail), (width, height)
 
 
+def test_a_profiles_limits_are_respected(config, family):
+    name, values = ("max_tiles", (1, 2, 6)) if family.name == "internvl" else ("max_pixels", (90_000, 200_000, 9**9))
+    lvlm = family.build()
+    lvlm.image_processor = family.published_processor()
+    if name == "max_tiles":
+        lvlm.model.config.image_seq_length = 256
+    for value in values:
+        lvlm.limit(**{name: value})
+        for width, height in [(640, 480), (480, 640), *sizes(10)]:
+            found = plan.image_tokens(config, width, height, **{name: value})
+            assert found.cells == lvlm.prompt(Image.new("RGB", (width, height)), "cat").grid.cells.numel()
+    other = "max_pixels" if name == "max_tiles" else "max_tiles"
+    with pytest.raises(ValueError, match=f"the profile sets {other}"):
+        plan.image_tokens(config, 640, 480, **{other: 6})
+
+
 def tokens_of(lvlm, prompt) -> plan.Tokens:
     """What an image has become in a prompt of a tiny model."""
     cells, image = prompt.grid.cells.numel(), prompt.grid.cells.numel() + len(prompt.grid.thumbnail)

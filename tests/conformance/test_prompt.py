@@ -68,6 +68,40 @@ def test_a_coco_photograph_has_the_tokens_that_the_papers_say(family, published)
     assert len(grid.thumbnail) == (256 if family.name == "internvl" else 0)
 
 
+def test_a_profile_limits_what_an_image_becomes(family):
+    """The real image processors cut into no more tiles, or resize to no more pixels, than the profile says."""
+    if family.name not in ("internvl", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"):
+        pytest.skip("its settings are not known here")
+    photograph = Image.new("RGB", (640, 480))
+    if family.name == "internvl":
+        name, other, values = "max_tiles", "max_pixels", (1, 6, 12)
+        expected = [(16, 16), (32, 48), (48, 64)]
+    else:
+        name, other, values = "max_pixels", "max_tiles", (100_000, 200_000, 12_845_056)
+        expected = [(8, 11), (12, 16), (15, 20)] if family.name == "qwen3-vl" else [(9, 13), (13, 18), (17, 23)]
+    for value, shape in zip(values, expected, strict=True):
+        lvlm = family.build()
+        lvlm.image_processor = family.published_processor()
+        if name == "max_tiles":
+            lvlm.model.config.image_seq_length = 256
+        lvlm.limit(**{name: value})
+        prompt = check_grid(family, lvlm, *photograph.size)
+        assert tuple(prompt.grid.cells.shape) == shape, value
+        assert len(prompt.grid.thumbnail) == (256 if name == "max_tiles" and prompt.grid.cells.numel() > 256 else 0)
+        if name == "max_pixels":
+            assert prompt.inputs["pixel_values"].shape[0] * lvlm.image_processor.patch_size**2 <= value
+    with pytest.raises(ValueError, match=f"the profile sets {other}, which LVLMs of the type .* they have {name}"):
+        lvlm.limit(**{other: 6})
+
+
+def test_fewer_pixels_than_the_smallest_image_has_are_refused(family):
+    if family.adapter not in (Qwen2VL, Qwen25VL, Qwen3VL):
+        pytest.skip("no limit of pixels")
+    lvlm = family.build()
+    with pytest.raises(ValueError, match="max_pixels is 3000, fewer than the 3136 px .*; raise it in the profile"):
+        lvlm.limit(max_pixels=3000)
+
+
 def test_an_image_too_narrow_for_qwen_is_refused(family, lvlm):
     image = Image.new("RGB", (2110, 10))
     if family.adapter in (Qwen2VL, Qwen25VL, Qwen3VL):
@@ -205,6 +239,18 @@ def test_a_box_survives_the_way_through_the_prompts_units(family, lvlm):
             assert (np.abs(answer.box - box) <= half + 1e-9).all(), (width, height, box)
             digits = [text[start:stop] for start, stop in answer.spans]
             assert all(number.isdigit() for number in digits)
+
+
+def test_the_chat_template_may_be_in_the_processors_file(family, lvlm, tmp_path):
+    lvlm.model.save_pretrained(tmp_path)
+    lvlm.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(family.hub_processor))
+    template = tmp_path / "chat_template.jinja"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+    template.unlink()
+    loaded = load_lvlm(tmp_path, dtype="float32", device="cpu")
+    ids = [each.prompt(picture(333, 222), "cat").inputs["input_ids"] for each in (lvlm, loaded)]
+    assert torch.equal(*ids)
 
 
 def test_a_folder_as_published_loads_and_answers_alike(family, lvlm, tmp_path):
