@@ -89,7 +89,7 @@ def test_a_changed_run_gives_each_query_its_own_rows(runs):
 
 def test_looked_up_scores_stand_at_their_candidates():
     predictions = pd.DataFrame({"query_id": ["a", "a"], "candidate": [2, 0], "predicted": [0.2, 0.7]})
-    score = ablations.looked_up(predictions)
+    score = ablations.looked_up(predictions, "predicted")
     known = score(candidates("a", [[0, 0, 1, 1]] * 3))
     assert known[[0, 2]].tolist() == [0.7, 0.2] and np.isnan(known[1])
     assert np.isnan(score(candidates("b", [[0, 0, 1, 1]] * 2))).all()
