@@ -89,7 +89,7 @@ def test_a_changed_run_gives_each_query_its_own_rows(runs):
 
 def test_looked_up_scores_stand_at_their_candidates():
     predictions = pd.DataFrame({"query_id": ["a", "a"], "candidate": [2, 0], "predicted": [0.2, 0.7]})
-    score = ablations.looked_up(predictions)
+    score = ablations.looked_up(predictions, "predicted")
     known = score(candidates("a", [[0, 0, 1, 1]] * 3))
     assert known[[0, 2]].tolist() == [0.7, 0.2] and np.isnan(known[1])
     assert np.isnan(score(candidates("b", [[0, 0, 1, 1]] * 2))).all()
@@ -346,6 +346,7 @@ def test_confidence_and_calibration_of_a_planted_study(study):
     assert said.count("(ACS-Learned)") == said.count("(ACS-Free)") == 1
     assert "0.890 and 0.916" in said and "Published, other LVLMs" in said
     assert len(figures.confidence(table).axes) == len(figures.risk_coverage(curves).axes) == 1
+    assert "with ACS-Free, 0% [" in analysis_views.say_risk(curves).data
     bins, errors = analysis_views.calibration_tables(study)
     assert bins["n"].sum() == errors["n"].iloc[0] and errors["ece"].between(0, 1).all()
     assert "off by" in analysis_views.say_calibration(errors).data
@@ -354,12 +355,26 @@ def test_confidence_and_calibration_of_a_planted_study(study):
     ]
 
 
+def test_p_true_of_an_lvlm_that_is_asked_is_a_score_as_well(study, monkeypatch):
+    study.head_table(study.profile.lvlms[0])
+    asked = study.given["test"].records().rename(columns={"iou": "p_true"})[["query_id", "candidate", "p_true"]]
+    monkeypatch.setattr(Planted, "asked", lambda self, lvlm, dataset: asked)
+    table, _ = analysis_views.confidence_tables(study)
+    assert (table.loc[table["method"] == "P(True)", "auroc"] == 1).all()
+    assert set(table.loc[table["method"] == "P(True)", "answers"]) == {"all", "greedy"}
+
+
 def test_analyses_of_a_planted_study(study):
     benches = analysis_views.benches(study)
     shares, agreement = analysis_views.attribution_tables(benches)
     assert agreement["jaccard"].tolist() == [1, 1, 1], "the planted head, in whatever order the layers come"
     assert shares[list(figures.ATTRIBUTIONS)].sum().to_numpy() == pytest.approx([1, 1, 1], abs=1e-4)
     assert "rank correlations" in analysis_views.say_attributions(shares, agreement).data
+    assert all((shares[f"{name}_lo"] <= shares[f"{name}_hi"]).all() for name in figures.ATTRIBUTIONS)
+    layers = study.head_tables()[0]
+    assert (layers["attribution_lo"] <= layers["attribution"]).all()
+    assert (layers["attribution"] <= layers["attribution_hi"]).all()
+    assert "largest share is that of layer" in analysis_views.say_layers(layers).data
     heads, sets = analysis_views.stability_tables(benches)
     assert len(heads) == LAYERS * HEADS
     assert sets["kept"].tolist() == [1], "the planted head is found in every draw"

@@ -7,13 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.display import Markdown
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from acs_lib import ablations
+from acs_lib import ablations, paths
+from acs_lib.profiles import load_profile
 from acs_lib.report import analysis_figures, figures
+from acs_lib.study import Study
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 
@@ -280,6 +283,15 @@ def test_captions_gather_in_one_file(tmp_path):
     assert captions == {"candidates_sweep": "A sweep.", "other": "Another."}
 
 
+def test_a_caption_ends_with_what_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "REPORTS", tmp_path)
+    study, figure = Study(load_profile("smoke")), figures.candidates_sweep(sweep_frame())
+    study.save_figure(figure, "plain", "A sweep.", Markdown("**Takeaway.** More is better."))
+    study.save_figure(figure, "points", "A sweep.", Markdown("**Takeaway.** More is better:\n- here\n- there"))
+    captions = json.loads((tmp_path / "smoke" / "figures" / "captions.json").read_text(encoding="utf-8"))
+    assert captions == {"plain": "A sweep. More is better.", "points": "A sweep. More is better: here; there."}
+
+
 def test_nothing_leaks_into_the_callers_matplotlib():
     before = dict(mpl.rcParams)
     own = plt.figure()
@@ -365,3 +377,23 @@ def test_risk_has_intervals_at_coverages_of_each_methods_own():
     first, second = ({round(float(bar[0, 0]), 2) for bar in found} for found in bars)
     assert len(first) == len(second) == 10 and not first & second
     assert bars[0][0][:, 1].tolist() == [0.2, 0.5]
+
+
+def test_names_of_acs_are_bold_in_every_row_of_panels():
+    frame = pd.DataFrame({"auroc": 0.6, "auroc_lo": 0.5, "auroc_hi": 0.7, "answers": "all"}, index=range(8))
+    frame = frame.assign(method=["medoid", "ACS-Free"] * 4, lvlm=np.repeat(["a", "b"], 4), dataset=list("ccdd") * 2)
+    left = analysis_figures.confidence(frame).axes[::2]
+    for axes in left:
+        weights = {label.get_text(): label.get_fontweight() for label in axes.get_yticklabels()}
+        assert weights == {"medoid": "normal", "ACS-Free": "bold"}
+
+
+def test_correlations_over_heads_have_intervals_and_single_heads_none():
+    frame = pd.DataFrame(
+        {"heads": ["one head", "all heads", "D_c"], "r": [0.1, 0.2, -0.5], "partial_r": [0.1, 0.1, -0.3]}
+    )
+    frame = frame.assign(partial_r_lo=[np.nan, 0.0, -0.4], partial_r_hi=[np.nan, 0.2, -0.1])
+    figure = analysis_figures.size_effect(frame)
+    assert legend_texts(figure) == ["one head", "all heads", "$D_c$"]
+    ends = [container.lines[2][0].get_segments()[0][:, 1] for container in figure.axes[0].containers]
+    assert np.ptp(ends[0]) == 0 and [list(found) for found in ends[1:]] == [[0.0, 0.2], [-0.4, -0.1]]
