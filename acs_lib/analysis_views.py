@@ -51,7 +51,7 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
     for (lvlm, dataset), rows in table[table["answers"] == "all"].groupby(["lvlm", "dataset"], sort=False):
         rows = rows.set_index("method")
         if rows["auroc"].isna().all():
-            parts.append(f"on {dataset} ({lvlm}) there is no AUROC, since all answers are right or all are wrong")
+            parts.append(f"{lvlm} on {dataset}: there is no AUROC, since all answers are right or all are wrong")
             continue
         best = rows["auroc"].idxmax()
         names = (best, "ACS-Learned", "ACS-Free", "sequence log-prob", *confidence.PUBLISHED_AUROC)
@@ -59,9 +59,13 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
             f"{rows['auroc'][name]:.2f} [{rows['auroc_lo'][name]:.2f}, {rows['auroc_hi'][name]:.2f}] ({name})"
             for name in dict.fromkeys(names)
         )
-        parts.append(f"on {dataset} ({lvlm}) the best AUROC over all answers is {first}, beside {', '.join(others)}")
+        parts.append(f"{lvlm} on {dataset}: the best is {first}, beside {', '.join(others)}")
     published = "; ".join(f"{name} {numbers}" for name, numbers in confidence.PUBLISHED_AUROC.items())
-    return say("; ".join(parts) + f". Published, other LVLMs and data (arXiv 2607.05978, 8B parameters): {published}.")
+    return say(
+        "AUROC over all answers, for telling boxes with IoU of at least 0.5. Published, other LVLMs and data (arXiv "
+        f"2607.05978, 8B parameters): {published}.",
+        parts,
+    )
 
 
 def say_risk(curves: pd.DataFrame) -> Markdown:
@@ -71,10 +75,10 @@ def say_risk(curves: pd.DataFrame) -> Markdown:
         half = rows[rows["coverage"] == 0.5]
         best, every = half.loc[half["risk"].idxmin()], rows.loc[rows["coverage"].idxmax(), "risk"]
         parts.append(
-            f"on {dataset} ({lvlm}) with {best['method']}, {best['risk']:.0%} [{best['risk_lo']:.0%}, "
+            f"{lvlm} on {dataset}: with {best['method']}, {best['risk']:.0%} [{best['risk_lo']:.0%}, "
             f"{best['risk_hi']:.0%}] instead of {every:.0%} over all answers"
         )
-    return say("of the half that a score is surest of, the share of misses is lowest " + "; ".join(parts) + ".")
+    return say("of the half that a score is surest of, the share of misses is lowest:", parts)
 
 
 def predicted_answers(study: Study) -> pd.DataFrame:
@@ -105,11 +109,11 @@ def calibration_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
 def say_calibration(errors: pd.DataFrame) -> Markdown:
     """Expected calibration error and the direction of the bias, from `calibration_tables`."""
     parts = [
-        f"on {row.dataset} ({row.lvlm}) predicted IoU is off by {row.ece:.2f} [{row.ece_lo:.2f}, {row.ece_hi:.2f}] on "
-        f"average over bins; its mean is {row.predicted:.2f}, that of the true IoU {row.iou:.2f}"
+        f"{row.lvlm} on {row.dataset}: predicted IoU is off by {row.ece:.2f} [{row.ece_lo:.2f}, {row.ece_hi:.2f}]; its "
+        f"mean is {row.predicted:.2f}, that of the true IoU {row.iou:.2f}"
         for row in errors.itertuples()
     ]
-    return say("; ".join(parts) + ".")
+    return say("how far predicted IoU is off, on average over bins:", parts)
 
 
 # ------------------------------------------------------------------------------------------------------- analyses
@@ -127,10 +131,10 @@ def say_layers(layers: pd.DataFrame) -> Markdown:
         first, own = rows.loc[rows["attribution"].idxmax()], rows[rows["selected"]]
         told = ", ".join(f"layer {row.layer} {row.attribution:.0%}" for row in own.itertuples())
         parts.append(
-            f"for {lvlm} the largest share is that of layer {first['layer']}, {first['attribution']:.0%} "
+            f"{lvlm}: the largest share is that of layer {first['layer']}, {first['attribution']:.0%} "
             f"[{first['attribution_lo']:.0%}, {first['attribution_hi']:.0%}]; of the layers with heads in D_c: {told}"
         )
-    return say("; ".join(parts) + ".")
+    return say("layers by attribution:", parts)
 
 
 def attribution_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -155,10 +159,10 @@ def say_attributions(table: pd.DataFrame, agreement: pd.DataFrame) -> Markdown:
         told = ", ".join(f"{row.spearman:+.2f} ({row.a} and {row.b})" for row in pairs.itertuples())
         shared = ", ".join(f"{row.jaccard:.0%}" for row in pairs.itertuples())
         parts.append(
-            f"for {lvlm} the first layer is {tops}; rank correlations over the layers are {told}, and of the heads "
+            f"{lvlm}: the first layer is {tops}; rank correlations over the layers are {told}, and of the heads "
             f"with the best AUROC inside the first {pairs['layers'].iloc[0]} layers the same pairs share {shared}"
         )
-    return say("; ".join(parts) + ".")
+    return say("three ways to attribute, compared:", parts)
 
 
 def stability_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -184,11 +188,11 @@ def say_stability(table: pd.DataFrame, sets: pd.DataFrame) -> Markdown:
         chosen = table[(table["lvlm"] == row.lvlm) & table["selected"]]
         width = (chosen["auroc_hi"] - chosen["auroc_lo"]).max()
         parts.append(
-            f"for {row.lvlm} a draw of the training images selects {row.kept:.0%} [{row.lo:.0%}, {row.hi:.0%}] of the "
+            f"{row.lvlm}: a draw of the training images selects {row.kept:.0%} [{row.lo:.0%}, {row.hi:.0%}] of the "
             f"{row.heads} heads again; their AUROC is {chosen['auroc'].min():.2f} to {chosen['auroc'].max():.2f}, with "
             f"intervals up to {width:.2f} wide"
         )
-    return say("; ".join(parts) + ".")
+    return say("how sure the heads are:", parts)
 
 
 def transfer_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -227,14 +231,14 @@ def transfer_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def say_transfer(overlap: pd.DataFrame, transfer: pd.DataFrame) -> Markdown:
     """Overlap of the sets and what each brings on each dataset, from `transfer_tables`."""
     parts = [
-        f"{row.a} and {row.b} share {row.jaccard:.0%} of their heads of {row.lvlm} (rank correlation of AUROCs "
+        f"{row.lvlm}: {row.a} and {row.b} share {row.jaccard:.0%} of their heads (rank correlation of AUROCs "
         f"{row.spearman:+.2f})"
         for row in overlap.itertuples()
     ]
     for (lvlm, dataset), rows in transfer.groupby(["lvlm", "applied_to"], sort=False):
         told = ", ".join(f"{row.acc50:.1%} (found on {row.found_on})" for row in rows.itertuples())
-        parts.append(f"on {dataset} ({lvlm}) ACS-Free reaches {told.replace('found on D_c', 'D_c')}")
-    return say("; ".join(parts) + ". Test images were read for this analysis and for no choice.")
+        parts.append(f"{lvlm} on {dataset}: ACS-Free reaches {told.replace('found on D_c', 'D_c')}")
+    return say("test images were read for this analysis and for no choice.", parts)
 
 
 def size_table(study: Study) -> pd.DataFrame:
@@ -259,11 +263,8 @@ def say_size(table: pd.DataFrame) -> Markdown:
         )
         single = rows[rows["heads"] == "one head"]
         flipped = (np.sign(single["r"]) != np.sign(single["partial_r"])).mean()
-        parts.append(f"on {dataset} ({lvlm}) it goes {told}, and changes its sign in {flipped:.0%} of the heads")
-    return say(
-        "correlation of entropy with IoU when log object area and log box area are held fixed: "
-        + "; ".join(parts) + "."
-    )  # fmt: skip
+        parts.append(f"{lvlm} on {dataset}: it goes {told}, and changes its sign in {flipped:.0%} of the heads")
+    return say("correlation of entropy with IoU when log object area and log box area are held fixed:", parts)
 
 
 # --------------------------------------------------------------------------------------------- ablations and cost
@@ -295,13 +296,13 @@ def say_ablations(table: pd.DataFrame, method: str) -> Markdown:
         ]
         quiet = [factor for factor in dict.fromkeys(found["factor"]) if factor not in set(apart["factor"])]
         parts.append(
-            f"With {lvlm}, {len(apart)} of {len(changed)} changes are told apart from {method} as the profile has it "
+            f"{lvlm}: {len(apart)} of {len(changed)} changes are told apart from {method} as the profile has it "
             f"(points of Acc@0.5, paired 95 % intervals; by chance alone one in twenty would be)"
             + (": " + "; ".join(told) if told else "")
-            + (f". No change is told apart under: {', '.join(quiet)}" if quiet else "")
+            + (f". No change is told apart under {', '.join(quiet)}" if quiet else "")
         )
     count = rows["n_queries"].max()
-    return say(f"{method}, up to {count} small objects a value. " + ". ".join(parts) + ".")
+    return say(f"{method}, up to {count} small objects a value.", parts)
 
 
 def say_rows(benches: list[Bench]) -> Markdown:
@@ -310,8 +311,8 @@ def say_rows(benches: list[Bench]) -> Markdown:
     for bench in benches:
         reasons = ablations.unread_rows(bench.run("test").records())
         told = "; ".join(f"'{row}' is left out, since {reason}" for row, reason in reasons.items())
-        parts.append(f"for {bench.lvlm.name} " + (told or "every row can be read"))
-    return say("Rows that can stand for a number: " + ". ".join(parts) + ".")
+        parts.append(f"{bench.lvlm.name}: " + (told or "every row can be read"))
+    return say("rows that can stand for a number:", parts)
 
 
 def cost_table(study: Study) -> pd.DataFrame:
@@ -326,5 +327,5 @@ def say_cost(table: pd.DataFrame) -> Markdown:
     parts = []
     for lvlm, rows in table.groupby("lvlm", sort=False):
         told = ", ".join(f"{row.stage} {1000 * row.seconds_per_query:.1f} ms" for row in rows.itertuples())
-        parts.append(f"{lvlm}, a query with all its answers, on this machine: {told}")
-    return say("; ".join(parts) + ".")
+        parts.append(f"{lvlm}: {told}")
+    return say("milliseconds a query with all its answers, on this machine:", parts)

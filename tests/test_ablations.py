@@ -332,7 +332,7 @@ def test_a_sentence_names_only_changes_whose_interval_leaves_out_zero():
     )  # fmt: skip
     said = analysis_views.say_ablations(table, "ACS-Free").data
     assert "1 of 3 changes" in said and "temperature: hot +5.0 [+1.0, +9.0]" in said
-    assert "cold" not in said and "told apart under: row read" in said
+    assert "cold" not in said and "told apart under row read" in said
 
 
 def test_confidence_and_calibration_of_a_planted_study(study):
