@@ -55,7 +55,7 @@ def test_answers_of_one_kind_are_told():
     table = confidence.table(scores, [LAST], {"a": 1}, 10).assign(lvlm="tiny", dataset="scenes")
     assert table["auroc"].isna().all()
     told = analysis_views.say_confidence(table).data
-    assert "on scenes (tiny) there is no AUROC, since all answers are right or all are wrong" in told
+    assert "scenes (tiny) there is no AUROC, since all answers are right or all are wrong" in told
 
 
 def test_risk_and_its_area_by_hand():
