@@ -7,6 +7,7 @@ import pytest
 from acs_lib import claims, evaluate, views
 from acs_lib.heads import GROUPS
 from acs_lib.profiles import load_profile
+from acs_lib.report import html
 from acs_lib.selectors import ALL_HEADS
 from acs_lib.study import Study
 
@@ -85,6 +86,7 @@ FREE = "ACS-Free beats greedy decoding"
 def test_a_claim_about_gains_is_judged_by_all_columns_after_holm(free, verdict):
     found = verdicts(free)
     assert found[FREE] == verdict
+    assert any(found[FREE].startswith(known) for known in html.VERDICTS), "the page has a colour for it"
     assert found[found.index.str.startswith("Few discriminative heads")].tolist() == [verdict], "at equal coordinates"
 
 
