@@ -99,11 +99,16 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------------- ground
 
 
+def _suffixes() -> set[str]:
+    """How the names of image files end."""
+    from PIL import Image  # late: it takes a moment
+
+    return set(Image.registered_extensions())
+
+
 def _images(names: list[str]) -> list[Path]:
     """The image files that are meant; a folder stands for the images in it, by name."""
-    from PIL import Image
-
-    known, found = Image.registered_extensions(), []
+    known, found = _suffixes(), []
     for name in names:
         path = Path(name).expanduser()
         if not path.is_dir():
@@ -190,7 +195,7 @@ def ground(
         names = list(arguments)
         if not objects:
             *names, last = names
-            if not names or Path(last).is_file():
+            if not names or Path(last).is_file() or Path(last).suffix.lower() in _suffixes():
                 raise typer.BadParameter(
                     'name the object to look for: acs ground IMAGE... OBJECT, such as "sports ball"'
                 )
@@ -199,8 +204,8 @@ def ground(
             raise typer.BadParameter('the object is empty; name what to look for, such as "sports ball"')
         if slug(selector) not in METHODS:
             raise typer.BadParameter(f"there is no selector {selector!r}; choose one of {', '.join(METHODS)}")
-        if temperature is not None and not temperature > 0:
-            raise typer.BadParameter(f"the temperature has to be above 0, not {temperature}")
+        if temperature is not None and not 0 < temperature < float("inf"):
+            raise typer.BadParameter(f"the temperature has to be a number above 0, not {temperature}")
         if top_p is not None and not 0 < top_p <= 1:
             raise typer.BadParameter(f"top-p has to be above 0 and up to 1, not {top_p}")
         questions = [(image, wanted) for image in _images(names) for wanted in objects]

@@ -7,6 +7,7 @@ temperature and top-p that their answers were sampled with, so those are the def
 """
 
 import base64
+import difflib
 import html
 import io
 import json
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
+from acs_lib import boxes as bx
 from acs_lib import p_true as p_true_
 from acs_lib import paths, pipeline, profiles, regressor
 from acs_lib import sampling as sampling_
@@ -49,11 +51,13 @@ from acs_lib.selectors import (
     slug,
     spatial_entropy,
 )
+from acs_lib.selectors.attention import ALL_COORDINATES
 from acs_lib.selectors.likelihood import sequence_logprob
 from acs_lib.store import query_key
 
 EMBEDDED = "internvl-embedded"  # the default of the two LVLMs that are shipped
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
+SMALL = profiles.Profile.model_fields["small"].default  # share of the image
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
 NEED_HEADS = (ACS_FREE, SPATIAL)
 Picture = str | Path | Image.Image | np.ndarray
@@ -73,7 +77,7 @@ def lvlm_spec(source: str | Path) -> LVLMSpec:
             return spec
     if folder.is_dir():
         return LVLMSpec(name=folder.name, source=str(folder))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
         raise ValueError(
             f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
             "or a hub name like owner/model"
@@ -115,7 +119,7 @@ def sampling_of(
     usual = profiles.known_sampling(lvlm) or sampling_.Sampling()
     temperature = usual.temperature if temperature is None else temperature
     top_p = usual.top_p if top_p is None else top_p
-    if samples < 1 or not temperature > 0 or not 0 < top_p <= 1:
+    if samples < 1 or not 0 < temperature < np.inf or not 0 < top_p <= 1:
         raise ValueError(
             "at least 1 sample, a temperature above 0 and a top-p above 0 and up to 1 are needed, "
             f"not {samples}, {temperature} and {top_p}"
@@ -217,11 +221,13 @@ class Grounding:
     box: [4] xyxy in pixels of the image, None where no answer held one
     chosen: the box's row in `table`, None where it is none of the candidates (fusions)
     score: of the chosen row, higher is better; its scale is the selector's; NaN for greedy's and fusions' boxes
-    quality: IoU (0-1) that the regressor predicts for the chosen row; NaN without a regressor and for fusions
+    quality: IoU (0-1) that the regressor predicts for the chosen row; NaN without a regressor and for fusions. A
+        regressor is trained on small objects: of others it says nothing, and `summary` warns
     table: one row a candidate (0 is the greedy answer): candidate, x1, y1, x2, y2 (NaN without a box), text, score,
         logprob (sum over the coordinate tokens), predicted_iou, failure ('' or why there is no box)
     candidates: the same as selectors see them, attention maps included
     heads: D_c as (layer, head), counted from 0; empty if there is no head set
+    coordinates: those at which D_c is read, as indices 0-3 of x1, y1, x2, y2; all without a head set
     """
 
     image: Image.Image
@@ -236,6 +242,7 @@ class Grounding:
     table: pd.DataFrame
     candidates: Candidates
     heads: tuple[tuple[int, int], ...]
+    coordinates: tuple[int, ...]
 
     @property
     def _rows(self) -> np.ndarray:
@@ -245,15 +252,15 @@ class Grounding:
 
     @property
     def attention(self) -> np.ndarray:
-        """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over the coordinates
-        and the heads in D_c (over all heads where there is no head set); zeros where no answer held a box."""
-        return mean_share(self.candidates.maps[self._rows], self.heads)
+        """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over D_c's coordinates
+        and heads (over all where there is no head set); zeros where no answer held a box."""
+        return mean_share(self.candidates.maps[self._rows][:, list(self.coordinates)], self.heads)
 
     @property
     def entropies(self) -> pd.DataFrame:
-        """Attention entropy in nats of the chosen box, mean over the coordinates: one row a layer, one column a head.
-        Low is sharp; even attention has ln(h w)."""
-        values = self.candidates.statistics[self._rows][..., ENTROPY].mean((0, 1))
+        """Attention entropy in nats of the chosen box, mean over D_c's coordinates: one row a layer, one column a head.
+        Low is sharp; even attention has ln(h w). ACS-Free's score is minus the mean over D_c."""
+        values = self.candidates.statistics[self._rows][:, list(self.coordinates)][..., ENTROPY].mean((0, 1))
         return pd.DataFrame(values).rename_axis("layer").rename_axis("head", axis=1)
 
     @property
@@ -263,6 +270,8 @@ class Grounding:
             return f"{self.lvlm} gave no box for '{self.category}'"
         where = ", ".join(f"{value:.0f}" for value in self.box)
         expected = f", predicted IoU {self.quality:.2f}" if np.isfinite(self.quality) else ""
+        if expected and bx.area(self.box) > SMALL * self.image.width * self.image.height:
+            expected += " (by a regressor that knows small objects alone)"
         return f"'{self.category}' at ({where}) px, chosen by {self.selector}{expected}"
 
     def __repr__(self) -> str:
@@ -381,14 +390,16 @@ def _check_words(lvlm: LVLM, category: str) -> None:
     """ValueError if the LVLM's vocabulary has no token for a part of the object's name (the embedded one knows 50)."""
     unknown = lvlm.tokenizer.unk_token_id
     if unknown is not None and unknown in lvlm.tokenizer(category, add_special_tokens=False)["input_ids"]:
-        known = ""
-        if is_embedded(lvlm):
-            known = f": {', '.join(category['name'] for category in _categories())}"
-        raise ValueError(f"{lvlm.name} has no word for {category!r}; ask for something it knows{known}")
+        names = _categories() if is_embedded(lvlm) else []
+        close = difflib.get_close_matches(category, names, 1, cutoff=0.8)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        known = f": {', '.join(names)}" if names else ""
+        raise ValueError(f"{lvlm.name} has no word for {category!r}; {meant}ask for something it knows{known}")
 
 
-def _categories() -> list[dict]:
-    return coco.read_annotations(SAMPLES / "annotations.json").dataset["categories"]
+def _categories() -> list[str]:
+    """The names that the embedded LVLMs know."""
+    return [known["name"] for known in coco.read_annotations(SAMPLES / "annotations.json").dataset["categories"]]
 
 
 def ground(
@@ -420,6 +431,8 @@ def ground(
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or EMBEDDED)
     settings = sampling_of(lvlm.name, samples, temperature, top_p, seed)
+    if is_embedded(lvlm):  # their few words are in lower case
+        category = " ".join(category.lower().split())
     _check_words(lvlm, category)
 
     def ask(candidates: Candidates) -> np.ndarray:
@@ -455,6 +468,7 @@ def ground(
         score=np.nan if chosen is None else float(scores[chosen]),
         quality=np.nan if chosen is None else float(predicted[chosen]),
         table=table, candidates=candidates, heads=() if found_heads is None else found_heads.heads,
+        coordinates=ALL_COORDINATES if found_heads is None else found_heads.coordinates,
     )  # fmt: skip
 
 

@@ -132,7 +132,9 @@ def test_pictures_are_saved(tmp_path):
         ([SCENE, "-o", ""], "the object is empty"),
         ([SCENE, "car", "--selector", "best"], "no selector 'best'; choose one of acs-free, acs-learned"),
         ([SCENE, "car", "--samples", "0"], "Invalid value for '--samples'"),
-        ([SCENE, "car", "--temperature", "0"], "temperature has to be above 0"),
+        ([SCENE, "car", "--temperature", "0"], "temperature has to be a number above 0"),
+        ([SCENE, "car", "--temperature", "inf"], "temperature has to be a number above 0"),
+        ([SCENE, "not_there.png"], "name the object to look for"),
         ([SCENE, "car", "--top-p", "1.5"], "top-p has to be above 0 and up to 1"),
         ([SCENE, "car", "--save", "a.txt"], "name it .png"),
         ([SCENE, "car", "--save", SCENE], "would overwrite the image"),
@@ -160,6 +162,7 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
         ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),
         ([SCENE, "car", "--regressor", SCENE], "holds no regressor"),
         (["nowhere.png", "car"], "there is no image nowhere.png"),
+        ([SCENE, "car", "--lvlm", "./nowhere"], "there is no LVLM './nowhere'"),
     ],
 )
 def test_what_can_be_mended_is_one_sentence_and_exit_code_1(arguments, message):
@@ -324,3 +327,9 @@ def test_calibrate_takes_over_from_a_finished_run(tmp_path, monkeypatch):
 def test_calibrate_says_what_it_lacks(arguments, code, message):
     found, out, err = acs("calibrate", *arguments)
     assert (found, out) == (code, "") and message in err
+
+
+def test_training_from_a_folder_without_weights_says_so(tmp_path):
+    code, _, err = acs("train-embedded", "--folder", tmp_path / "out", "--from", tmp_path, "--work", tmp_path / "work")
+    assert code == 1 and "holds no weights; give a folder with a model.safetensors" in err
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 The embedded LVLM's weights may be trained anew: nothing here depends on what it answers.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -182,6 +183,33 @@ def test_attention_and_entropies_are_those_of_the_chosen_box(result):
     share = chosen[:, 2, 1] / chosen[:, 2, 1].sum((1, 2), keepdims=True)
     entropy = -(share * np.log(np.maximum(share, 1e-12))).sum((1, 2)).mean()
     assert result.entropies.loc[2, 1] == pytest.approx(entropy, rel=1e-4)
+
+
+def test_attention_and_entropies_are_read_at_the_coordinates_of_d_c(lvlm, scene):
+    found = ground(lvlm, *scene, head_set=HeadSet(lvlm.name, "made up", ((2, 1),), (2,)), **FEW)
+    assert found.coordinates == (2,)
+    assert found.entropies.loc[2, 1] == pytest.approx(-found.score, abs=1e-5), "ACS-Free's score"
+    (expected,) = found.candidates.maps[found.chosen].astype(float)[2:3, 2, 1]
+    np.testing.assert_allclose(found.attention, expected / expected.sum())
+
+
+def test_a_predicted_iou_of_a_large_box_comes_with_a_warning(result):
+    whole = np.array([0, 0, result.image.width, result.image.height], float)
+    small = whole * 0.09  # 0.8 % of the image
+    told = [dataclasses.replace(result, box=box, quality=0.4).summary for box in (small, whole)]
+    assert [text.endswith("predicted IoU 0.40") for text in told] == [True, False]
+    assert "knows small objects alone" in told[1]
+    assert "predicted" not in dataclasses.replace(result, box=whole, quality=np.nan).summary
+
+
+@pytest.mark.parametrize("name", ["Police  Car", " police car "])
+def test_the_words_of_an_embedded_lvlm_are_in_lower_case(lvlm, scene, name):
+    assert ground(lvlm, scene[0], name, "greedy", samples=1).category == "police car"
+
+
+def test_a_word_with_a_slip_gets_the_one_that_is_meant(lvlm, scene):
+    with pytest.raises(ValueError, match="no word for 'polise car'; did you mean 'police car'"):
+        ground(lvlm, scene[0], "polise car")
 
 
 def test_the_answer_is_json(result):

@@ -343,8 +343,8 @@ def train(
     """Train the embedded LVLM of a family by `recipe` and write weights, tokenizer, loss curve and recipe to `folder`.
 
     `work` holds the checkpoints; an interrupted call goes on from the last. `start` is a folder with the weights to go
-    on from, without it they are initial ones. Returns the SHA-256 of the weights. ValueError if `start` holds an LVLM
-    of another family.
+    on from, without it they are initial ones. Returns the SHA-256 of the weights. ValueError if `start` holds no
+    LVLM, or one of another family.
     """
     folder, work = Path(folder), Path(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -352,6 +352,8 @@ def train(
     lvlm, perception = tiny.build(seed), Perception(tiny)
     begun = None
     if start is not None:
+        if not (Path(start) / "model.safetensors").is_file():
+            raise ValueError(f"{start} holds no weights; give a folder with a model.safetensors")
         config, _ = PreTrainedConfig.get_config_dict(start)
         if config.get("model_type") != family:
             raise ValueError(f"{start} holds no LVLM of the family {family}, but of {config.get('model_type')}")
