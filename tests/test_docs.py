@@ -34,7 +34,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     (tmp_path / "example.py").write_text(example)
     monkeypatch.chdir(paths.ROOT)
     result = runpy.run_path(str(tmp_path / "example.py"))["result"]
-    assert result.category == "ambulance" and len(result.table) == 11
+    assert result.category == "police car" and len(result.table) == 11
 
 
 def test_the_citation_names_this_version_and_the_paper():
