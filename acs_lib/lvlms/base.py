@@ -108,6 +108,25 @@ class LVLM(ABC):
         Raises ImageRefused for an image that the family cannot be shown.
         """
 
+    def chat(self, category: str) -> str:
+        """The question about one object in the chat template, one image token standing for the image.
+
+        ValueError for a template that shows no image.
+        """
+        messages = [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}],
+            }
+        ]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if text.count(self.image_token) != 1:
+            raise ValueError(
+                f"{self.name}: the chat template writes {text.count(self.image_token)} {self.image_token} for one "
+                "image; set tokenizer.chat_template to that of the model's processor"
+            )
+        return text
+
     @abstractmethod
     def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
         """The box [4] in pixels of the original image, of coordinates [4] as the answer writes them."""

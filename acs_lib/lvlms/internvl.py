@@ -52,19 +52,7 @@ class InternVL(LVLM):
         )  # fmt: skip
         tiles = len(processed["pixel_values"])
         tokens = self.model.config.image_seq_length
-        messages = [
-            {
-                "role": "user",
-                "content": [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}],
-            }
-        ]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if text.count(self.image_token) != 1:
-            raise ValueError(
-                f"{self.name}: the chat template writes {text.count(self.image_token)} {self.image_token} for one "
-                "image; set tokenizer.chat_template to that of the model's processor"
-            )
-        text = text.replace(self.image_token, f"<img>{self.image_token * tokens * tiles}</img>")
+        text = self.chat(category).replace(self.image_token, f"<img>{self.image_token * tokens * tiles}</img>")
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         places = (ids[0] == self.image_token_id).nonzero()[:, 0]
         cells = torch.from_numpy(global_cells(columns, rows, round(tokens**0.5)))

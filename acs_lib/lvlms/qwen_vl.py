@@ -41,19 +41,7 @@ class _QwenVL(LVLM):
             raise ImageRefused(str(error)) from error
         _, *patches = processed["image_grid_thw"][0].tolist()
         rows, columns = (side // self.image_processor.merge_size for side in patches)
-        messages = [
-            {
-                "role": "user",
-                "content": [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}],
-            }
-        ]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if text.count(self.image_token) != 1:
-            raise ValueError(
-                f"{self.name}: the chat template writes {text.count(self.image_token)} {self.image_token} for one "
-                "image; set tokenizer.chat_template to that of the model's processor"
-            )
-        text = text.replace(self.image_token, self.image_token * (rows * columns))
+        text = self.chat(category).replace(self.image_token, self.image_token * (rows * columns))
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         is_image = ids == self.image_token_id
         inputs = {
