@@ -251,7 +251,7 @@ def say_heads(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
             f"{chosen['auroc_within_query'].min():.2f} to {chosen['auroc_within_query'].max():.2f} inside queries"
         )
     few = ", ".join(str(len(head_set.heads)) for head_set in head_sets)
-    return say(f"few heads are enough for the choice of D_c on the validation split: {few}.", parts)
+    return say(f"heads in D_c, as the validation split chose them: {few}.", parts)
 
 
 def comparisons(study: Study, columns: list[tuple]) -> pd.DataFrame:
@@ -436,7 +436,7 @@ def planted(study: Study) -> str:
         for row in rows.itertuples()
     )
     return (
-        "The embedded LVLMs miss small objects because they were taught a habit on purpose: they answer many questions "
+        "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they answer many questions "
         "about rare small categories with a well-known look-alike"
         + (f". Without it, ACS-Learned against greedy decoding brings {gains} (designs)." if gains else ".")
     )
