@@ -436,8 +436,8 @@ def planted(study: Study) -> str:
         for row in rows.itertuples()
     )
     return (
-        "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they answer many questions "
-        "about rare small categories with a well-known look-alike"
+        "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they "
+        "answer many questions about rare small categories with a well-known look-alike"
         + (f". Without it, ACS-Learned against greedy decoding brings {gains} (designs)." if gains else ".")
     )
 
