@@ -48,7 +48,7 @@ def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> np.nd
         hidden = maps.clone()
         hidden[:, :, layer] = baseline.expand_as(maps)[:, :, layer]
         changes.append((model(hidden) - known).abs())
-    return torch.stack(changes, 1).numpy()
+    return torch.stack(changes, 1).numpy(force=True)
 
 
 def first_maps(run: Run, grid: tuple[int, int], answers: int) -> torch.Tensor:

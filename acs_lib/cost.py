@@ -91,7 +91,7 @@ def stages(
             free.score(c)
     with torch.inference_mode(), watched() as found["selection: ACS-Learned"]:
         for c in candidates:
-            model(torch.from_numpy(np.nan_to_num(c.maps)))
+            model(torch.from_numpy(np.nan_to_num(c.maps))).cpu()
     with watched() as found["selection: all others"]:
         for c in candidates:
             for selector in SELECTORS.values():

@@ -163,16 +163,17 @@ def save(model: AttentionIoURegressor, path: Path, lvlm: str) -> None:
     """Write weights and settings to one safetensors file, with the name of the LVLM that it belongs to."""
     with replacing(path) as aside:
         state = {name: value.cpu() for name, value in model.state_dict().items()}
-        save_file(state, aside, metadata={"settings": json.dumps(model.settings), "lvlm": lvlm})
+        known = json.dumps({"lvlm": lvlm, **model.settings})
+        save_file(state, aside, metadata={"regressor": known})  # one entry: several would lie in random order
 
 
 def load(path: Path, lvlm: str) -> AttentionIoURegressor:
     """Read a regressor, onto a GPU if there is one; ValueError if it was trained for another LVLM."""
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        settings = json.loads(file.metadata()["regressor"])
         state = {name: file.get_tensor(name) for name in file.keys()}
-    if metadata["lvlm"] != lvlm:
-        raise ValueError(f"{path} belongs to the LVLM {metadata['lvlm']!r}, not {lvlm!r}; train one for it")
-    model = AttentionIoURegressor(**json.loads(metadata["settings"]))
+    if (owner := settings.pop("lvlm")) != lvlm:
+        raise ValueError(f"{path} belongs to the LVLM {owner!r}, not {lvlm!r}; train one for it")
+    model = AttentionIoURegressor(**settings)
     model.load_state_dict(state)
     return model.to(default_device()).eval()

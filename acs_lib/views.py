@@ -529,6 +529,7 @@ def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int 
         entries.append(
             {
                 "id": query_id,
+                "of": f"{lvlm.name} on {dataset.name}",
                 "category": case["category"],
                 "image": _data_url(case["image"]),
                 "overlay": _data_url(overlays[query_id]),

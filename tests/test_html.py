@@ -68,8 +68,8 @@ def query(number: int, outcome: str, category: str = "ball") -> dict:
     address = "data:image/png;base64," + base64.b64encode(png()).decode()
     box = [1.0, 1.0, 4.0, 4.0]
     return {
-        "id": f"q{number}", "category": category, "image": address, "overlay": address, "truth": box, "width": 8,
-        "height": 6, "outcome": outcome, "greedy": {"box": None, "iou": 0.0},
+        "id": f"q{number}", "of": "tiny on scenes", "category": category, "image": address, "overlay": address,
+        "truth": box, "width": 8, "height": 6, "outcome": outcome, "greedy": {"box": None, "iou": 0.0},
         "chosen": {"box": box, "iou": 1.0, "score": 0.9},
         "candidates": [
             {"number": 0, "box": box, "score": 0.9, "iou": 1.0},
@@ -308,10 +308,14 @@ def click(browser, selector):
     element.click()
 
 
+def told(place: str, number: int) -> str:
+    return f"{place} · tiny on scenes · query q{number}"
+
+
 def test_queries_are_filtered_and_walked_through(report, look):
     browser = look(html.build("smoke", report))
     place = browser.find_element(By.ID, "place")
-    assert place.text == "1 of 4 · gained · query q0"
+    assert place.text == told("1 of 4 · gained", 0)
     assert NASTY in texts(browser, "#category"), "shown, not obeyed"
     click(browser, "[data-filter=all]")
     keys = browser.switch_to.active_element
@@ -319,13 +323,13 @@ def test_queries_are_filtered_and_walked_through(report, look):
     for key in (Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_LEFT):
         keys.send_keys(key)
         seen.append(place.text)
-    assert seen == ["2 of 4 · lost · query q1", "1 of 4 · gained · query q0", "4 of 4 · unchanged · query q3"]
-    for name, wanted in (("gained", "1 of 2 · gained · query q0"), ("lost", "1 of 1 · lost · query q1")):
+    assert seen == [told("2 of 4 · lost", 1), told("1 of 4 · gained", 0), told("4 of 4 · unchanged", 3)]
+    for name, wanted in (("gained", told("1 of 2 · gained", 0)), ("lost", told("1 of 1 · lost", 1))):
         click(browser, f"[data-filter={name}]")
         assert place.text == wanted
     assert not browser.find_element(By.ID, "next").is_enabled(), "there is one query"
     browser.switch_to.active_element.send_keys(Keys.TAB, Keys.ENTER)  # the next filter, without a mouse
-    assert place.text == "1 of 1 · unchanged · query q3"
+    assert place.text == told("1 of 1 · unchanged", 3)
     assert texts(browser, "[data-filter][aria-pressed=true]") == ["unchanged (1)"]
     assert browser.get_log("browser") == []
 

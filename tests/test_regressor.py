@@ -137,6 +137,13 @@ def test_head_sets_and_regressors_belong_to_one_lvlm(tmp_path, model):
             load(tmp_path / file, "yours")
 
 
+def test_a_regressor_is_saved_with_the_same_bytes(tmp_path, model):
+    files = [tmp_path / f"{number}.safetensors" for number in range(12)]
+    for file in files:
+        regressor.save(model, file, "mine")
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_training_is_reproducible(runs, model):
     again, _ = regressor.train(runs["train"], runs["validation"], width=16, epochs=6, batch=64, lr=3e-3, seed=0)
     for name, value in again.state_dict().items():
