@@ -65,7 +65,7 @@ def stages(
     study: Study, lvlm_spec: LVLMSpec, queries: pd.DataFrame, model: AttentionIoURegressor, heads: Heads
 ) -> dict[str, dict[str, float]]:
     """Stage -> seconds and memory (bytes) of one batch of queries. 'rows' is what reading the rows and making maps and
-    statistics of them takes beyond decoding: a second decoding that does, less the first one."""
+    statistics of them takes beyond decoding: a second decoding that does, less the first one (noise may be larger)."""
     lvlm, how = pipeline.load(lvlm_spec), sampling.Sampling(**study.profile.sampling.model_dump())
     keys, found = [query_key(name) for name in queries["query_id"]], {}
     with watched() as found["prompt"]:
@@ -80,7 +80,7 @@ def stages(
             answers = sampling.candidates(
                 lvlm, prompts, list(queries["query_id"]), keys, list(queries["category"]), how
             )
-        found["rows"] = {name: max(0.0, value - found["prefill and decoding"][name]) for name, value in read.items()}
+        found["rows"] = {name: value - found["prefill and decoding"][name] for name, value in read.items()}
     with TemporaryDirectory() as folder, watched() as found["store"]:
         write_part(Path(folder), 0, range(len(answers)), answers)
         join_parts(Path(folder), 0)
@@ -99,7 +99,7 @@ def stages(
     return found
 
 
-def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads, batches: int = 2) -> pd.DataFrame:
+def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads, batches: int = 8) -> pd.DataFrame:
     """cost.csv of one LVLM, small test objects of the train set's dataset: stage, seconds_per_query (median over
     batches; a first one warms up), share of their sum, peak_mb (growth of memory for a batch), peak_mb_per_query and
     batch_queries."""
@@ -110,8 +110,8 @@ def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads, batches: int = 2) -> 
     measured = [(len(part), stages(study, lvlm_spec, part, model, heads)) for part in parts]
     rows = []
     for stage in STAGES:
-        seconds = np.median([found[stage]["seconds"] / n for n, found in measured])
-        grown = max(found[stage]["memory"] for _, found in measured) / 1e6
+        seconds = max(0.0, np.median([found[stage]["seconds"] / n for n, found in measured]))
+        grown = max(0.0, *(found[stage]["memory"] for _, found in measured)) / 1e6
         rows.append((lvlm_spec.name, stage, seconds, grown, grown / len(parts[0]), len(parts[0])))
     names = ["lvlm", "stage", "seconds_per_query", "peak_mb", "peak_mb_per_query", "batch_queries"]
     frame = pd.DataFrame(rows, columns=names)
