@@ -30,6 +30,7 @@ from acs_lib.store import join_parts, query_key, write_part
 from acs_lib.study import Study
 
 EVERY = 0.002  # seconds between two looks at the memory
+BATCHES, MEMORY_BATCHES = 8, 2  # that are timed, and whose memory is watched
 STAGES = (
     "prompt", "prefill and decoding", "rows", "store", "selection: ACS-Free", "selection: ACS-Learned",
     "selection: all others",
@@ -108,19 +109,18 @@ def stages(
     return pd.Series({stage: found[stage]["value"] for stage in STAGES})
 
 
-def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads, batches: int = 8) -> pd.DataFrame:
+def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads) -> pd.DataFrame:
     """cost.csv of one LVLM, small test objects of the train set's dataset: stage, seconds_per_query (median over
-    batches; a first one warms up), share of their sum, peak_mb (growth of memory for a batch), peak_mb_per_query and
-    batch_queries."""
+    BATCHES; a first one warms up), share of their sum, peak_mb (growth of memory for a batch, the largest of
+    MEMORY_BATCHES), peak_mb_per_query and batch_queries. A difference that noise makes negative is 0."""
     queries, model = study.test_queries(lvlm_spec, study.train_set, "small"), study.fit(lvlm_spec)
     batch = min(len(queries), study.profile.batch_queries)
-    parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:batches]
+    parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:BATCHES]
     measured = [stages(study, lvlm_spec, part, model, heads, timed) / len(part) for part in (parts[0], *parts)][1:]
     seconds = pd.DataFrame(measured).median().clip(lower=0)
-    peak = pd.DataFrame([stages(study, lvlm_spec, part, model, heads, grown) for part in parts[:2]]).max().clip(lower=0)
-    rows = [
-        (lvlm_spec.name, stage, seconds[stage], peak[stage] / 1e6, peak[stage] / 1e6 / batch, batch) for stage in STAGES
-    ]
+    watched = [stages(study, lvlm_spec, part, model, heads, grown) for part in parts[:MEMORY_BATCHES]]
+    peak = pd.DataFrame(watched).max().clip(lower=0) / 1e6
+    rows = [(lvlm_spec.name, stage, seconds[stage], peak[stage], peak[stage] / batch, batch) for stage in STAGES]
     names = ["lvlm", "stage", "seconds_per_query", "peak_mb", "peak_mb_per_query", "batch_queries"]
     frame = pd.DataFrame(rows, columns=names)
     frame.insert(3, "share", frame["seconds_per_query"] / frame["seconds_per_query"].sum())

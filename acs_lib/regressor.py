@@ -23,6 +23,7 @@ from acs_lib.sampling import averaged
 from acs_lib.store import Run
 
 MAP_SIDE = 16  # cells: the regressor's grid has no longer side
+FORMAT = 2  # of a saved regressor
 
 
 class AttentionIoURegressor(nn.Module):

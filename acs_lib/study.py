@@ -83,7 +83,7 @@ class Study:
         if shuffle_labels:
             settings["epochs"] = 2
         labels = "drawn from the whole run" if shuffle_labels else False
-        key = digest([settings, seed, labels, train.key, validation.key])
+        key = digest([settings, seed, labels, train.key, validation.key, regressor.FORMAT])
         stem = f"regressor{'-shuffled' if shuffle_labels else ''}-{seed}"
         folder = paths.runs(self.profile.name) / lvlm.name
         path, info = folder / f"{stem}.safetensors", folder / f"{stem}.json"

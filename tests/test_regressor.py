@@ -193,6 +193,8 @@ def test_weights_whose_key_was_not_written_are_not_taken_for_those_of_the_old_ke
         patch.setattr(paths, "write_text", stopped)
         fit(2)
     assert fit(1) == 1 and trained == [1, 2, 1]
+    monkeypatch.setattr(regressor, "FORMAT", regressor.FORMAT + 1)
+    assert fit(1) == 1 and trained == [1, 2, 1, 1], "weights of another format are not read"
 
 
 def stopped(path, text):
