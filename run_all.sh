@@ -234,7 +234,7 @@ say "set-up: $SECONDS s"
 if [ $test = yes ]; then
     "$python" -m pytest
     export TQDM_DISABLE=1 # progress is no result
-    exec "$python" -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
-        --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/0[1-9]_*.ipynb
+    exec "$python" -m pytest -p tests.nbval_numbers --nbval --nbval-current-env --nbval-cell-timeout=600 \
+        notebooks/0[1-9]_*.ipynb
 fi
 exec "$python" -m acs_lib.cli run --profile "$profile" ${arguments[@]+"${arguments[@]}"}

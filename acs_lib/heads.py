@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from acs_lib.candidates import COORDINATES, STATISTICS
 from acs_lib.paths import write_text
 from acs_lib.regressor import AttentionIoURegressor, rows
+from acs_lib.selectors.base import above
 from acs_lib.store import Run
 
 ENTROPY = STATISTICS.index("entropy")
@@ -93,13 +94,13 @@ def separation(entropy: np.ndarray, iou: np.ndarray) -> np.ndarray:
 
 def separation_within(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) -> np.ndarray:
     """The same inside queries: the share [...] of pairs (good box, miss) of one query in which the good box has the
-    lower entropy (a tie is none). entropy [n, ...], iou [n], query [n]."""
+    lower entropy (ties, which answers that begin alike are, count half). entropy [n, ...], iou [n], query [n]."""
     high, zero = in_group(iou, "high"), in_group(iou, "zero")
     right, pairs = 0.0, 0
     for index in pd.Series(np.arange(len(iou))).groupby(query).indices.values():
         good, miss = index[high[index]], index[zero[index]]
         if len(good) and len(miss):
-            lower = entropy[good][:, None] < entropy[miss][None]
+            lower = above(-entropy[good][:, None], -entropy[miss][None])
             right, pairs = right + lower.sum((0, 1)), pairs + len(good) * len(miss)
     return right / pairs if pairs else np.full(entropy.shape[1:], np.nan)
 

@@ -9,7 +9,7 @@ from acs_lib import boxes as bx
 from acs_lib.candidates import Candidates
 from acs_lib.confidence import image_counts
 from acs_lib.evaluate import INTERVAL, hits
-from acs_lib.selectors import Selector
+from acs_lib.selectors.base import Selector, above
 
 KINDS = ("good", "near miss", "another object", "nothing")
 MISTAKES = KINDS[1:]
@@ -63,9 +63,8 @@ def ranked_right(
             for mistake in MISTAKES:
                 bad = np.flatnonzero((kind == mistake) & ~np.isnan(score))
                 if len(bad):
-                    difference = score[good][:, None] - score[bad][None]
-                    right = (difference > 0).sum() + 0.5 * (difference == 0).sum()
-                    rows.append((selector.name, mistake, image_of[c.query_id], right, difference.size))
+                    won = above(score[good][:, None], score[bad][None])
+                    rows.append((selector.name, mistake, image_of[c.query_id], won.sum(), won.size))
     found, table = pd.DataFrame(rows, columns=["method", "kind", "image", "right", "pairs"]), []
     for (method, mistake), part in found.groupby(["method", "kind"], sort=False):
         sums = part.groupby("image")[["right", "pairs"]].sum().to_numpy(float)

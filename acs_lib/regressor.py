@@ -23,7 +23,9 @@ from acs_lib.sampling import averaged
 from acs_lib.store import Run
 
 MAP_SIDE = 16  # cells: the regressor's grid has no longer side
-FORMAT = 2  # of a saved regressor
+DROPOUT = 0.1  # share of the pooled features that a training step goes without
+SHARPNESS = 10.0  # of the smooth maximum: it is at most ln(cells) / SHARPNESS above the true one
+FORMAT = 3  # of a saved regressor
 
 
 class AttentionIoURegressor(nn.Module):
@@ -31,7 +33,11 @@ class AttentionIoURegressor(nn.Module):
 
     Maps of another shape than `grid` are averaged onto it first, so that images of any shape fit one regressor. Every
     (coordinate, layer, head) is a channel of log attention; two convolutions see where the heads agree, and the mean
-    and the maximum over the image go through a small MLP.
+    and the smooth maximum over the image go through a small MLP.
+
+    Trained on another processor it comes out the same up to rounding. A true maximum would jump from cell to cell where
+    two are nearly equal, and rounding would grow to 0.004 of predicted IoU while it trains; and torch's own dropout has
+    other random numbers on ARM than on x86-64.
     """
 
     def __init__(self, layers: int, heads: int, width: int = 48, grid: tuple[int, int] = (MAP_SIDE, MAP_SIDE)):
@@ -40,14 +46,17 @@ class AttentionIoURegressor(nn.Module):
         self.grid = tuple(grid)
         self.mix = nn.Conv2d(4 * layers * heads, width, 1)
         self.near = nn.Conv2d(width, width, 3, padding=1)
-        self.score = nn.Sequential(nn.Dropout(0.1), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self.score = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Predicted IoU [n] in 0-1 of maps [n, 4, layers, heads, h, w], averaged onto the regressor's grid."""
         maps = averaged(maps.to(self.mix.weight.device), self.grid).float().flatten(1, 3)
         features = F.gelu(self.mix(torch.log(maps + 1e-4) / 3 + 2))
         features = F.gelu(self.near(features)) + features
-        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        peak = torch.logsumexp(SHARPNESS * features, (2, 3)) / SHARPNESS
+        pooled = torch.cat([features.mean((2, 3)), peak], 1)
+        if self.training:
+            pooled = pooled * (torch.rand(pooled.shape) >= DROPOUT).to(pooled) / (1 - DROPOUT)
         return torch.sigmoid(self.score(pooled))[:, 0]
 
 
@@ -164,15 +173,18 @@ def save(model: AttentionIoURegressor, path: Path, lvlm: str) -> None:
     """Write weights and settings to one safetensors file, with the name of the LVLM that it belongs to."""
     with replacing(path) as aside:
         state = {name: value.cpu() for name, value in model.state_dict().items()}
-        known = json.dumps({"lvlm": lvlm, **model.settings})
+        known = json.dumps({"format": FORMAT, "lvlm": lvlm, **model.settings})
         save_file(state, aside, metadata={"regressor": known})  # one entry: several would lie in random order
 
 
 def load(path: Path, lvlm: str) -> AttentionIoURegressor:
-    """Read a regressor, onto a GPU if there is one; ValueError if it was trained for another LVLM."""
+    """Read a regressor, onto a GPU if there is one; ValueError if it was trained for another LVLM or is of another
+    format, whose weights would mean something else here."""
     with safe_open(path, "pt") as file:
         settings = json.loads(file.metadata()["regressor"])
         state = {name: file.get_tensor(name) for name in file.keys()}
+    if (made := settings.pop("format", 2)) != FORMAT:
+        raise ValueError(f"{path} is a regressor of format {made}, this version reads {FORMAT}; acs calibrate trains one")
     if (owner := settings.pop("lvlm")) != lvlm:
         raise ValueError(f"{path} belongs to the LVLM {owner!r}, not {lvlm!r}; train one for it")
     model = AttentionIoURegressor(**settings)

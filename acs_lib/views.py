@@ -560,10 +560,10 @@ def _data_url(image: Image.Image) -> str:
 
 
 def statistics_by_layer(run: Run) -> pd.DataFrame:
-    """Layer and the mean of each head statistic over answers with a box, coordinates and heads."""
+    """Layer, the mean of each head statistic over the n answers with a box, coordinates and heads, and n."""
     kept = (run.records()["failure"] == "").to_numpy()
     means = run.statistics()[kept].mean((0, 1, 3))
-    return pd.DataFrame(means, columns=list(STATISTICS)).rename_axis("layer").reset_index()
+    return pd.DataFrame(means, columns=list(STATISTICS)).rename_axis("layer").reset_index().assign(n=kept.sum())
 
 
 def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
@@ -587,7 +587,7 @@ def scored(candidates: Candidates, selector, truth: np.ndarray) -> pd.DataFrame:
             "iou": bx.iou(candidates.boxes, truth),
         }
     )
-    return table[1:].sort_values("score", ascending=False, ignore_index=True)
+    return table[1:].sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 
 def headline(study: Study, main: pd.DataFrame, compared: pd.DataFrame) -> Markdown:

@@ -198,10 +198,8 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     assert run_all(kit, "--test", **active).returncode == 0
     *_, suite, notebooks = calls(environment)
     assert suite == "-m pytest"
-    assert notebooks.startswith("-m pytest --nbval ")
-    assert notebooks.endswith(
-        "--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/01_one.ipynb notebooks/09_nine.ipynb"
-    )
+    assert notebooks.startswith("-m pytest -p tests.nbval_numbers --nbval ")
+    assert notebooks.endswith(" notebooks/01_one.ipynb notebooks/09_nine.ipynb")
 
 
 def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, environment):

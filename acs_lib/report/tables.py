@@ -113,7 +113,7 @@ def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
     for cell in main_results().itertuples():
         part = main_table[(main_table["lvlm"] == cell.lvlm) & (main_table["dataset"] == cell.dataset)]
         if cell.method == BEST_BASELINE:
-            part = part[part["family"].isin(BASELINE_FAMILIES)].sort_values("acc50").tail(1)
+            part = part[part["family"].isin(BASELINE_FAMILIES)].sort_values("acc50", kind="stable").tail(1)
         else:
             part = part[part["method"] == cell.method]
         text, method = "not run", ""

@@ -9,7 +9,6 @@ from acs_lib.selectors.attention import ALL_COORDINATES, entropy_of_heads
 from acs_lib.selectors.base import Selector
 
 ALL_HEADS = "entropy, all heads at D_c's coordinates"
-DECIMALS = 5  # of a nat; the statistics are float32, those of equal rows differ by some 1e-7
 
 
 def acs_free(heads: Sequence[tuple[int, int]], coordinates: Sequence[int] = ALL_COORDINATES) -> Selector:
@@ -17,24 +16,23 @@ def acs_free(heads: Sequence[tuple[int, int]], coordinates: Sequence[int] = ALL_
 
     heads: D_c as (layer, head) pairs counted from 0, found on training queries
     coordinates: which of x1, y1, x2, y2 to average over, as indices 0-3
-    The score is -R, from -ln(h w) to 0, to DECIMALS: answers that begin with the same numbers have the same rows there,
-    and which of them is chosen must be the first one, not a matter of rounding. Raises ValueError without heads.
+    The score is -R, from -ln(h w) to 0. Raises ValueError without heads.
     """
     heads, coordinates = tuple(map(tuple, heads)), tuple(coordinates)
     if not heads:
         raise ValueError("ACS-Free needs at least one (layer, head) pair")
 
     def score(c: Candidates) -> np.ndarray:
-        return entropy_of_heads(c, heads, coordinates).round(DECIMALS)
+        return entropy_of_heads(c, heads, coordinates)
 
     return Selector("ACS-Free", "acs-free", score, "arXiv 2606.01612")
 
 
 def all_heads(coordinates: Sequence[int]) -> Selector:
-    """ACS-Free's own ablation: the same coordinates and rounding, the mean over all heads instead of D_c."""
+    """ACS-Free's own ablation: the same coordinates, the mean over all heads instead of D_c."""
 
     def score(c: Candidates) -> np.ndarray:
-        return entropy_of_heads(c, list(np.ndindex(c.statistics.shape[2:4])), coordinates).round(DECIMALS)
+        return entropy_of_heads(c, list(np.ndindex(c.statistics.shape[2:4])), coordinates)
 
     return Selector(ALL_HEADS, "attention", score, "ablation of arXiv 2606.01612")
 

@@ -9,6 +9,7 @@ from acs_lib.candidates import Candidates
 
 FAMILIES = ("control", "likelihood", "consensus", "attention", "acs-free", "acs-learned", "fusion")
 POOLS = ("sampled", "all")
+RESOLUTION = 1e-5  # of a score's size. Scores are float32: equal ones differ by some 1e-7, otherwise on every processor
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,14 @@ class Fusion:
     family: str = "fusion"
 
 
+def above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[...] 1 where score `a` is above `b`, 0.5 where both are equal up to RESOLUTION, else 0; broadcastable arrays."""
+    return np.where(np.isclose(a, b, rtol=RESOLUTION, atol=0), 0.5, np.greater(a, b))
+
+
 def choose(scores: np.ndarray, parsed: np.ndarray, pool: str = "sampled") -> int:
-    """Index of the best-scored candidate among those of the pool that hold a box; the first one on ties.
+    """Index of the best-scored candidate among those of the pool that hold a box; the first of those whose scores are
+    equal up to RESOLUTION: answers that begin alike have equal scores, and rounding must not choose among them.
 
     scores: [n] float, higher is better; NaN never wins
     parsed: [n] bool
@@ -60,4 +67,6 @@ def choose(scores: np.ndarray, parsed: np.ndarray, pool: str = "sampled") -> int
     if pool == "sampled":
         eligible[:1] = False
     rows = np.flatnonzero(eligible)
-    return int(rows[np.argmax(scores[rows])]) if len(rows) else 0
+    if not len(rows):
+        return 0
+    return int(rows[np.argmax(np.isclose(scores[rows], scores[rows].max(), rtol=RESOLUTION, atol=0))])

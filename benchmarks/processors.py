@@ -1,0 +1,127 @@
+"""How many choices another processor would make differently: one profile under other instruction sets and threads.
+
+    python -m benchmarks.processors --profile smoke            # every setting, against this machine's own
+    python -m benchmarks.processors --profile embedded --setting avx2-1
+
+A setting holds torch, oneDNN, MKL, OpenBLAS and numpy to an older instruction set, and OpenMP to a number of threads:
+each adds up floats in an order of its own, as another processor does. Every setting samples, trains and chooses anew
+in a process and a folder of its own (data/runs/processors), so that differences grow as they would elsewhere. Writes
+reports/benchmarks/processors.csv, a row a profile and setting. Smoke: about two minutes a setting on 2 cores.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from acs_lib import paths
+from acs_lib.paths import replacing
+
+OWN = "own-2"  # what the others are compared with
+SETS = {
+    "own": {},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    },
+    "default": {
+        "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+    },
+    "compatible": {"MKL_CBWR": "COMPATIBLE"},  # the code path that MKL takes on processors that are not Intel's
+}  # fmt: skip
+SETTINGS = {f"{name}-{threads}": (held, threads) for name, held in SETS.items() for threads in (1, 2)}
+FRAMES = ("answers", "choices", "predictions", "heads")
+
+
+def folder_of(profile: str, setting: str) -> Path:
+    """Where what one setting gave is kept."""
+    return paths.RUNS / "processors" / profile / setting
+
+
+def compute(name: str, setting: str) -> None:
+    """Sample, train and choose as the profile does; writes FRAMES into the setting's folder."""
+    from acs_lib.profiles import load_profile
+    from acs_lib.study import Study
+
+    profile = load_profile(name)
+    study = Study(profile.model_copy(update={"name": f"processors/{name}/{setting}"}))
+    kept = {frame: [] for frame in FRAMES}
+    for lvlm, dataset, split, run in study.runs():
+        records = run.records()[["query_id", "candidate", "text"]]
+        kept["answers"].append(records.assign(lvlm=lvlm, dataset=dataset, split=split))
+    for lvlm in profile.lvlms:
+        _, table, _ = study.head_table(lvlm)
+        kept["heads"].append(table)
+    for lvlm, dataset in study.columns:
+        column = {"lvlm": lvlm.name, "dataset": dataset.name}
+        kept["choices"].append(study.choices(lvlm, dataset).assign(**column))
+        kept["predictions"].append(study.predictions(lvlm, dataset, "test").assign(**column))
+    for frame, parts in kept.items():
+        with replacing(folder_of(name, setting) / f"{frame}.parquet") as aside:
+            pd.concat(parts, ignore_index=True).to_parquet(aside)
+
+
+def compared(name: str, setting: str) -> dict:
+    """What differs between a setting and OWN: numbers of answers and choices, heads of D_c, largest differences."""
+    ours, own = (
+        {frame: pd.read_parquet(folder_of(name, which) / f"{frame}.parquet") for frame in FRAMES}
+        for which in (setting, OWN)
+    )
+    row = {"profile": name, "setting": setting}
+    keys = ["lvlm", "dataset", "split", "query_id", "candidate"]
+    answers = ours["answers"].merge(own["answers"], on=keys, how="outer", suffixes=("", "_own"))
+    row |= {"answers": len(answers), "answers_differ": int((answers["text"] != answers["text_own"]).sum())}
+    keys = ["lvlm", "dataset", "method", "query_id"]
+    choices = ours["choices"].merge(own["choices"], on=keys, suffixes=("", "_own"))
+    learned, moved = choices["method"] == "ACS-Learned", choices["iou"] != choices["iou_own"]
+    row |= {
+        "choices": len(choices),
+        "candidates_differ": int((choices["candidate"] != choices["candidate_own"]).sum()),
+        "boxes_differ": int(moved.sum()),
+        "boxes_differ_acs_learned": int((moved & learned).sum()),
+        "acs_learned_choices": int(learned.sum()),
+    }
+    rates = choices.groupby(["lvlm", "dataset", "method"])[["hit", "hit_own"]].mean()
+    row["acc50_moves_by"] = (rates["hit"] - rates["hit_own"]).abs().max()
+    found = ours["predictions"].merge(
+        own["predictions"], on=["lvlm", "dataset", "query_id", "candidate"], suffixes=("", "_own")
+    )
+    row["predicted_iou_moves_by"] = (found["predicted"] - found["predicted_own"]).abs().max()
+    row["predicted_iou_moves_by_median"] = (found["predicted"] - found["predicted_own"]).abs().median()
+    heads = ours["heads"].merge(own["heads"], on=["lvlm", "layer", "head"], suffixes=("", "_own"))
+    row["heads_differ"] = int((heads["selected"] != heads["selected_own"]).sum())
+    row["auroc_moves_by"] = (heads["auroc"] - heads["auroc_own"]).abs().max()
+    return row
+
+
+def main(
+    profile: str = "smoke",
+    setting: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETTINGS)}; by default all.")] = None,
+    child: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    if child:
+        compute(profile, setting[0])
+        return
+    for name in dict.fromkeys([OWN, *(setting or SETTINGS)]):
+        if not (folder_of(profile, name) / f"{FRAMES[-1]}.parquet").exists():
+            held, threads = SETTINGS[name]
+            command = [sys.executable, "-m", "benchmarks.processors", "--profile", profile, "--setting", name]
+            environment = {**os.environ, **held, "OMP_NUM_THREADS": str(threads)}
+            subprocess.run([*command, "--child"], env=environment, cwd=paths.ROOT, check=True)
+    rows = pd.DataFrame([compared(profile, name) for name in setting or SETTINGS if name != OWN])
+    typer.echo(rows.set_index("setting").T.to_string())
+    path = paths.REPORTS / "benchmarks" / "processors.csv"
+    if path.exists():
+        before = pd.read_csv(path)
+        rows = pd.concat([before[~before["setting"].isin(rows["setting"]) | (before["profile"] != profile)], rows])
+    with replacing(path) as aside:
+        rows.to_csv(aside, index=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
