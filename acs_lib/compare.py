@@ -95,8 +95,8 @@ def _by_name(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return frame.set_index(pd.MultiIndex.from_frame(frame[names].assign(place=place))).drop(columns=names)
 
 
-def _told(row: tuple) -> str:
-    *names, place = row
+def _told(row: tuple | int) -> str:
+    *names, place = row if isinstance(row, tuple) else (row,)
     return f"row {', '.join(map(str, names))}" + (f" ({place + 1})" if place or not names else "")
 
 

@@ -48,7 +48,7 @@ def test_one_answer_may_change_and_two_may_not(table):
         (lambda t: pd.concat([t, t.tail(1).assign(method="new")]), "row one, new is not in the reference"),
         (lambda t: t.rename(columns={"acc50": "miou", "miou": "acc50"}), "columns are"),
         (lambda t: t.assign(acc50=t["miou"], miou=t["acc50"]), "row one, greedy, acc50: 0.41, the reference has 0.479"),
-        (lambda t: t.assign(method=t["method"].replace("ACS-Free", "ACS")), "row one, ACS-Free is missing"),
+        (lambda t: t.assign(method=t["method"].replace("ACS-Free", "ACS")), "row one (3), method: 'ACS', the reference says 'ACS-Free'"),
         (lambda t: t.assign(n_queries=49), "row one, greedy, n_queries: 49, the reference has 48"),
         (lambda t: t.assign(p_value=[np.nan, 0.3, 0.2, np.nan, 0.001]), "row one, ACS-Learned, p_value: nan, the"),
         (lambda t: t.assign(p_value=[np.nan, 0.7, 0.2, 0.8, 0.001]), "row one, sequence log-prob, p_value: 0.7, the"),

@@ -116,6 +116,11 @@ def test_identical_methods_differ_by_exactly_nothing():
     assert evaluate.paired_difference(choices, queries, "twin", "greedy", draws=300) == (0, 0, 0, 1)
 
 
+def test_a_difference_of_nothing_but_rounding_is_none():
+    """Means over a pool leave 1e-17 instead of 0, on one processor above it and on another below."""
+    assert [evaluate._p_value(np.full((99, 1), tiny)).tolist() for tiny in (-1e-17, 0, 1e-17)] == [[1], [1], [1]]
+
+
 def test_a_method_better_on_every_image():
     # on each image of two queries greedy hits neither or one, the other method one more
     choices, queries = frame({"greedy": [0, 0] * 10 + [1, 0] * 10, "better": [1, 0] * 10 + [1, 1] * 10},

@@ -103,6 +103,8 @@ def test_separation_by_hand():
     iou = np.array([0.9, 0.0, 0.7, 0.0])
     assert heads.separation(entropy, iou) == pytest.approx(3 / 4)  # of 4 pairs only (3, 2) is the wrong way round
     assert heads.separation_within(entropy, iou, np.array(["a", "a", "b", "b"])) == 1
+    for rounding in (-1e-6, 0, 1e-6):  # answers that begin alike have one entropy, up to the processor's rounding
+        assert heads.separation_within(entropy[[0, 0]] + [0, rounding], iou[:2], np.array(["a", "a"])) == 0.5
 
 
 def test_select_heads_stays_inside_the_critical_layers():
@@ -142,6 +144,37 @@ def test_a_regressor_is_saved_with_the_same_bytes(tmp_path, model):
     for file in files:
         regressor.save(model, file, "mine")
     assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_a_regressor_of_another_format_is_refused(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(regressor, "FORMAT", 2)
+    regressor.save(model, tmp_path / "r.safetensors", "mine")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="r.safetensors is a regressor of format 2, .* acs calibrate trains one"):
+        regressor.load(tmp_path / "r.safetensors", "mine")
+
+
+def test_rounding_does_not_move_the_gradient_from_one_peak_to_another(model):
+    """Two peaks of equal height: with a true maximum all of the gradient jumps to the one that rounding favours."""
+    gradients = []
+    for rounding in (-1e-6, 1e-6):
+        maps = torch.full((1, 4, LAYERS, HEADS, SIDE, SIDE), 1e-3)
+        maps[..., 1, 1], maps[..., -2, -2] = 0.5, 0.5 + rounding
+        maps.requires_grad_(True)
+        gradients.append(torch.autograd.grad(model(maps).sum(), maps)[0])
+    first, second = gradients
+    assert (first - second).abs().max() < 0.01 * first.abs().max()
+
+
+def test_no_random_number_of_training_depends_on_the_processor(model):
+    """torch.rand gives the same numbers everywhere; bernoulli_, which nn.Dropout draws from, and randn do not."""
+    assert not any(isinstance(module, torch.nn.Dropout) for module in model.modules())
+    maps = torch.rand(3, 4, LAYERS, HEADS, SIDE, SIDE)
+    model.train()
+    dropped = [(torch.manual_seed(seed), model(maps))[1] for seed in (0, 0, 1)]
+    model.eval()
+    assert torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[0], dropped[2])
+    assert torch.equal(model(maps), model(maps))
 
 
 def test_training_is_reproducible(runs, model):

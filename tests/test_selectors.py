@@ -5,6 +5,7 @@ import pytest
 
 from acs_lib.candidates import Candidates
 from acs_lib.selectors import FAMILIES, FUSIONS, SELECTORS, acs_free, acs_learned, choose, p_true, spatial_entropy
+from acs_lib.selectors.base import above
 from acs_lib.selectors.attention import entropy_of_heads, random_heads, spatial_entropy_of_map
 from acs_lib.selectors.consensus import coordinate_median, medoid, pixel_vote, weighted_box_fusion
 from acs_lib.selectors.likelihood import deepconf_lowest_window
@@ -51,6 +52,9 @@ def test_registry_is_complete_and_every_selector_scores_every_candidate():
         ([9, 1, 3, 2], [1, 1, 1, 1], "all", 0),
         ([9, 1, 3, 2], [1, 1, 0, 1], "sampled", 3),
         ([0, 5, 5, 5], [1, 1, 1, 1], "sampled", 1),  # first on ties
+        ([0, 5, 5.00001, 5.00002], [1, 1, 1, 1], "sampled", 1),  # which rounding does not break
+        ([0, -2e-4, -2e-4 + 1e-10, -3e-4], [1, 1, 1, 1], "sampled", 1),  # whatever the score's size
+        ([0, 5, 5.0002, 5.0001], [1, 1, 1, 1], "sampled", 2),
         ([0, np.nan, 1, 0], [1, 1, 1, 1], "sampled", 2),
         ([0, np.nan, -np.inf, -np.inf], [1, 1, 1, 1], "sampled", 2),
         ([0, np.nan, np.nan, np.nan], [1, 1, 1, 1], "sampled", 0),
@@ -68,6 +72,10 @@ def test_choose_refuses_what_it_cannot_mean():
         choose([1.0, 2.0], [True, True], "best")
     with pytest.raises(ValueError, match="scores"):
         choose([1.0, 2.0], [True, True, True])
+
+
+def test_above_counts_a_tie_half_though_rounding_broke_it():
+    assert above(np.array([2.0, 1.0, 1.0, 1.0]), np.array([1.0, 2.0, 1.0, 1.000001])).tolist() == [1, 0, 0.5, 0.5]
 
 
 # controls
