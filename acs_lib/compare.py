@@ -26,7 +26,7 @@ FEWEST = 48  # queries, where a table does not say of how many a number is the m
 SIZES = ("n_queries", "pairs", "n")  # the columns that say it
 COUNTS = ("n", "answers", "pairs", "queries", "gained", "lost")
 KEYS = ("layer", "head", "seed", "epoch", "candidate")  # whole numbers that name a row, as words do
-MACHINES_OWN = re.compile("seconds|memory|bytes")
+MACHINES_OWN = re.compile("seconds|^peak_mb")
 PROBABILITY = re.compile("^p_|^share_of_draws$")
 ODDS = re.compile("^odds_ratio")
 RANK = re.compile("^mean_rank|^.+, .+$")  # ranks.csv has a column '<lvlm>, <dataset>' each
@@ -109,10 +109,8 @@ def _moved(name: str, reference: pd.Series, found: pd.Series, n: np.ndarray) -> 
     with np.errstate(invalid="ignore"):
         step = abs(shares[1] - shares[0]) if ODDS.search(name) else abs(b - a)
     same = (a == b) | (np.isnan(a) & np.isnan(b)) | (step <= most)
-    return [
-        [] if same[i] else [f"{b[i]:.6g}, the reference has {a[i]:.6g}: moved by {step[i]:.3g}, {most[i]:.3g} is allowed"]
-        for i in range(len(a))
-    ]
+    told = "{:.6g}, the reference has {:.6g}: moved by {:.3g}, {:.3g} is allowed".format
+    return [[] if fits else [told(*numbers)] for fits, *numbers in zip(same, b, a, step, most)]
 
 
 def folders(reference: Path, found: Path) -> list[str]:

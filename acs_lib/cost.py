@@ -111,8 +111,8 @@ def stages(
 
 def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads) -> pd.DataFrame:
     """cost.csv of one LVLM, small test objects of the train set's dataset: stage, seconds_per_query (median over
-    BATCHES; a first one warms up), share of their sum, peak_mb (growth of memory for a batch, the largest of
-    MEMORY_BATCHES), peak_mb_per_query and batch_queries. A difference that noise makes negative is 0."""
+    BATCHES; a first one warms up), share_of_seconds (of their sum), peak_mb (growth of memory for a batch, the largest
+    of MEMORY_BATCHES), peak_mb_per_query and batch_queries. A difference that noise makes negative is 0."""
     queries, model = study.test_queries(lvlm_spec, study.train_set, "small"), study.fit(lvlm_spec)
     batch = min(len(queries), study.profile.batch_queries)
     parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:BATCHES]
@@ -123,5 +123,5 @@ def table(study: Study, lvlm_spec: LVLMSpec, heads: Heads) -> pd.DataFrame:
     rows = [(lvlm_spec.name, stage, seconds[stage], peak[stage], peak[stage] / batch, batch) for stage in STAGES]
     names = ["lvlm", "stage", "seconds_per_query", "peak_mb", "peak_mb_per_query", "batch_queries"]
     frame = pd.DataFrame(rows, columns=names)
-    frame.insert(3, "share", frame["seconds_per_query"] / frame["seconds_per_query"].sum())
+    frame.insert(3, "share_of_seconds", frame["seconds_per_query"] / frame["seconds_per_query"].sum())
     return frame

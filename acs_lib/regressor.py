@@ -184,7 +184,9 @@ def load(path: Path, lvlm: str) -> AttentionIoURegressor:
         settings = json.loads(file.metadata()["regressor"])
         state = {name: file.get_tensor(name) for name in file.keys()}
     if (made := settings.pop("format", 2)) != FORMAT:
-        raise ValueError(f"{path} is a regressor of format {made}, this version reads {FORMAT}; acs calibrate trains one")
+        raise ValueError(
+            f"{path} is a regressor of format {made}, and this version reads format {FORMAT}; acs calibrate trains one"
+        )
     if (owner := settings.pop("lvlm")) != lvlm:
         raise ValueError(f"{path} belongs to the LVLM {owner!r}, not {lvlm!r}; train one for it")
     model = AttentionIoURegressor(**settings)

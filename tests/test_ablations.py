@@ -400,7 +400,7 @@ def test_analyses_of_a_planted_study(study):
 
 def test_cost_in_words_and_bars():
     table = pd.DataFrame(
-        {"lvlm": "tiny", "stage": cost.STAGES, "seconds_per_query": 0.002, "share": 1 / 7, "peak_mb": 10.0}
+        {"lvlm": "tiny", "stage": cost.STAGES, "seconds_per_query": 0.002, "share_of_seconds": 1 / 7, "peak_mb": 10.0}
     )
     assert "prefill and decoding 2.0 ms" in analysis_views.say_cost(table).data
     left, right = figures.cost(table).axes

@@ -48,7 +48,7 @@ def test_one_answer_may_change_and_two_may_not(table):
         (lambda t: pd.concat([t, t.tail(1).assign(method="new")]), "row one, new is not in the reference"),
         (lambda t: t.rename(columns={"acc50": "miou", "miou": "acc50"}), "columns are"),
         (lambda t: t.assign(acc50=t["miou"], miou=t["acc50"]), "row one, greedy, acc50: 0.41, the reference has 0.479"),
-        (lambda t: t.assign(method=t["method"].replace("ACS-Free", "ACS")), "row one (3), method: 'ACS', the reference says 'ACS-Free'"),
+        (lambda t: t.assign(method=t["method"].replace("ACS-Free", "ACS")), "row one (3), method: 'ACS', the"),
         (lambda t: t.assign(n_queries=49), "row one, greedy, n_queries: 49, the reference has 48"),
         (lambda t: t.assign(p_value=[np.nan, 0.3, 0.2, np.nan, 0.001]), "row one, ACS-Learned, p_value: nan, the"),
         (lambda t: t.assign(p_value=[np.nan, 0.7, 0.2, 0.8, 0.001]), "row one, sequence log-prob, p_value: 0.7, the"),
@@ -84,9 +84,9 @@ def test_times_are_a_machines_own_but_their_rows_are_not():
     [
         ("- a on b: above greedy (+12.5 [+4.4, +20.4]), r 0.47, 97 pairs", None),
         ("- a on b: above greedy (+14.6 [+4.4, +20.5]), r 0.48, 97 pairs", None),
-        ("- a on b: above greedy (+22.5 [+4.4, +20.4]), r 0.47, 97 pairs", "+22.5, the reference says +12.5: moved by 10"),
-        ("- a on b: above greedy (+12.5 [+4.4, +20.4]), r 0.57, 97 pairs", "0.57, the reference says 0.47: moved by 0.1"),
-        ("- a on b: above greedy (+12.5 [+4.4, +20.4]), r 0.47, 98 pairs", "98, the reference says 97: moved by 1"),
+        ("- a on b: above greedy (+22.5 [+4.4, +20.4]), r 0.47, 97 pairs", "+22.5, the reference says +12.5: moved"),
+        ("- a on b: above greedy (+12.5 [+4.4, +20.4]), r 0.57, 97 pairs", "0.57, the reference says 0.47: moved"),
+        ("- a on b: above greedy (+12.5 [+4.4, +20.4]), r 0.47, 98 pairs", "98, the reference says 97: moved"),
         ("- a on b: below greedy (+12.5 [+4.4, +20.4]), r 0.47, 97 pairs", "'- a on b: below greedy"),
     ],
 )  # fmt: skip
@@ -194,7 +194,7 @@ def executed(folder, source, says):
 
 @pytest.mark.parametrize(
     ("says", "told"),
-    [("r is 0.471 of 48", None), ("r is 0.671 of 48", "0.471, the reference says 0.671: moved by 0.2, 0.05 is allowed")],
+    [("r is 0.471 of 48", None), ("r is 0.671 of 48", "0.471, the reference says 0.671: moved by 0.2, 0.05 is")],
 )
 def test_nbval_with_the_plugin_says_which_number_moved(tmp_path, says, told):
     notebook = executed(tmp_path, "print('r is 0.473 of 48'.replace('3 of', '1 of'))", says)

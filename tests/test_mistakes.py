@@ -49,7 +49,9 @@ def test_makeup_leaves_out_greedy_and_mixed_needs_both():
     assert set(designs.mixed(table)["query_id"]) == {"a"}
 
 
-@pytest.mark.parametrize(("scores", "right"), [([9, 1, 0], 1.0), ([9, 0, 1], 0.0), ([9, 1, 1], 0.5), ([9, 1, 1.000001], 0.5)])
+@pytest.mark.parametrize(
+    ("scores", "right"), [([9, 1, 0], 1.0), ([9, 0, 1], 0.0), ([9, 1, 1], 0.5), ([9, 1, 1.000001], 0.5)]
+)
 def test_ranked_right_counts_pairs_inside_queries(scores, right):
     query = Few("a", [TRUTH, TRUTH, OTHER[0]])
     kinds = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "kind": ["good", "another object"]})

@@ -1,6 +1,7 @@
 """The notebooks are thin, executed, free of a machine's paths, and their smoke profile gives what is promised.
 
-`./run_all.sh --test` also runs nbval, which executes them and compares every output with the stored one.
+`./run_all.sh --test` also runs nbval, which executes them and compares every output with the stored one; how far a
+number may move there and in the tables is in acs_lib.compare.
 """
 
 import ast
@@ -14,7 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from acs_lib import paths
+from acs_lib import compare, paths
 from acs_lib.profiles import load_profile
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -162,6 +163,11 @@ def test_smoke_leaves_all_that_is_promised(smoke):
     assert set(manifest["seconds"]) == {path.stem for path in NOTEBOOKS}
     assert list(manifest["weights"]) == [f"{lvlm.source}/model.safetensors" for lvlm in load_profile("smoke").lvlms]
     assert machine_paths(smoke) == {}
+
+
+def test_smoke_tables_are_the_committed_ones_up_to_rounding(smoke):
+    differences = compare.folders(paths.LIBRARY.parent / "reports" / "reference" / "smoke" / "tables", smoke / "tables")
+    assert not differences, "\n".join(differences)
 
 
 def test_smoke_main_results(smoke):

@@ -150,7 +150,7 @@ def test_a_regressor_of_another_format_is_refused(tmp_path, model, monkeypatch):
     monkeypatch.setattr(regressor, "FORMAT", 2)
     regressor.save(model, tmp_path / "r.safetensors", "mine")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="r.safetensors is a regressor of format 2, .* acs calibrate trains one"):
+    with pytest.raises(ValueError, match="r.safetensors is a regressor of format 2, .*; acs calibrate trains one"):
         regressor.load(tmp_path / "r.safetensors", "mine")
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from acs_lib.candidates import Candidates
 from acs_lib.selectors import FAMILIES, FUSIONS, SELECTORS, acs_free, acs_learned, choose, p_true, spatial_entropy
-from acs_lib.selectors.base import above
 from acs_lib.selectors.attention import entropy_of_heads, random_heads, spatial_entropy_of_map
+from acs_lib.selectors.base import above
 from acs_lib.selectors.consensus import coordinate_median, medoid, pixel_vote, weighted_box_fusion
 from acs_lib.selectors.likelihood import deepconf_lowest_window
 
