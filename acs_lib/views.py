@@ -587,7 +587,7 @@ def scored(candidates: Candidates, selector, truth: np.ndarray) -> pd.DataFrame:
             "iou": bx.iou(candidates.boxes, truth),
         }
     )
-    return table[1:].sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    return table[1:].sort_values("score", ascending=False, kind="stable", key=lambda s: s.round(5), ignore_index=True)
 
 
 def headline(study: Study, main: pd.DataFrame, compared: pd.DataFrame) -> Markdown:

@@ -53,7 +53,8 @@ def test_registry_is_complete_and_every_selector_scores_every_candidate():
         ([9, 1, 3, 2], [1, 1, 0, 1], "sampled", 3),
         ([0, 5, 5, 5], [1, 1, 1, 1], "sampled", 1),  # first on ties
         ([0, 5, 5.00001, 5.00002], [1, 1, 1, 1], "sampled", 1),  # which rounding does not break
-        ([0, -2e-4, -2e-4 + 1e-10, -3e-4], [1, 1, 1, 1], "sampled", 1),  # whatever the score's size
+        ([0, -2e-4, -2e-4 + 1e-10, -3e-4], [1, 1, 1, 1], "sampled", 1),
+        ([0, 0, 1e-17, -1e-17], [1, 1, 1, 1], "sampled", 1),
         ([0, 5, 5.0002, 5.0001], [1, 1, 1, 1], "sampled", 2),
         ([0, np.nan, 1, 0], [1, 1, 1, 1], "sampled", 2),
         ([0, np.nan, -np.inf, -np.inf], [1, 1, 1, 1], "sampled", 2),

@@ -9,7 +9,7 @@ from acs_lib.candidates import Candidates
 
 FAMILIES = ("control", "likelihood", "consensus", "attention", "acs-free", "acs-learned", "fusion")
 POOLS = ("sampled", "all")
-RESOLUTION = 1e-5  # of a score's size. Scores are float32: equal ones differ by some 1e-7, otherwise on every processor
+RESOLUTION = {"rtol": 1e-5, "atol": 1e-6}  # of scores, float32: equal ones differ by 1e-7, on each processor otherwise
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Fusion:
 
 def above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[...] 1 where score `a` is above `b`, 0.5 where both are equal up to RESOLUTION, else 0; broadcastable arrays."""
-    return np.where(np.isclose(a, b, rtol=RESOLUTION, atol=0), 0.5, np.greater(a, b))
+    return np.where(np.isclose(a, b, **RESOLUTION), 0.5, np.greater(a, b))
 
 
 def choose(scores: np.ndarray, parsed: np.ndarray, pool: str = "sampled") -> int:
@@ -69,4 +69,4 @@ def choose(scores: np.ndarray, parsed: np.ndarray, pool: str = "sampled") -> int
     rows = np.flatnonzero(eligible)
     if not len(rows):
         return 0
-    return int(rows[np.argmax(np.isclose(scores[rows], scores[rows].max(), rtol=RESOLUTION, atol=0))])
+    return int(rows[np.argmax(np.isclose(scores[rows], scores[rows].max(), **RESOLUTION))])
