@@ -21,7 +21,7 @@ import typer
 from acs_lib import paths
 from acs_lib.paths import replacing
 
-OWN = "own-2"  # what the others are compared with
+OWN = "own-1"  # what the others are compared with
 SETS = {
     "own": {},
     "avx2": {
@@ -67,7 +67,13 @@ def compute(name: str, setting: str) -> None:
 
 
 def compared(name: str, setting: str) -> dict:
-    """What differs between a setting and OWN: numbers of answers and choices, heads of D_c, largest differences."""
+    """What differs between a setting and OWN, a row of processors.csv.
+
+    answers, choices, acs_learned_choices: how many there are; answers_differ: in their text; candidates_differ: choices
+    of another candidate; boxes_differ: of one with another IoU, of all methods and of ACS-Learned; acc50_moves_by: the
+    most that Acc@0.5 (0-1) of any method and column moved; predicted_iou_moves_by (0-1): most and median over answers;
+    heads_differ: heads in one D_c alone; auroc_moves_by: the most that a head's AUROC moved
+    """
     ours, own = (
         {frame: pd.read_parquet(folder_of(name, which) / f"{frame}.parquet") for frame in FRAMES}
         for which in (setting, OWN)
