@@ -14,6 +14,7 @@ from acs_lib import compare, grounding, load_lvlm, paths, pipeline, sampling, vi
 from acs_lib.candidates import COORDINATES
 from tests.nbval_numbers import Output, differences
 
+REFERENCE = sorted((paths.REPORTS / "reference" / "smoke" / "tables").glob("*.csv"))
 METHODS = ("greedy", "sequence log-prob", "ACS-Free", "ACS-Learned", "oracle best of N")
 
 
@@ -131,6 +132,18 @@ def test_folders_are_compared_table_by_table(table, tmp_path):
     first, *rest = compare.folders(tmp_path / "a", tmp_path / "b")
     assert first == "other.csv is missing"
     assert len(rest) == 5 and rest[0].startswith("main.csv: row one, greedy, miou: 0.1, the reference has 0.41")
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.stem)
+def test_in_every_reference_table_a_swapped_column_and_a_missing_row_are_found(path):
+    table = pd.read_csv(path)
+    assert compare.tables(table, table.sample(frac=1, random_state=0)[list(table)]) == []
+    assert compare.tables(table, table.drop(index=len(table) // 2)) != []
+    floats = [name for name in table if table[name].dtype.kind == "f" and not compare.MACHINES_OWN.search(name)]
+    for one, other in zip(floats, floats[1:]):
+        if (table[one] - table[other]).abs().max() > 0.01:
+            swapped = table.assign(**{one: table[other], other: table[one]})
+            assert compare.tables(table, swapped) != [], (one, other)
 
 
 # ------------------------------------------------------------------------------------------- another weight is found
