@@ -149,7 +149,7 @@ def smoke():
     """reports/smoke after a run of all notebooks (those that are finished and unchanged are reused)."""
     environment = {name: value for name, value in os.environ.items() if name != "ACS_ROOT"}
     command = [sys.executable, "-m", "acs_lib.cli", "run", "--profile", "smoke"]
-    result = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    result = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=3600)
     assert result.returncode == 0, result.stdout + result.stderr
     return paths.LIBRARY.parent / "reports" / "smoke"
 
