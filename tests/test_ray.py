@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "acs-kit[ray]"')
 
@@ -182,6 +183,16 @@ def small_profile(tmp_path, monkeypatch) -> Profile:
     )  # fmt: skip
 
 
+@pytest.fixture
+def one_thread():
+    """One thread, as Ray's workers have: two add up in another order, which some processors' last digits show."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile, monkeypatch, tmp_path, two_workers):
     monkeypatch.setattr(store, "SHARD", 16)
     column = small_profile, small_profile.lvlms[0], small_profile.datasets[0], "test"
