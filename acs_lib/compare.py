@@ -134,7 +134,7 @@ def _moved(name: str, reference: pd.Series, found: pd.Series, n: np.ndarray) -> 
     none = np.isnan(a) & np.isnan(b)
     if ODDS.search(name):
         step = abs(_share(b) - _share(a))
-        none |= np.isnan(a) != np.isnan(b)
+        none |= (np.isnan(a) != np.isnan(b)) & ~np.isnan(b).all()  # one may be gone, not the column
     else:
         with np.errstate(invalid="ignore"):
             step = abs(b - a)

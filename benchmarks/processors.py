@@ -6,7 +6,8 @@
 A setting holds torch, oneDNN, MKL, OpenBLAS and numpy to an older instruction set, and OpenMP to a number of threads:
 each adds up floats in an order of its own, as another processor does. Every setting samples, trains and chooses anew
 in a process and a folder of its own (data/runs/processors), so that differences grow as they would elsewhere. Writes
-reports/benchmarks/processors.csv, a row a profile and setting. Smoke: about two minutes a setting on 2 cores.
+reports/benchmarks/processors.csv, a row a profile and setting. In float32 the smoke
+profile took about two minutes a setting.
 """
 
 import os

@@ -92,6 +92,7 @@ def test_where_nothing_was_lost_odds_are_infinite():
     assert len(compare.tables(odds, odds.assign(odds_ratio=[4.0, 4.0]))) == 1
     assert len(compare.tables(odds, odds.assign(gained=[4, 4]))) == 1
     assert compare.tables(odds, odds.assign(odds_ratio=[4.0, np.nan])) == []
+    assert len(compare.tables(odds, odds.assign(odds_ratio=np.nan))) == 2
 
 
 def test_times_are_a_machines_own_but_their_rows_are_not():
