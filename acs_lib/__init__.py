@@ -13,7 +13,7 @@ __all__ = ["Grounding", "ground", "load_lvlm"]
 def __getattr__(name: str):
     """The public names are loaded when they are asked for: they bring torch."""
     if name in __all__:
-        from acs_lib import grounding
+        from acs_lib.grounding import api
 
-        return getattr(grounding, name)
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,11 @@ import typer
 from acs_lib import paths, profiles
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
+
+
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 
@@ -30,7 +34,7 @@ def complain(message: str) -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def report_user_errors() -> Iterator[None]:
     """What a user can mend is one line on standard error and an exit code, not a traceback."""
     try:
         yield
@@ -54,11 +58,8 @@ def told() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-# ------------------------------------------------------------------------------------- what the shell can complete
-
-
 def _methods(incomplete: str) -> list[str]:
-    from acs_lib.selectors import METHODS
+    from acs_lib.method.baselines import METHODS
 
     return [name for name in METHODS if name.startswith(incomplete)]
 
@@ -77,16 +78,26 @@ LVLMOption = Annotated[
         metavar="NAME", help="A profile's LVLM, a folder, or a hub name (owner/model).", autocompletion=_lvlms
     ),
 ]
+
+
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
 ]
+
+
 SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
+
+
 TemperatureOption = Annotated[
     float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="the LVLM's profile's, or 0.5")
 ]
+
+
 TopPOption = Annotated[
     float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="the LVLM's profile's, or 1")
 ]
+
+
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
 
@@ -94,9 +105,6 @@ SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed
 def main() -> None:
     """Choose the best of several LVLM boxes by the LVLM's own attention."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are no news; that they failed is told
-
-
-# ---------------------------------------------------------------------------------------------------------- ground
 
 
 def _suffixes() -> set[str]:
@@ -122,7 +130,7 @@ def _images(names: list[str]) -> list[Path]:
 
 def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path | None]:
     """Where the picture of each question goes: `save` itself, or a file of its own in the folder `save`."""
-    from acs_lib.selectors import slug
+    from acs_lib.method.baselines import slug
 
     if save is None:
         return [None] * len(questions)
@@ -189,8 +197,8 @@ def ground(
 
     The default LVLM knows the 50 icons of its rendered scenes only: try it on data/embedded/samples/images.
     """
-    with told():
-        from acs_lib.selectors import METHODS, slug
+    with report_user_errors():
+        from acs_lib.method.baselines import METHODS, slug
 
         names = list(arguments)
         if not objects:
@@ -230,11 +238,11 @@ def _note(spec) -> None:
     """Say on standard error what may take long with this LVLM."""
     import torch  # late: it takes seconds
 
-    from acs_lib import grounding, pipeline
+    from acs_lib.lvlms.load import is_embedded, lvlm_source
 
-    if not Path(pipeline.lvlm_source(spec)).is_dir():
+    if not Path(lvlm_source(spec)).is_dir():
         complain(f"note: {spec.source} is fetched from the model hub, unless it is in its cache")
-    if not grounding.is_embedded(spec) and not torch.cuda.is_available():
+    if not is_embedded(spec) and not torch.cuda.is_available():
         complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
 
 
@@ -242,11 +250,12 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
     """Answer all questions and print the answers; True if an image could not be read or an object was not found."""
     from tqdm import tqdm
 
-    from acs_lib import grounding  # late: it takes seconds
-    from acs_lib.lvlms.base import ImageRefused
+    from acs_lib.grounding import api  # late: it takes seconds
+    from acs_lib.lvlms.adapter import ImageRefused
+    from acs_lib.lvlms.load import load_lvlm, lvlm_spec
 
-    _note(grounding.lvlm_spec(lvlm_name))
-    lvlm = grounding.load_lvlm(lvlm_name)
+    _note(lvlm_spec(lvlm_name))
+    lvlm = load_lvlm(lvlm_name)
     quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
     if not as_json:
@@ -256,14 +265,14 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
         if path != opened:
             opened, picture = path, None
             try:
-                picture = grounding.read_image(path)
+                picture = api.read_image(path)
             except (ValueError, OSError) as error:
                 complain(f"error: {error}")
                 failed = True
         if picture is None:
             continue
         try:
-            result = grounding.ground(lvlm, picture, wanted, **settings)
+            result = api.ground(lvlm, picture, wanted, **settings)
         except ImageRefused as error:
             complain(f"error: {path}: {error}")
             failed = True
@@ -281,9 +290,6 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
         if target is not None:
             result.save(target)  # last: an answer is not lost to a full disk
     return failed
-
-
-# -------------------------------------------------------------------------------------------------- calibrate
 
 
 @app.command(short_help="Find D_c of an LVLM, train its regressor.")
@@ -321,32 +327,29 @@ def calibrate(
     acs calibrate --lvlm Qwen/Qwen2.5-VL-7B-Instruct --annotations instances.json --images train/
     acs calibrate --profile embedded
     """
-    with told():
+    with report_user_errors():
         if (profile is None) == (annotations is None) or (annotations is None) != (images is None):
             raise typer.BadParameter("give --annotations and --images, or --profile")
-        from acs_lib import calibrate as calibration  # late: it brings torch
-        from acs_lib import grounding
+        from acs_lib.lvlms.load import lvlm_spec  # late: it brings torch
+        from acs_lib.study.calibrate import fit_heads, make_profile, publish
 
         if profile is not None:
             chosen = profiles.load_profile(profile)
             if out is not None and len(chosen.lvlms) > 1:
                 raise typer.BadParameter(f"profile {profile} has {len(chosen.lvlms)} LVLMs; leave --out away")
         else:
-            spec = grounding.lvlm_spec(lvlm)
+            spec = lvlm_spec(lvlm)
             _note(spec)
-            chosen = calibration.make_profile(
+            chosen = make_profile(
                 spec, annotations, images, queries=queries, small=small, layers=layers, samples=samples,
                 temperature=temperature, top_p=top_p, seed=seed,
             )  # fmt: skip
-            head_set, table, r = calibration.calibrate(chosen)
+            head_set, table, r = fit_heads(chosen)
             complain(f"D_c of {head_set.lvlm}, AUROC of low entropy for good boxes (chance is 0.5):")
             complain(table.to_string(index=False, float_format="{:.3f}".format))
             complain(f"regressor: Pearson r {r:.3f} on the validation images")
-        for path in calibration.publish(chosen, out, regressor):
+        for path in publish(chosen, out, regressor):
             typer.echo(path)
-
-
-# ------------------------------------------------------------------------------------------------- run and report
 
 
 @app.command(short_help="Run a profile and write its report.")
@@ -374,7 +377,7 @@ def run(
 
     The executed notebooks, tables, figures and index.html land in reports/<profile>.
     """
-    with told():
+    with report_user_errors():
         from acs_lib import runner  # late: it brings Jupyter
 
         begun = time.perf_counter()
@@ -396,14 +399,14 @@ def report(profile: ProfileOption = "embedded") -> None:
 
     For the paper's own LVLMs and data it can be built at any time: what was not run is marked as such.
     """
-    with told():
-        chosen = profiles.load_profile(profile)
-        from acs_lib.report import html, tables
+    with report_user_errors():
+        from acs_lib.report import page, tables  # late: they take seconds
 
+        chosen = profiles.load_profile(profile)
         compared = tables.write_comparison(chosen, paths.reports(profile))
         if not compared and not (paths.reports(profile) / "manifest.json").is_file():
             raise FileNotFoundError(f"profile {profile} has no finished run; run acs run --profile {profile}")
-        typer.echo(html.build(profile))
+        typer.echo(page.build(profile))
 
 
 @app.command(short_help="Train an embedded LVLM anew.")
@@ -429,16 +432,16 @@ def train_embedded(
 
     On 2 cores well over an hour, with --from a quarter of an hour.
     """
-    with told():
-        from acs_lib.lvlms import embedded  # late: it brings torch
+    with report_user_errors():
+        from acs_lib.embedded import training  # late: it brings torch
 
-        if family not in embedded.RECIPES:
-            raise ValueError(f"no embedded LVLM is called {family!r}; choose one of {', '.join(embedded.RECIPES)}")
+        if family not in training.RECIPES:
+            raise ValueError(f"no embedded LVLM is called {family!r}; choose one of {', '.join(training.RECIPES)}")
         folder, work = folder or paths.EMBEDDED / family, work or paths.DATA / "train" / family
         if anew:
             shutil.rmtree(work, ignore_errors=True)
-        recipe = embedded.RECIPES[family] if start is None else embedded.HABIT
-        digest = embedded.train(family, folder, work, recipe, start=start)
+        recipe = training.RECIPES[family] if start is None else training.HABIT
+        digest = training.train(family, folder, work, recipe, start=start)
         typer.echo(f"{folder}: weights {digest}")
 
 
@@ -469,7 +472,7 @@ def data(
     The same command goes on where it stopped. With --annotations and --images nothing is fetched: what is on disk is
     linked to where the profile looks for it, and checked. Exit code 1 if images are missing.
     """
-    with told():
+    with report_user_errors():
         from acs_lib.datasets import download  # late: it brings torch
 
         if (annotations is None) != (images is None):

@@ -1,19 +1,30 @@
 """Every path of the kit, from one root; nothing here depends on the current folder."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 LIBRARY = Path(__file__).resolve().parent
+
+
 PROFILES = LIBRARY / "profiles"  # <profile>.yaml
+
 
 # The project's folder; ACS_ROOT is for an acs_lib that is installed elsewhere than in its project.
 ROOT = Path(os.environ.get("ACS_ROOT") or LIBRARY.parent).expanduser().resolve()
+
+
 NOTEBOOKS = ROOT / "notebooks"
+
+
 DATA = ROOT / "data"
+
+
 EMBEDDED = DATA / "embedded"  # weights of the embedded LVLMs, the icons' licence
+
+
 RUNS = DATA / "runs"  # what a run computes: candidates, maps, regressors; not kept in git
+
+
 REPORTS = ROOT / "reports"
 
 
@@ -25,22 +36,3 @@ def runs(profile: str) -> Path:
 def reports(profile: str) -> Path:
     """The folder of a profile's tables, figures, executed notebooks and index.html."""
     return REPORTS / profile
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to instead of `path`, renamed to it at the end: readers see the old file or the new one, never
-    half of one. An error leaves the old file as it was."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8", newline="\n")

@@ -61,7 +61,7 @@ class DatasetSpec(Strict):
 
 
 class SamplingSpec(Strict):
-    """See acs_lib.sampling.Sampling."""
+    """See acs_lib.method.sampling.Sampling."""
 
     samples: int = Field(10, ge=1)
     temperature: float = Field(gt=0)
@@ -72,7 +72,7 @@ class SamplingSpec(Strict):
 
 
 class RegressorSpec(Strict):
-    """See acs_lib.regressor."""
+    """See acs_lib.method.regressor."""
 
     width: int = 48
     epochs: int = 8
@@ -94,7 +94,7 @@ class HeadsSpec(Strict):
 
 
 class AblationsSpec(Strict):
-    """What notebook 09 varies besides what any run's stored candidates give (see acs_lib.ablations). Every value of
+    """What notebook 09 varies besides what any run's stored candidates give (see study.ablations). Every value of
     `temperatures`, `top_ps`, `rows` and `trained_on` is sampled anew, with as many queries as the profile has. A
     dataset besides `train_on` that has a train split gets heads and a regressor of its own, for this comparison alone.
     """
@@ -109,7 +109,7 @@ class AblationsSpec(Strict):
 
 
 class SeedsSpec(Strict):
-    """Over how many seeds of each source of randomness the spread of the results is shown (see acs_lib.seeds); 0: not
+    """Over how many seeds of each source of randomness the spread of the results is shown (see study.seeds); 0: not
     shown. Every seed of sampling samples the test splits' small objects once more, every one of the regressor trains
     one."""
 
@@ -118,7 +118,7 @@ class SeedsSpec(Strict):
 
 
 class GPUSpec(Strict):
-    """What the plan (acs_lib.plan) reckons with. Peak figures are NVIDIA's data sheet of the A100 SXM 80 GB (dense
+    """What the plan (acs_lib.runs.plan) reckons with. Peak figures are NVIDIA's data sheet of the A100 SXM 80 GB (dense
     bfloat16, HBM2e); the shares of the peak that are reached are assumptions, for transformers without a compiler."""
 
     name: str = "A100 SXM 80 GB"

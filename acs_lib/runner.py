@@ -27,10 +27,15 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 from acs_lib import paths
+from acs_lib.core.files import write_text
 from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, which is no result
+
+
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
+
+
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
 
 
@@ -64,11 +69,8 @@ def _from_root(path: Path) -> str:
     return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name
 
 
-# ---------------------------------------------------------------------------------------------- what is to be run
-
-
 @dataclass(frozen=True)
-class Stage:
+class NotebookStage:
     """One notebook of a run. `inputs` are the digests of what its result depends on, `digest` adds those of the
     notebooks before it; `parameters` are what papermill hands over besides the profile's name."""
 
@@ -105,7 +107,7 @@ class Stage:
         return f"{missing[0]} is missing" if missing else None
 
 
-def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Stage]:
+def make_stages(profile: Profile, name: str, engine: str = "local") -> list[NotebookStage]:
     """The stages of a run, checked before anything is computed. RunError for a notebook that is not there, or that
     does not have the parameter `profile` (papermill itself would only warn, and run with the notebook's default).
 
@@ -118,7 +120,7 @@ def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Stag
     }
     if files := _data_files(profile):
         shared["the data"] = _digest(files)
-    stages: list[Stage] = []
+    stages: list[NotebookStage] = []
     for number in sorted(profile.notebooks):
         notebook = next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb"), None)
         if notebook is None:
@@ -131,13 +133,13 @@ def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Stag
         inputs = {"the notebook": source} | shared
         digest = _digest([inputs, stages[-1].digest if stages else ""])
         parameters = {"engine": engine} if "engine" in known else {}
-        stages.append(Stage(notebook, name, inputs, digest, parameters))
+        stages.append(NotebookStage(notebook, name, inputs, digest, parameters))
     if engine != "local" and not any(stage.parameters for stage in stages):
         raise RunError(f"no notebook of the profile {name!r} has the parameter 'engine'; leave --engine out")
     return stages
 
 
-def first_to_run(stages: list[Stage], start: int | None) -> int:
+def first_to_run(stages: list[NotebookStage], start: int | None) -> int:
     """Index of the first stage that has to be run; with `start`, of notebook number `start`, whatever the stamps of
     the earlier ones say. RunError when there is no such notebook or an earlier one is not finished."""
     if start is None:
@@ -152,9 +154,6 @@ def first_to_run(stages: list[Stage], start: int | None) -> int:
     return first
 
 
-# -------------------------------------------------------------------------------------------------------- running
-
-
 def _started_last(executed: Path) -> str:
     """Number and first line of the code cell that a partly executed copy came to."""
     cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
@@ -162,7 +161,7 @@ def _started_last(executed: Path) -> str:
     return f"cell [{number}] `{cells[number - 1].source.partition(chr(10))[0]}`"
 
 
-def _execute(stage: Stage) -> nbformat.NotebookNode:
+def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
     """The executed notebook; RunError says in which cell it failed and why, and leaves <stem>.failed.ipynb."""
     executed = stage.output(".failed.ipynb")  # what is there of it, until the last cell is done
     # Bars of the notebooks would end up in their copies. (papermill's own has read its settings already.)
@@ -191,7 +190,7 @@ def _execute(stage: Stage) -> nbformat.NotebookNode:
     raise RunError(f"{where}\n{cause}\nthe notebook up to there: {_from_root(executed)}")
 
 
-def run_stage(stage: Stage) -> None:
+def run_stage(stage: NotebookStage) -> None:
     """Execute one notebook; write its copy, its HTML and, last of all, its stamp."""
     stage.output("").parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -207,17 +206,14 @@ def run_stage(stage: Stage) -> None:
             ]
     copy = stage.output(".ipynb")
     notebook.metadata.papermill.update(input_path=_from_root(stage.notebook), output_path=_from_root(copy))
-    paths.write_text(copy, nbformat.writes(notebook))
+    write_text(copy, nbformat.writes(notebook))
     resources = {"metadata": {"name": stage.label}}
-    paths.write_text(stage.output(".html"), HTMLExporter().from_notebook_node(notebook, resources=resources)[0])
+    write_text(stage.output(".html"), HTMLExporter().from_notebook_node(notebook, resources=resources)[0])
     folders = (paths.runs(stage.profile), paths.reports(stage.profile))
     files = sorted(path for folder in folders for path in folder.rglob("[!.]*") if path.is_file())
     written = [_from_root(path) for path in files if path.stat().st_mtime >= began]
     stamp = {"digest": stage.digest, "inputs": stage.inputs, "outputs": written, "seconds": round(seconds, 2)}
-    paths.write_text(stage.output(".stamp.json"), json.dumps(stamp, indent=1))
-
-
-# ------------------------------------------------------------------------------------------------------- manifest
+    write_text(stage.output(".stamp.json"), json.dumps(stamp, indent=1))
 
 
 def git_state() -> dict:
@@ -253,7 +249,7 @@ def checkpoints(profile: Profile) -> dict[str, str | None]:
     return found
 
 
-def make_manifest(profile: Profile, stages: list[Stage], git: dict) -> dict:
+def make_manifest(profile: Profile, stages: list[NotebookStage], git: dict) -> dict:
     """Where a report comes from; reused notebooks keep the seconds of the run that made them."""
     seconds = {stage.notebook.stem: stage.stamp()["seconds"] for stage in stages}
     splits = {f"{data.name}-{name}": split.seed for data in profile.datasets for name, split in data.splits.items()}
@@ -273,9 +269,6 @@ def make_manifest(profile: Profile, stages: list[Stage], git: dict) -> dict:
         "seconds": seconds,
         "total_seconds": round(sum(seconds.values()), 2),
     }
-
-
-# ------------------------------------------------------------------------------------------------------------ run
 
 
 def check_gpu(name: str) -> None:
@@ -325,7 +318,7 @@ def run(
     to_run = [(stage, "follows") for stage in stages[first:]]
     to_run[:1] = [(stage, stage.stale() if start is None else "--from") for stage, _ in to_run[:1]]
     if to_run and profile.gpu:
-        from acs_lib import plan  # late: it brings torch
+        from acs_lib.runs import plan  # late: it brings torch
 
         typer.echo(plan.say(profile))
     if dry_run:
@@ -340,8 +333,9 @@ def run(
         typer.echo(f"{stage.label}: running ({reason})")
         run_stage(stage)
         typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
-    paths.write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, git), indent=1))
-    from acs_lib.report import html, tables  # late: they bring SciPy
+    write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, git), indent=1))
+
+    from acs_lib.report import page, tables  # late: they take seconds
 
     tables.write_comparison(profile, paths.reports(name))
-    return html.build(name)
+    return page.build(name)

@@ -13,11 +13,11 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from acs_lib import designs
-from acs_lib.paths import replacing
+from acs_lib.core.files import replacing
+from acs_lib.method.baselines import slug
 from acs_lib.profiles import DatasetSpec, LVLMSpec, SplitSpec, load_profile
-from acs_lib.selectors import slug
-from acs_lib.study import Study
+from acs_lib.study.stages import Study
+from acs_lib.study.training_variants import LOG, kind_table, variant_row
 
 RESEARCH = SplitSpec(images=260, seed=31, queries={"small": 500, "large": 60})
 
@@ -44,14 +44,12 @@ def main(
     changed = {"name": kept_as, "lvlms": (lvlm,), "datasets": (dataset,), "sampling": sampling, "bootstrap": 2000}
     study = Study(profile.model_copy(update=changed))
     _, heads, _ = study.head_table(lvlm)
-    row = designs.design_row(
-        study, lvlm, dataset, study.choices(lvlm, dataset), designs.kind_table(study, lvlm, dataset)
-    )
+    row = variant_row(study, lvlm, dataset, study.choices(lvlm, dataset), kind_table(study, lvlm, dataset))
     row = {"design": design, **row, "auroc": heads["auroc"].max(), "auroc_within": heads["auroc_within_query"].max()}
     keys = ["lvlm", "design", "temperature", "top_p"]
-    log = pd.read_csv(designs.LOG) if designs.LOG.exists() else pd.DataFrame(columns=keys)
+    log = pd.read_csv(LOG) if LOG.exists() else pd.DataFrame(columns=keys)
     same = (log[keys] == [row[key] for key in keys]).all(axis=1)
-    with replacing(designs.LOG) as aside:
+    with replacing(LOG) as aside:
         pd.concat([log[~same], pd.DataFrame([row])]).round(4).to_csv(aside, index=False)
     typer.echo(pd.Series(row).to_string())
 

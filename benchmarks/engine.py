@@ -27,11 +27,14 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from acs_lib import attention, paths, sampling
+from acs_lib import paths
+from acs_lib.core.files import replacing, write_text
+from acs_lib.lvlms.attention_rows import NAME
 from acs_lib.lvlms.qwen_vl import Qwen25VL
-from acs_lib.sampling import Sampling
-from acs_lib.selectors.acs import acs_free
-from acs_lib.selectors.base import choose
+from acs_lib.method import sampling
+from acs_lib.method.maps import box_coverage, head_statistics
+from acs_lib.method.sampling import Sampling
+from acs_lib.method.selection import acs_free, choose
 from tests.conformance.harness import byte_tokenizer, picture
 
 CLASS = "Qwen2_5_VLForConditionalGeneration"
@@ -120,7 +123,7 @@ class Ways:
 
     def ours(self, capture: bool, how: Sampling = HOW) -> list[dict]:
         """All answers to the query."""
-        self.attend(attention.NAME)
+        self.attend(NAME)
         self.step = 0
         (answers,) = sampling.generate(self.lvlm, [self.prompt], [0], how, capture)
         assert all(answer["token_ids"] == self.script for answer in answers)
@@ -138,9 +141,9 @@ class Ways:
             self.model(input_ids=token, past_key_values=cache, position_ids=(position + step).expand(3, 1, ANSWERS))
 
     def candidates(self):
-        self.attend(attention.NAME)
+        self.attend(NAME)
         self.step = 0
-        return sampling.candidates(self.lvlm, [self.prompt], ["a"], [0], ["cup"], HOW)[0][0]
+        return sampling.sample_candidates(self.lvlm, [self.prompt], ["a"], [0], ["cup"], HOW)[0][0]
 
 
 def seconds(call: Callable) -> float:
@@ -226,11 +229,11 @@ def measure(lvlm: Qwen25VL, side: int, repeats: int) -> list[tuple]:
         row("memory of 11 answers' rows", tokens, full / 1e6, all_ / 1e6, "MB"),
     ]
     found = ways.candidates()
-    coverage = sampling.cell_coverage(found.boxes, found.width, found.height, found.maps.shape[-2:])
+    coverage = box_coverage(found.boxes, found.width, found.height, found.maps.shape[-2:])
     selector = acs_free(D_C)
     choices = interleaved(
         {
-            "maps": lambda: sampling.statistics(found.maps, coverage),
+            "maps": lambda: head_statistics(found.maps, coverage),
             "choice": lambda: choose(selector.score(found), found.parsed),
         },
         25,
@@ -273,8 +276,8 @@ def main() -> None:
     for side, repeats in SIDES.items():
         table += measure(lvlm, side, repeats)
         frame = pd.DataFrame(table, columns=NAMES).sort_values(["measure", "image_tokens"])
-        paths.write_text(folder / "engine.csv", frame.to_csv(index=False, float_format="%.5g"))
-    with paths.replacing(folder / "engine.png") as aside:
+        write_text(folder / "engine.csv", frame.to_csv(index=False, float_format="%.5g"))
+    with replacing(folder / "engine.png") as aside:
         plot(frame).savefig(aside, dpi=160, format="png")
 
 

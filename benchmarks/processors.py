@@ -20,7 +20,7 @@ import pandas as pd
 import typer
 
 from acs_lib import paths
-from acs_lib.paths import replacing
+from acs_lib.core.files import replacing
 
 OWN = "own-1"  # what the others are compared with
 SETS = {
@@ -47,7 +47,7 @@ def folder_of(profile: str, setting: str) -> Path:
 def compute(name: str, setting: str) -> None:
     """Sample, train and choose as the profile does; writes FRAMES into the setting's folder."""
     from acs_lib.profiles import load_profile
-    from acs_lib.study import Study
+    from acs_lib.study.stages import Study
 
     profile = load_profile(name)
     study = Study(profile.model_copy(update={"name": f"processors/{name}/{setting}"}))

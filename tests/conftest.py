@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from acs_lib.lvlms.base import LVLM, load_lvlm
-from acs_lib.lvlms.tiny import TINY
+from acs_lib.embedded.models import TINY
+from acs_lib.lvlms.adapter import LVLM
+from acs_lib.lvlms.load import load_checkpoint
 
 
 def _untrained(tmp_path_factory, family: str) -> LVLM:
     folder = tmp_path_factory.mktemp("untrained")
     TINY[family].save(TINY[family].build(0), folder)
-    return load_lvlm(folder, name="untrained", dtype="float32")
+    return load_checkpoint(folder, name="untrained", dtype="float32")
 
 
 @pytest.fixture(scope="session")

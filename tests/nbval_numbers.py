@@ -1,6 +1,6 @@
 """nbval compares outputs to the letter; with this plugin (`-p tests.nbval_numbers`) numbers are compared as numbers.
 
-Words, structure and whole numbers stay as strict as they were; every other number may move as far as acs_lib.compare
+Words, structure and whole numbers stay as strict as they were; every other number may move as far as evaluation.compare
 allows, and a failure says which one moved by how much. A table is compared as the table that it shows, not once more as
 text; pictures are compared by nobody.
 """
@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from nbformat import from_dict
 from nbval.plugin import IPyNbCell
 
-from acs_lib import compare
+from acs_lib.evaluation import compare
 
 
 class Output(str):

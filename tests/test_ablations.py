@@ -11,13 +11,19 @@ from test_evaluate import candidates
 from test_regressor import HEADS, LAYERS, planted
 from test_store import make_queries
 
-from acs_lib import ablations, analysis_views, cost, evaluate, paths, store
-from acs_lib.candidates import STATISTICS
-from acs_lib.heads import HeadSet
+from acs_lib import paths
+from acs_lib.core.candidates import STATISTICS
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM, make_choices
+from acs_lib.method.baselines import SELECTORS
+from acs_lib.method.heads import HeadSet
+from acs_lib.method.selection import acs_free, acs_learned, stored_scores
 from acs_lib.profiles import Profile, load_profile
-from acs_lib.report import analysis_figures as figures
-from acs_lib.selectors import SELECTORS, acs_free, acs_learned
-from acs_lib.study import Study
+from acs_lib.report import figures_beyond_paper as figures
+from acs_lib.report import sentences
+from acs_lib.runs import store
+from acs_lib.study import ablations, results, robustness
+from acs_lib.study.cost import STAGES, peak_memory, timed
+from acs_lib.study.stages import Study
 
 MAPS = np.random.default_rng(0).random((3, 4, 2, 2, 2, 2)).astype(np.float16)
 NUMBERS = np.random.default_rng(1).random((3, 4, 2, 2, 4)).astype(np.float32)
@@ -39,7 +45,7 @@ def runs(tmp_path_factory):
     parts = {"train": queries[:200], "validation": queries[200:240], "test": queries[240:]}
     folder = tmp_path_factory.mktemp("runs")
     return {
-        name: store.collect(folder / name, part.reset_index(drop=True), planted_misses, {}, 100)
+        name: store.fill(folder / name, part.reset_index(drop=True), planted_misses, {}, 100)
         for name, part in parts.items()
     }
 
@@ -78,18 +84,18 @@ def test_a_changed_run_gives_each_query_its_own_rows(runs):
         seen.append((statistics, boxes))
         return maps * 0 + boxes[:, 2].reshape(-1, 1, 1, 1, 1, 1)
 
-    found = np.concatenate(list(ablations.Changed(run, change).maps(0)))
+    found = np.concatenate(list(ablations.TransformedRun(run, change).maps(0)))
     records = run.records(0)
     assert found[:, 0, 0, 0, 0, 0] == pytest.approx(records["box_x2"].to_numpy() / 100, rel=1e-5)
     assert (np.concatenate([statistics for statistics, _ in seen]) == run.statistics(0)).all()
-    assert ablations.Changed(runs["train"], most=2).shards == [0, 1]
-    assert ablations.Changed(run).shards == run.shards
-    assert next(ablations.Changed(run).maps(0)).dtype == np.float16
+    assert ablations.TransformedRun(runs["train"], most=2).shards == [0, 1]
+    assert ablations.TransformedRun(run).shards == run.shards
+    assert next(ablations.TransformedRun(run).maps(0)).dtype == np.float16
 
 
 def test_looked_up_scores_stand_at_their_candidates():
     predictions = pd.DataFrame({"query_id": ["a", "a"], "candidate": [2, 0], "predicted": [0.2, 0.7]})
-    score = ablations.looked_up(predictions, "predicted")
+    score = stored_scores(predictions, "predicted")
     known = score(candidates("a", [[0, 0, 1, 1]] * 3))
     assert known[[0, 2]].tolist() == [0.7, 0.2] and np.isnan(known[1])
     assert np.isnan(score(candidates("b", [[0, 0, 1, 1]] * 2))).all()
@@ -150,7 +156,7 @@ def test_rows_by_hand():
     study, queries = Study(load_profile("smoke")), pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
     named = [("right", acs_free([(0, 0)])), ("wrong", acs_free([(0, 1)]))]
     lvlm, dataset = study.columns[0]
-    standard = evaluate.chosen(world, Run.truth, [SELECTORS["greedy"], acs_free([(0, 1)])])
+    standard = make_choices(world, Run.truth, [SELECTORS["greedy"], acs_free([(0, 1)])])
     table = ablations.rows(
         "head", named, world, Run(), queries, study, lvlm, dataset, kept=("greedy",), standard=standard
     )
@@ -218,7 +224,7 @@ def test_selectors_of_one_name_are_one_method():
     def pick(row):
         return acs_learned(lambda c: np.eye(3)[row])
 
-    found = ablations.chosen(world, Run(), [pick(1), pick(2), pick(1)], "sampled")
+    found = ablations.choices_by_method(world, Run(), [pick(1), pick(2), pick(1)], "sampled")
     rows = found[found["method"] == "ACS-Learned"]
     assert rows["hit"].tolist() == pytest.approx([2 / 3] * 2) and len(rows) == 2
     assert not found.duplicated(["query_id", "method"]).any()
@@ -229,7 +235,7 @@ def test_numbers_are_told_from_words():
     assert ablations.numeric(table)["value"].tolist() == [0.5, 1]
 
 
-@pytest.mark.parametrize(("measure", "least"), [(cost.timed, 0.001), (cost.grown, 1e8)])
+@pytest.mark.parametrize(("measure", "least"), [(timed, 0.001), (peak_memory, 1e8)])
 def test_seconds_and_memory_are_seen(measure, least):
     with measure() as found:
         held = torch.ones(40_000_000)
@@ -274,8 +280,8 @@ def study(runs, tmp_path_factory):
 
 
 def test_stored_ablations_of_a_planted_study(study):
-    benches = analysis_views.benches(study)
-    table = analysis_views.ablation_table(benches)
+    benches = ablations.benches(study)
+    table = ablations.ablation_table(benches)
     assert list(table.columns) == ablations.COLUMNS
     assert table["acc50"].between(0, 1).all() and (table["acc50_lo"] <= table["acc50_hi"]).all()
     values = table.groupby("factor", sort=False)["value"].agg(set)
@@ -284,13 +290,13 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
     assert values["temperature"] == {"0.8", "1.1"} and values["top-p"] == {"0.6", "1"}
     assert values["row read"] == {"own", "predicting"}, "planted answers have neither commas nor several digits"
-    assert "'after' is left out, since no token" in analysis_views.say_rows(benches).data
+    assert "'after' is left out, since no token" in sentences.say_rows(benches).data
     assert values["samples"] == {str(n) for n in range(1, 13)}
-    best = table[(table["factor"] == "samples") & (table["method"] == evaluate.ORACLE)]["acc50"]
+    best = table[(table["factor"] == "samples") & (table["method"] == ORACLE)]["acc50"]
     assert best.is_monotonic_increasing and best.iloc[0] < best.iloc[-1]
     assert values["trained on size"] == {"small", "large"}
     base = table[table["factor"] == "as the profile has it"].set_index("method")["acc50"]
-    assert base["ACS-Free"] == base[evaluate.ORACLE] > base[evaluate.RANDOM], "the planted head tells all"
+    assert base["ACS-Free"] == base[ORACLE] > base[RANDOM], "the planted head tells all"
     sampled = table[table["factor"] == "temperature"]
     assert sampled.groupby("method")["acc50"].nunique().eq(1).all(), "the planted runs do not depend on it"
     heads = table[table["factor"] == "heads in D_c"].set_index("value")
@@ -331,26 +337,26 @@ def test_a_sentence_names_only_changes_whose_interval_leaves_out_zero():
             for value, (delta, lo, hi) in ((name, values[name]) for name in names)
         ]
     )  # fmt: skip
-    said = analysis_views.say_ablations(table, "ACS-Free").data
+    said = sentences.say_ablations(table, "ACS-Free").data
     assert "1 of 3 changes" in said and "temperature: hot +5.0 [+1.0, +9.0]" in said
     assert "cold" not in said and "told apart under row read" in said
 
 
 def test_confidence_and_calibration_of_a_planted_study(study):
     study.head_table(study.profile.lvlms[0])
-    table, curves = analysis_views.confidence_tables(study)
+    table, curves = results.confidence_tables(study)
     rows = table[table["answers"] == "all"].set_index("method")
     assert "greedy" not in rows.index and rows["auroc"]["ACS-Free"] > 0.95
     assert rows["auroc"]["sequence log-prob"] == 0.5, "all equal: every pair is a tie"
     assert rows["published_auroc"].notna().sum() == 2
-    said = analysis_views.say_confidence(table).data
+    said = sentences.say_confidence(table).data
     assert said.count("(ACS-Learned)") == said.count("(ACS-Free)") == 1
     assert "0.890 and 0.916" in said and "Published, other LVLMs" in said
     assert len(figures.confidence(table).axes) == len(figures.risk_coverage(curves).axes) == 1
-    assert "with ACS-Free, 0% [" in analysis_views.say_risk(curves).data
-    bins, errors = analysis_views.calibration_tables(study)
+    assert "with ACS-Free, 0% [" in sentences.say_risk(curves).data
+    bins, errors = results.calibration_tables(study)
     assert bins["n"].sum() == errors["n"].iloc[0] and errors["ece"].between(0, 1).all()
-    assert "off by" in analysis_views.say_calibration(errors).data
+    assert "off by" in sentences.say_calibration(errors).data
     assert f"ECE = {errors['ece'].iloc[0]:.3f}" in [
         text.get_text() for text in figures.calibration(bins, errors).axes[0].texts
     ]
@@ -360,35 +366,35 @@ def test_p_true_of_an_lvlm_that_is_asked_is_a_score_as_well(study, monkeypatch):
     study.head_table(study.profile.lvlms[0])
     asked = study.given["test"].records().rename(columns={"iou": "p_true"})[["query_id", "candidate", "p_true"]]
     monkeypatch.setattr(Planted, "asked", lambda self, lvlm, dataset: asked)
-    table, _ = analysis_views.confidence_tables(study)
+    table, _ = results.confidence_tables(study)
     assert (table.loc[table["method"] == "P(True)", "auroc"] == 1).all()
     assert set(table.loc[table["method"] == "P(True)", "answers"]) == {"all", "greedy"}
 
 
 def test_analyses_of_a_planted_study(study):
-    benches = analysis_views.benches(study)
-    shares, agreement = analysis_views.attribution_tables(benches)
+    benches = ablations.benches(study)
+    shares, agreement = robustness.attribution_tables(benches)
     assert agreement["jaccard"].tolist() == [1, 1, 1], "the planted head, in whatever order the layers come"
-    assert shares[list(figures.ATTRIBUTIONS)].sum().to_numpy() == pytest.approx([1, 1, 1], abs=1e-4)
-    assert "rank correlations" in analysis_views.say_attributions(shares, agreement).data
-    assert all((shares[f"{name}_lo"] <= shares[f"{name}_hi"]).all() for name in figures.ATTRIBUTIONS)
+    assert shares[list(robustness.ATTRIBUTIONS)].sum().to_numpy() == pytest.approx([1, 1, 1], abs=1e-4)
+    assert "rank correlations" in sentences.say_attributions(shares, agreement).data
+    assert all((shares[f"{name}_lo"] <= shares[f"{name}_hi"]).all() for name in robustness.ATTRIBUTIONS)
     layers = study.head_tables()[0]
     assert (layers["attribution_lo"] <= layers["attribution"]).all()
     assert (layers["attribution"] <= layers["attribution_hi"]).all()
-    assert "largest share is that of layer" in analysis_views.say_layers(layers).data
-    heads, sets = analysis_views.stability_tables(benches)
+    assert "largest share is that of layer" in sentences.say_layers(layers).data
+    heads, sets = robustness.stability_tables(benches)
     assert len(heads) == LAYERS * HEADS
     assert sets["kept"].tolist() == [1], "the planted head is found in every draw"
-    assert "selects 100%" in analysis_views.say_stability(heads, sets).data
-    overlap, transfer = analysis_views.transfer_tables(benches)
+    assert "selects 100%" in sentences.say_stability(heads, sets).data
+    overlap, transfer = robustness.transfer_tables(benches)
     assert overlap["jaccard"].tolist() == [1]
     assert transfer["found_on"].tolist() == ["D_c", "train split", "scenes, test"]
     assert transfer["acc50"].nunique() == 1
-    assert "for no choice" in analysis_views.say_transfer(overlap, transfer).data
-    sizes = analysis_views.size_table(study)
+    assert "for no choice" in sentences.say_transfer(overlap, transfer).data
+    sizes = robustness.size_table(study)
     chosen = sizes[(sizes["layer"] == 1) & (sizes["head"] == 1)].iloc[0]
     assert chosen["r"] < -0.8
-    assert "held fixed" in analysis_views.say_size(sizes).data
+    assert "held fixed" in sentences.say_size(sizes).data
     made = (
         figures.attributions(shares),
         figures.stability(heads),
@@ -400,9 +406,9 @@ def test_analyses_of_a_planted_study(study):
 
 def test_cost_in_words_and_bars():
     table = pd.DataFrame(
-        {"lvlm": "tiny", "stage": cost.STAGES, "seconds_per_query": 0.002, "share_of_seconds": 1 / 7, "peak_mb": 10.0}
+        {"lvlm": "tiny", "stage": STAGES, "seconds_per_query": 0.002, "share_of_seconds": 1 / 7, "peak_mb": 10.0}
     )
-    assert "prefill and decoding 2.0 ms" in analysis_views.say_cost(table).data
+    assert "prefill and decoding 2.0 ms" in sentences.say_cost(table).data
     left, right = figures.cost(table).axes
     assert [bar.get_width() for bar in left.patches] == [2.0] * 7
     assert [bar.get_width() for bar in right.patches] == [10.0] * 7

@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_evaluate import candidates
 
-from acs_lib import analyses, heads
-from acs_lib.heads import ENTROPY
+from acs_lib.core.candidates import ENTROPY
+from acs_lib.evaluation.bootstrap import image_counts, share_interval
+from acs_lib.method import heads
+from acs_lib.study import robustness
 
 SHAPE = (4, 3, 2, 2, 2)  # coordinates, layers, heads, h, w
 
@@ -19,13 +21,13 @@ def linear(weights):
 def test_integrated_gradients_of_a_line_and_of_a_square():
     maps, weights = torch.rand(5, *SHAPE), torch.rand(SHAPE)
     baseline = torch.rand(1, *SHAPE)
-    found = analyses.integrated_gradients(linear(weights), maps, baseline, steps=1)
+    found = robustness.integrated_gradients(linear(weights), maps, baseline, steps=1)
     assert torch.allclose(found, (maps - baseline) * weights)
 
     def square(values):
         return (values**2 * weights).sum((1, 2, 3, 4, 5))
 
-    found = analyses.integrated_gradients(square, maps, baseline, steps=8)
+    found = robustness.integrated_gradients(square, maps, baseline, steps=8)
     assert torch.allclose(found, (maps**2 - baseline**2) * weights, atol=1e-5)
     assert torch.allclose(found.sum((1, 2, 3, 4, 5)), square(maps) - square(baseline), atol=1e-4)
 
@@ -36,21 +38,21 @@ def test_occlusion_sees_the_only_layer_that_counts():
     maps = torch.ones(2, *SHAPE)
     maps[1] = 3
     baseline = torch.full((1, *SHAPE), 2.0)
-    assert analyses.occlusion(linear(weights), maps, baseline).tolist() == [[0, 32, 0]] * 2  # 32 values, each 1
+    assert robustness.occlusion(linear(weights), maps, baseline).tolist() == [[0, 32, 0]] * 2  # 32 values, each 1
     assert maps[0].unique().tolist() == [1]
 
 
 def test_shares_vary_with_the_images_that_are_drawn():
     values, images = np.array([[1.0, 1], [1, 1], [3, 1], [1, 3]]), np.array(["a", "a", "b", "c"])
-    lo, hi = analyses.share_interval(values, images, draws=2000)
+    lo, hi = share_interval(values, images, draws=2000)
     assert lo == pytest.approx([0.25, 0.25]) and hi == pytest.approx([0.75, 0.75]), "b alone and c alone are drawn"
-    assert np.ptp(analyses.share_interval(values[:2], images[:2], draws=20)) == 0, "one image does not vary"
+    assert np.ptp(share_interval(values[:2], images[:2], draws=20)) == 0, "one image does not vary"
 
 
 def test_agreement_by_hand():
-    table = pd.DataFrame({"layer": range(3), **dict(zip(analyses.ATTRIBUTIONS, ([1, 2, 3], [2, 4, 9], [3, 2, 1])))})
+    table = pd.DataFrame({"layer": range(3), **dict(zip(robustness.ATTRIBUTIONS, ([1, 2, 3], [2, 4, 9], [3, 2, 1])))})
     scores = np.array([[0.9, 0.6], [0.8, 0.5], [0.7, 0.4]])
-    found = analyses.agreement(table, scores, layers=2, count=2)
+    found = robustness.attribution_agreement(table, scores, layers=2, count=2)
     assert found["spearman"].tolist() == pytest.approx([1, -1, -1])
     assert found["jaccard"].tolist() == pytest.approx([1, 1 / 3, 1 / 3]), "(1, 0) (2, 0) against (0, 0) (1, 0)"
 
@@ -69,36 +71,36 @@ def made_up(images=40, each=6):
 def test_a_draw_is_the_separation_of_the_images_it_drew():
     records, entropy = made_up()
     images = records["image"].to_numpy()
-    drawn = analyses.drawn_aurocs(entropy, records["iou"].to_numpy(), images, draws=3)
-    counts = analyses.image_counts(40, 3)
+    drawn = robustness.drawn_aurocs(entropy, records["iou"].to_numpy(), images, draws=3)
+    counts = image_counts(40, 3)
     for values, count in zip(drawn, counts):
         rows = np.repeat(np.arange(len(images)), count[images])
-        assert values == pytest.approx(heads.separation(entropy[rows], records["iou"].to_numpy()[rows]))
+        assert values == pytest.approx(heads.entropy_auroc(entropy[rows], records["iou"].to_numpy()[rows]))
 
 
 def test_an_image_without_a_good_box_or_miss_still_counts_as_an_image():
     iou, images = np.array([0.9, 0.0, 0.5]), np.array([0, 1, 2])
-    drawn = analyses.drawn_aurocs(np.array([1.0, 2, 3])[:, None], iou, images, draws=50)
+    drawn = robustness.drawn_aurocs(np.array([1.0, 2, 3])[:, None], iou, images, draws=50)
     assert drawn.shape == (50, 1)
     assert np.isnan(drawn).any() and set(drawn[~np.isnan(drawn)]) == {1.0}
 
 
 def test_stability_of_a_head_that_counts():
     records, entropy = made_up()
-    table, kept = analyses.stability(entropy, records, np.array([0.4, 0.6]), layers=2, count=1, draws=50)
+    table, kept = robustness.stability(entropy, records, np.array([0.4, 0.6]), layers=2, count=1, draws=50)
     best = table.set_index(["layer", "head"]).loc[(1, 0)]
     assert best["selected"] and best["share_of_draws"] == 1
     assert best["auroc_lo"] <= best["auroc"] <= best["auroc_hi"]
     assert kept == {"kept": 1, "lo": 1, "hi": 1}
     assert table["selected"].sum() == 1
-    other = analyses.stability(entropy, records, np.array([0.6, 0.4]), layers=1, count=1, draws=50)[0]
+    other = robustness.stability(entropy, records, np.array([0.6, 0.4]), layers=1, count=1, draws=50)[0]
     assert (other.groupby("layer")["share_of_draws"].sum() == [1, 0]).all()
 
 
 def test_overlap_and_halves():
-    assert analyses.jaccard(((0, 1), (1, 1)), ((1, 1), (2, 0))) == pytest.approx(1 / 3)
+    assert robustness.jaccard(((0, 1), (1, 1)), ((1, 1), (2, 0))) == pytest.approx(1 / 3)
     images = np.array([0, 0, 1, 2, 3, 3])
-    half = analyses.halves(images)
+    half = robustness.halves(images)
     assert half[0] == half[1] and half[4] == half[5]
     assert np.bincount(half[[0, 2, 3, 4]]).tolist() == [2, 2]
 
@@ -118,7 +120,7 @@ class FakeRun:
 def test_transfer_takes_each_querys_own_heads():
     queries = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
     sets = {"right": ((0, 0),), "wrong": ((0, 1),), "crossed": {"a": ((0, 1),), "b": ((0, 0),)}}
-    table = analyses.transfer_rows(FakeRun(), queries, sets, (0, 1, 2, 3), "sampled", 50).set_index("found_on")
+    table = robustness.transfer_rows(FakeRun(), queries, sets, (0, 1, 2, 3), "sampled", 50).set_index("found_on")
     assert table["acc50"].to_dict() == {"right": 1, "wrong": 0, "crossed": 0.5}
     assert (table["n_queries"] == 2).all()
 
@@ -128,12 +130,12 @@ def test_partial_correlation_removes_a_mere_size_effect():
     size = rng.normal(size=4000)
     entropy, iou = size + 0.3 * rng.normal(size=4000), size + 0.3 * rng.normal(size=4000)
     assert np.corrcoef(entropy, iou)[0, 1] > 0.9
-    assert abs(analyses.partial_correlation(entropy, iou, size[:, None])) < 0.05
+    assert abs(robustness.partial_correlation(entropy, iou, size[:, None])) < 0.05
     x, y, z = rng.normal(size=(3, 200))
     r = np.corrcoef([x, y, z])
     textbook = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
-    assert analyses.partial_correlation(x, y, z[:, None]) == pytest.approx(textbook)
-    assert np.isnan(analyses.partial_correlation(z, y, z[:, None]))
+    assert robustness.partial_correlation(x, y, z[:, None]) == pytest.approx(textbook)
+    assert np.isnan(robustness.partial_correlation(z, y, z[:, None]))
 
 
 def test_size_effect_has_every_head_and_both_means():
@@ -149,7 +151,7 @@ def test_size_effect_has_every_head_and_both_means():
     entropy = rng.normal(size=(120, 4, 2, 2))
     entropy[:, :, 1, 0] = -records["iou"].to_numpy()[:, None]
     entropy[:, 3, 1, 0] = 0  # not one of D_c's coordinates
-    table = analyses.size_effect(records, entropy, heads.HeadSet("tiny", "scenes", ((1, 0),), (0, 2)), draws=20)
+    table = robustness.size_effect(records, entropy, heads.HeadSet("tiny", "scenes", ((1, 0),), (0, 2)), draws=20)
     assert table["heads"].tolist() == ["all heads", "D_c", *["one head"] * 4]
     assert (table["n"] == 119).all()
     chosen = table.set_index("heads").loc["D_c"]

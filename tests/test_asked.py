@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from acs_lib import p_true, study
+from acs_lib.method.baselines import p_true
 from acs_lib.profiles import load_profile
-from acs_lib.study import Study
+from acs_lib.runs.collect import collect_p_true
+from acs_lib.study import stages as study
+from acs_lib.study.stages import Study
 
 
 @pytest.fixture
@@ -44,32 +46,32 @@ def asked(monkeypatch):
         calls.append((category, answers))
         return np.array([float(answer[-1]) / 10 if answer else np.nan for answer in answers])
 
-    monkeypatch.setattr(p_true, "p_true", score)
+    monkeypatch.setattr("acs_lib.runs.collect.ask_p_true", score)
     return calls
 
 
 def test_every_answer_keeps_its_place(run, asked, tmp_path):
-    found = p_true.collect(None, run, tmp_path / "p-true").set_index(["query_id", "candidate"])["p_true"]
+    found = collect_p_true(None, run, tmp_path / "p-true").set_index(["query_id", "candidate"])["p_true"]
     assert asked == [("cat", ["box 1", "", "box 2"]), ("cup", ["box 3"])], "no image was opened in vain"
     expected = {("a", 0): 0.1, ("a", 1): np.nan, ("a", 2): 0.2, ("gone", 0): np.nan, ("b", 0): 0.3}
     pd.testing.assert_series_equal(found, pd.Series(expected), check_names=False)
 
 
 def test_finished_shards_are_kept_and_another_run_is_asked_anew(run, asked, tmp_path):
-    first = p_true.collect(None, run, tmp_path / "p-true")
+    first = collect_p_true(None, run, tmp_path / "p-true")
     next(tmp_path.glob("p-true/*/00001.parquet")).unlink()
     asked.clear()
-    pd.testing.assert_frame_equal(p_true.collect(None, run, tmp_path / "p-true"), first)
+    pd.testing.assert_frame_equal(collect_p_true(None, run, tmp_path / "p-true"), first)
     assert asked == [("cup", ["box 3"])]
     asked.clear()
     run.key = "another"
-    p_true.collect(None, run, tmp_path / "p-true")
+    collect_p_true(None, run, tmp_path / "p-true")
     assert len(asked) == 2
 
 
 def test_an_embedded_lvlm_has_no_words_to_answer_with(both):
     with pytest.raises(p_true.CannotBeAsked, match="its vocabulary has no Yes and No"):
-        p_true.words(both.tokenizer)
+        p_true.yes_no_tokens(both.tokenizer)
 
 
 def test_who_is_asked(monkeypatch):
@@ -79,7 +81,7 @@ def test_who_is_asked(monkeypatch):
     for wanted in (False, True):
         assert Study(profile.model_copy(update={"p_true": wanted})).unasked == closed
     monkeypatch.setattr(study.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: None)
-    monkeypatch.setattr(study.p_true_, "words", lambda tokenizer: (1, 2))
+    monkeypatch.setattr(study.p_true_, "yes_no_tokens", lambda tokenizer: (1, 2))
     assert Study(profile).unasked == dict.fromkeys(closed, "the profile smoke does not ask")
     assert Study(profile.model_copy(update={"p_true": True})).unasked == {}
     assert load_profile("paper").p_true and not load_profile("embedded").p_true

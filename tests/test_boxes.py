@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acs_lib import boxes as bx
+from acs_lib.core import boxes as bx
 
 numbers = st.integers(-50, 250).map(lambda quarter: quarter / 4)
 any_box = st.tuples(numbers, numbers, numbers, numbers).map(np.array)  # inverted ones among them

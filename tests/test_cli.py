@@ -15,12 +15,14 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from acs_lib import cli, grounding, paths, runner
+from acs_lib import cli, paths, runner
 from acs_lib.datasets import download
-from acs_lib.heads import HeadSet
-from acs_lib.lvlms.base import ImageRefused
+from acs_lib.grounding import api
+from acs_lib.lvlms.adapter import ImageRefused
+from acs_lib.lvlms.load import load_lvlm
+from acs_lib.method.heads import HeadSet
 from acs_lib.profiles import load_profile
-from acs_lib.report import html
+from acs_lib.report import page
 
 FEW = ["--samples", "1"]
 SCENES = sorted((paths.EMBEDDED / "samples" / "images").glob("*.png"))
@@ -43,13 +45,13 @@ def table(text):
 @pytest.fixture
 def answered(monkeypatch):
     """The arguments of every call of `ground`, which is still made."""
-    calls, real = [], grounding.ground
+    calls, real = [], api.ground
 
     def recorded(lvlm, image, category, **settings):
         calls.append({"category": category, **settings})
         return real(lvlm, image, category, **settings)
 
-    monkeypatch.setattr(grounding, "ground", recorded)
+    monkeypatch.setattr(api, "ground", recorded)
     return calls
 
 
@@ -91,7 +93,7 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path):
 
 
 def test_an_image_that_the_lvlm_refuses_does_not_stop_the_others(monkeypatch):
-    embedded = type(grounding.load_lvlm())
+    embedded = type(load_lvlm())
     real = embedded.prompt
 
     def refuses_the_first(lvlm, image, category):
@@ -106,7 +108,7 @@ def test_an_image_that_the_lvlm_refuses_does_not_stop_the_others(monkeypatch):
 
 
 def test_an_object_that_is_not_found_is_an_empty_box_and_exit_code_1(monkeypatch):
-    monkeypatch.setattr(type(grounding.load_lvlm()), "box_pattern", re.compile(r"(x)(x)(x)(x)"))
+    monkeypatch.setattr(type(load_lvlm()), "box_pattern", re.compile(r"(x)(x)(x)(x)"))
     code, out, err = acs("ground", SCENE, "car", *FEW)
     assert code == 1 and "gave no box for 'car'" in err
     assert [table(out)[0][name] for name in ("x1", "y2", "predicted_iou")] == ["", "", ""]
@@ -174,7 +176,7 @@ def test_no_network_is_told(monkeypatch):
     def unreachable(*arguments, **settings):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheckout your connection")
 
-    monkeypatch.setattr("acs_lib.lvlms.base.PreTrainedConfig.get_config_dict", unreachable)
+    monkeypatch.setattr("acs_lib.lvlms.load.PreTrainedConfig.get_config_dict", unreachable)
     code, _, err = acs("ground", SCENE, "car", "--lvlm", "someone/model")
     assert code == 1
     assert "note: someone/model is fetched from the model hub" in err
@@ -208,7 +210,7 @@ def test_what_befalls_the_machine(monkeypatch, error, code, message):
     def befallen(*arguments, **settings):
         raise error
 
-    monkeypatch.setattr(grounding, "ground", befallen)
+    monkeypatch.setattr(api, "ground", befallen)
     found, _, err = acs("ground", SCENE, "car")
     assert found == code and message in err
 
@@ -230,7 +232,7 @@ def test_help_is_of_one_style(command):
 
 
 def test_a_defect_of_the_kit_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(grounding, "ground", lambda *arguments, **settings: [].missing)
+    monkeypatch.setattr(api, "ground", lambda *arguments, **settings: [].missing)
     with pytest.raises(AttributeError):
         acs("ground", SCENE, "car")
 
@@ -285,7 +287,7 @@ def test_report_builds_the_page_of_a_finished_run(tmp_path, monkeypatch):
     (tmp_path / "smoke" / "manifest.json").write_text("{}")
     code, out, _ = acs("report", "--profile", "smoke")
     assert (code, out.strip()) == (0, str(tmp_path / "smoke" / "index.html"))
-    assert (tmp_path / "smoke" / "index.html").read_text() == html.render("smoke", tmp_path / "smoke")
+    assert (tmp_path / "smoke" / "index.html").read_text() == page.render("smoke", tmp_path / "smoke")
 
 
 def test_calibrate_takes_over_from_a_finished_run(tmp_path, monkeypatch):

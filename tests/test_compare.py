@@ -10,8 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from acs_lib import compare, grounding, load_lvlm, paths, pipeline, sampling, views
-from acs_lib.candidates import COORDINATES
+from acs_lib import paths
+from acs_lib.core.candidates import COORDINATES
+from acs_lib.evaluation import compare
+from acs_lib.grounding import api
+from acs_lib.lvlms.load import load_lvlm
+from acs_lib.method import sampling
+from acs_lib.runs.collect import answer_batch
+from acs_lib.study import results
 from tests.nbval_numbers import Output, differences
 
 REFERENCE = sorted((paths.REPORTS / "reference" / "smoke" / "tables").glob("*.csv"))
@@ -154,7 +160,7 @@ def test_in_every_reference_table_a_swapped_column_and_a_missing_row_are_found(p
 def asked():
     """The embedded InternVL, and what it answers about a sample image: tables of answers and of statistics by layer."""
     lvlm = load_lvlm("internvl-embedded")
-    known = grounding.samples()
+    known = api.samples()
     known = known[known["image"] == known["image"].iloc[0]].reset_index(drop=True)
     with Image.open(known["image"].iloc[0]) as image:
         width, height = image.size
@@ -162,7 +168,7 @@ def asked():
 
     def answer():
         how = sampling.Sampling(temperature=0.8, top_p=0.6, max_new_tokens=16)
-        found = [candidates for candidates, _ in pipeline.answer_batch(lvlm, how, queries)]
+        found = [candidates for candidates, _ in answer_batch(lvlm, how, queries)]
         entropy = np.concatenate([candidates.statistics[candidates.parsed] for candidates in found])[..., 0]
         layers = pd.DataFrame({"entropy": entropy.mean((0, 1, 3)), "n": len(entropy)}).rename_axis("layer")
         boxes = pd.DataFrame([c.boxes[0] for c in found], columns=COORDINATES).assign(category=queries["category"])
@@ -200,7 +206,7 @@ def test_every_reported_mean_of_statistics_says_of_how_many_answers_it_is():
         def statistics(self):
             return np.ones((3, 4, 2, 5, 4))
 
-    table = views.statistics_by_layer(Answered())
+    table = results.statistics_by_layer(Answered())
     assert table["n"].tolist() == [2, 2] and (table["entropy"] == 1).all()
 
 

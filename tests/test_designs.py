@@ -3,9 +3,12 @@
 import pandas as pd
 import pytest
 
-from acs_lib import designs, mistakes, paths, views
+from acs_lib import paths
+from acs_lib.evaluation.mistakes import MISTAKES
 from acs_lib.profiles import load_profile
-from acs_lib.study import Study
+from acs_lib.report import sentences
+from acs_lib.study.stages import Study
+from acs_lib.study.training_variants import kind_table, variant_log, variant_row
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +20,8 @@ def row(tmp_path_factory):
     study = Study(profile)
     (lvlm, dataset), *_ = study.columns
     study.head_table(lvlm)
-    choices, kinds = study.choices(lvlm, dataset), designs.kind_table(study, lvlm, dataset)
-    yield designs.design_row(study, lvlm, dataset, choices, kinds)
+    choices, kinds = study.choices(lvlm, dataset), kind_table(study, lvlm, dataset)
+    yield variant_row(study, lvlm, dataset, choices, kinds)
     patch.undo()
 
 
@@ -31,11 +34,11 @@ def test_a_row_is_consistent(row):
     }.items():
         assert row[gain] == pytest.approx(row[method] - row[reference])
         assert row[f"{gain}_lo"] <= row[gain] <= row[f"{gain}_hi"]
-    assert sum(row[f"share {kind}"] for kind in mistakes.MISTAKES) == pytest.approx(1)
+    assert sum(row[f"share {kind}"] for kind in MISTAKES) == pytest.approx(1)
 
 
 def test_the_shipped_log_has_one_row_a_setting_and_the_control():
-    log = designs.log()
+    log = variant_log()
     assert not log.duplicated(["lvlm", "design", "temperature", "top_p"]).any() and (log["n_queries"] >= 400).all()
     assert (log[log["design"] == "no habit"].groupby("lvlm").size() > 0).all()
     assert (log["oracle"] >= log["greedy"]).all() and log["r"].between(-1, 1).all()
@@ -45,6 +48,6 @@ def test_the_takeaway_counts_wins_and_losses_from_the_log():
     rows = [("a", 0.4, 0.03, 0.01, 0.05, 0.5), ("b", 0.4, -0.03, -0.05, -0.01, 0.1), ("c", 0.3, 0.0, -0.1, 0.1, 0.3)]
     names = ["design", "temperature", "learned_vs_greedy", "learned_vs_greedy_lo", "learned_vs_greedy_hi"]
     log = pd.DataFrame(rows, columns=[*names, "share another object"]).assign(r=[0.6, 0.7, 0.65], top_p=0.8, lvlm="x")
-    text = views.say_designs(log.assign(r_within=[0.5, 0.4, 0.3])).data
+    text = sentences.say_training_variants(log.assign(r_within=[0.5, 0.4, 0.3])).data
     assert "above greedy in 1 of 3 rows (x, a, T 0.4, top-p 0.8) and below in 1 (x, b, T 0.4, top-p 0.8)" in text
     assert "correlation of +1.00 with the share" in text and "of -1.00 with the pooled r" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from acs_lib.datasets import scenes
+from acs_lib.embedded import scenes
 from acs_lib.profiles import load_profile
 
 DIGESTS = json.loads((Path(__file__).parent / "digests.json").read_text())

@@ -4,10 +4,34 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import evaluate, heads, published
-from acs_lib.candidates import Candidates
-from acs_lib.report import tables
-from acs_lib.selectors import FUSIONS, SELECTORS, Selector
+from acs_lib.core.candidates import Candidates
+from acs_lib.evaluation import published
+from acs_lib.evaluation.accuracy import (
+    CHOICE_COLUMNS,
+    ORACLE,
+    RANDOM,
+    SIZE_COLUMNS,
+    accuracy_by_size,
+    hits,
+    main_table,
+    make_choices,
+    make_fusions,
+)
+from acs_lib.evaluation.bootstrap import bootstrap_means, bootstrap_p, correlation_interval, paired_difference
+from acs_lib.evaluation.significance import (
+    SIGNIFICANCE_COLUMNS,
+    holm,
+    mcnemar,
+    mean_ranks,
+    rank_intervals,
+    same_hits,
+    significance,
+)
+from acs_lib.method import heads
+from acs_lib.method.baselines import SELECTORS
+from acs_lib.method.baselines.consensus import FUSIONS
+from acs_lib.method.selection import Selector
+from acs_lib.report.tables import side_by_side, write_table
 
 
 def candidates(query_id: str, boxes: list) -> Candidates:
@@ -35,20 +59,20 @@ def frame(query_rows: dict[str, list[float]], images: list) -> tuple[pd.DataFram
         for query, hit in enumerate(row)
     ]
     queries = pd.DataFrame({"query_id": range(len(images)), "image_id": images})
-    return pd.DataFrame(choices, columns=evaluate.CHOICE_COLUMNS), queries
+    return pd.DataFrame(choices, columns=CHOICE_COLUMNS), queries
 
 
 def table(choices, queries, **settings) -> pd.DataFrame:
     settings = {"lvlm": "tiny", "dataset": "scenes", "draws": 500, **settings}
-    return evaluate.main_table(choices, queries, **settings).set_index("method")
+    return main_table(choices, queries, **settings).set_index("method")
 
 
 # choices
 
 
 def test_chosen_by_hand():
-    choices = evaluate.chosen(WORLD, TRUTH, [SELECTORS["greedy"], LAST])
-    assert list(choices.columns) == evaluate.CHOICE_COLUMNS
+    choices = make_choices(WORLD, TRUTH, [SELECTORS["greedy"], LAST])
+    assert list(choices.columns) == CHOICE_COLUMNS
     a = choices[choices["query_id"] == "a"].set_index("method")
     assert a["iou"].to_dict() == pytest.approx(
         {"greedy": 0.5, "last": 0.2, "random (mean over N)": 0.5, "oracle best of N": 0.8}
@@ -60,14 +84,14 @@ def test_chosen_by_hand():
 
 
 def test_chosen_with_the_greedy_answer_in_the_pool():
-    a = evaluate.chosen(WORLD[:1], TRUTH, [], pool="all").set_index("method")
-    assert a.loc[evaluate.RANDOM, "iou"] == pytest.approx((0.5 + 0.8 + 0.2) / 3)
-    assert a.loc[evaluate.RANDOM, "hit"] == pytest.approx(2 / 3)
+    a = make_choices(WORLD[:1], TRUTH, [], pool="all").set_index("method")
+    assert a.loc[RANDOM, "iou"] == pytest.approx((0.5 + 0.8 + 0.2) / 3)
+    assert a.loc[RANDOM, "hit"] == pytest.approx(2 / 3)
 
 
 def test_controls_fall_back_to_the_greedy_answer_as_selectors_do():
     world = [candidates("a", [[0, 0, 10, 5], NAN, NAN])]
-    choices = evaluate.chosen(world, TRUTH, [LAST])
+    choices = make_choices(world, TRUTH, [LAST])
     assert list(choices["iou"]) == pytest.approx([0.5] * 3)
 
 
@@ -76,14 +100,14 @@ def test_random_is_the_expectation_of_a_random_selector_and_nothing_beats_the_or
     corners = rng.uniform(0, 6, (400, 11, 2))
     world = [candidates(str(i), np.concatenate([xy, xy + 8], axis=1)) for i, xy in enumerate(corners)]
     truth = {c.query_id: [2, 2, 10, 10] for c in world}
-    choices = evaluate.chosen(world, truth, SELECTORS.values())
+    choices = make_choices(world, truth, SELECTORS.values())
     means = choices.groupby("method")["iou"].mean()
-    assert means["random"] == pytest.approx(means[evaluate.RANDOM], abs=0.03)
-    assert means.drop("greedy").max() == means[evaluate.ORACLE]
+    assert means["random"] == pytest.approx(means[RANDOM], abs=0.03)
+    assert means.drop("greedy").max() == means[ORACLE]
 
 
 def test_fused_boxes():
-    choices = evaluate.fused(WORLD, TRUTH, FUSIONS.values())
+    choices = make_fusions(WORLD, TRUTH, FUSIONS.values())
     assert set(choices["family"]) == {"fusion"} and len(choices) == 6
     # median of y2 = 8 and y2 = 2 is 5
     assert choices.set_index(["query_id", "method"]).loc[("a", "coordinate median"), "iou"] == pytest.approx(0.5)
@@ -94,10 +118,10 @@ def test_fused_boxes():
 
 
 def test_main_table_has_the_contract_columns_and_control_first():
-    choices = pd.concat([evaluate.fused(WORLD, TRUTH, FUSIONS.values()), evaluate.chosen(WORLD, TRUTH, [LAST])])
-    greedy = evaluate.chosen(WORLD, TRUTH, [SELECTORS["greedy"]])
+    choices = pd.concat([make_fusions(WORLD, TRUTH, FUSIONS.values()), make_choices(WORLD, TRUTH, [LAST])])
+    greedy = make_choices(WORLD, TRUTH, [SELECTORS["greedy"]])
     choices = pd.concat([choices, greedy[greedy["method"] == "greedy"]])
-    result = evaluate.main_table(choices, QUERIES, lvlm="tiny", dataset="scenes", draws=50)
+    result = main_table(choices, QUERIES, lvlm="tiny", dataset="scenes", draws=50)
     assert list(result.columns) == (
         "lvlm,dataset,method,family,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi,"
         "delta_vs_greedy,p_value,published_acc50"
@@ -113,28 +137,28 @@ def test_identical_methods_differ_by_exactly_nothing():
     result = table(choices, queries)
     assert result.loc["twin", "delta_vs_greedy"] == 0 and result.loc["twin", "p_value"] == 1
     assert np.isnan(result.loc["greedy", "p_value"])
-    assert evaluate.paired_difference(choices, queries, "twin", "greedy", draws=300) == (0, 0, 0, 1)
+    assert paired_difference(choices, queries, "twin", "greedy", draws=300) == (0, 0, 0, 1)
 
 
 def test_a_difference_of_nothing_but_rounding_is_none():
     """Means over a pool leave 1e-17 instead of 0, on one processor above it and on another below."""
     for tiny in (-1e-17, 1e-17):
-        drawn = evaluate._bootstrap(np.full((6, 1), tiny), np.arange(6), 99, 0)
-        assert (drawn == 0).all() and evaluate._p_value(drawn).tolist() == [1]
+        drawn = bootstrap_means(np.full((6, 1), tiny), np.arange(6), 99, 0)
+        assert (drawn == 0).all() and bootstrap_p(drawn).tolist() == [1]
 
 
 def test_a_method_better_on_every_image():
     # on each image of two queries greedy hits neither or one, the other method one more
     choices, queries = frame({"greedy": [0, 0] * 10 + [1, 0] * 10, "better": [1, 0] * 10 + [1, 1] * 10},
                              [image for image in range(20) for _ in range(2)])  # fmt: skip
-    difference = evaluate.paired_difference(choices, queries, "better", "greedy", draws=999)
+    difference = paired_difference(choices, queries, "better", "greedy", draws=999)
     assert difference.delta == difference.lo == difference.hi == 0.5  # paired: no draw can differ
     assert difference.p == pytest.approx(2 / 1000)
     row = table(choices, queries, draws=999).loc["better"]
     assert row["delta_vs_greedy"] == 0.5 and row["p_value"] == pytest.approx(2 / 1000)
     assert row["acc50_lo"] < row["acc50"] == 0.75 < row["acc50_hi"]
     assert row["miou"] == pytest.approx(0.6)
-    in_iou = evaluate.paired_difference(choices, queries, "better", "greedy", value="iou", draws=99)
+    in_iou = paired_difference(choices, queries, "better", "greedy", value="iou", draws=99)
     assert in_iou.delta == pytest.approx(0.4)
 
 
@@ -150,10 +174,10 @@ def test_images_are_drawn_not_queries():
 
 def test_bootstrap_does_not_depend_on_its_chunks(monkeypatch):
     values, images = np.random.default_rng(3).random((30, 2)), np.arange(30) % 7
-    whole = evaluate._bootstrap(values, images, 100, seed=5)
-    monkeypatch.setattr(evaluate, "CELLS", 7 * 8)  # eight draws at a time
-    np.testing.assert_allclose(evaluate._bootstrap(values, images, 100, seed=5), whole)
-    assert not np.allclose(evaluate._bootstrap(values, images, 100, seed=6), whole)
+    whole = bootstrap_means(values, images, 100, seed=5)
+    monkeypatch.setattr("acs_lib.evaluation.bootstrap.CELLS", 7 * 8)  # eight draws at a time
+    np.testing.assert_allclose(bootstrap_means(values, images, 100, seed=5), whole)
+    assert not np.allclose(bootstrap_means(values, images, 100, seed=6), whole)
 
 
 def test_incomplete_frames_are_refused():
@@ -167,9 +191,9 @@ def test_incomplete_frames_are_refused():
 
 
 def test_accuracy_by_size():
-    choices = evaluate.chosen(WORLD, TRUTH, [SELECTORS["greedy"]])
-    result = evaluate.accuracy_by_size(choices, QUERIES, lvlm="tiny", dataset="scenes", draws=20)
-    assert list(result.columns) == evaluate.SIZE_COLUMNS
+    choices = make_choices(WORLD, TRUTH, [SELECTORS["greedy"]])
+    result = accuracy_by_size(choices, QUERIES, lvlm="tiny", dataset="scenes", draws=20)
+    assert list(result.columns) == SIZE_COLUMNS
     assert list(dict.fromkeys(result["size"])) == ["small", "large"]
     greedy = result[result["method"] == "greedy"].set_index("size")
     assert greedy["acc50"].to_dict() == {"small": 1, "large": 0} and (greedy["n_queries"] == 1).all()
@@ -182,18 +206,18 @@ def test_mcnemar_by_hand():
     a = [1] * 5 + [0] * 1 + [1, 0]
     b = [0] * 5 + [1] * 1 + [1, 0]
     # six discordant pairs, 5 against 1: 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64
-    assert evaluate.mcnemar(a, b) == evaluate.mcnemar(b, a) == pytest.approx(14 / 64)
-    assert evaluate.mcnemar(a, a) == 1
-    assert evaluate.mcnemar([1, 0], [0, 1]) == 1
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(14 / 64)
+    assert mcnemar(a, a) == 1
+    assert mcnemar([1, 0], [0, 1]) == 1
     with pytest.raises(ValueError, match="0 or 1"):
-        evaluate.mcnemar([0.5, 1], [0, 1])
+        mcnemar([0.5, 1], [0, 1])
 
 
 def test_holm_by_hand():
     # sorted 0.01, 0.02, 0.03, 0.4 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.4
-    np.testing.assert_allclose(evaluate.holm([0.03, 0.01, np.nan, 0.4, 0.02]), [0.06, 0.04, np.nan, 0.4, 0.06])
-    np.testing.assert_allclose(evaluate.holm([0.7, 0.6]), [1, 1])
-    assert evaluate.holm([]).shape == (0,)
+    np.testing.assert_allclose(holm([0.03, 0.01, np.nan, 0.4, 0.02]), [0.06, 0.04, np.nan, 0.4, 0.06])
+    np.testing.assert_allclose(holm([0.7, 0.6]), [1, 1])
+    assert holm([]).shape == (0,)
 
 
 def test_mean_ranks_by_hand():
@@ -210,13 +234,13 @@ def test_mean_ranks_by_hand():
         ("tiny", "shift", "ACS-Learned", "acs-learned", 0.8),
     ]
     main = pd.DataFrame(rows, columns=["lvlm", "dataset", "method", "family", "acc50"])
-    ranks = evaluate.mean_ranks([main.iloc[:5], main.iloc[5:]])
+    ranks = mean_ranks([main.iloc[:5], main.iloc[5:]])
     assert list(ranks.columns) == ["method", "family", "mean_rank", "n_columns", "tiny, scenes", "tiny, shift"]
     assert list(ranks["method"]) == ["ACS-Free", "medoid", "greedy"]
     assert list(ranks["mean_rank"]) == [1.25, 2.25, 2.5] and list(ranks["tiny, scenes"]) == [1.5, 1.5, 3]
-    assert "greedy" not in set(evaluate.mean_ranks(main, also=())["method"])
+    assert "greedy" not in set(mean_ranks(main, also=())["method"])
     with pytest.raises(ValueError, match="medoid"):
-        evaluate.mean_ranks(main.drop(index=7))
+        mean_ranks(main.drop(index=7))
 
 
 def test_rank_intervals_by_hand():
@@ -224,34 +248,34 @@ def test_rank_intervals_by_hand():
     (0, 0) ranks it first, (1, 1) last, and the mixed ones tie."""
     choices, queries = frame({"greedy": [0, 1, 1, 1], "medoid": [1, 1, 0, 1]}, [0, 0, 1, 1])
     choices["family"] = choices["family"].replace("attention", "consensus")
-    main = evaluate.main_table(choices, queries, lvlm="tiny", dataset="scenes", draws=50)
-    ranks = evaluate.mean_ranks(main)
-    one = evaluate.rank_intervals(ranks, [("a", choices, queries)], draws=4000).set_index("method")
+    main = main_table(choices, queries, lvlm="tiny", dataset="scenes", draws=50)
+    ranks = mean_ranks(main)
+    one = rank_intervals(ranks, [("a", choices, queries)], draws=4000).set_index("method")
     assert list(one.columns)[1:4] == ["mean_rank", "mean_rank_lo", "mean_rank_hi"]
     assert one["mean_rank"].to_dict() == {"greedy": 1.5, "medoid": 1.5}
     assert (one["mean_rank_lo"] == 1).all() and (one["mean_rank_hi"] == 2).all()
 
     both = pd.concat([main, main.assign(dataset="shift")])
-    ranks, drawn = evaluate.mean_ranks(both), [(name, choices, queries) for name in "ab"]
-    two = evaluate.rank_intervals(ranks, drawn, draws=4000).set_index("method")
+    ranks, drawn = mean_ranks(both), [(name, choices, queries) for name in "ab"]
+    two = rank_intervals(ranks, drawn, draws=4000).set_index("method")
     # P(mean rank 1) = 1/16 > 2.5 % with independent columns; three columns: 1/64 < 2.5 %, so 7/6 is the bound
     assert (two["mean_rank_lo"] == 1).all()
-    ranks = evaluate.mean_ranks(pd.concat([both, main.assign(dataset="third")]))
-    three = evaluate.rank_intervals(ranks, [(name, choices, queries) for name in "abc"], draws=4000)
+    ranks = mean_ranks(pd.concat([both, main.assign(dataset="third")]))
+    three = rank_intervals(ranks, [(name, choices, queries) for name in "abc"], draws=4000)
     assert three["mean_rank_lo"].tolist() == pytest.approx([7 / 6] * 2)
     assert three["mean_rank_hi"].tolist() == pytest.approx([11 / 6] * 2)
     with pytest.raises(ValueError, match="2 columns of choices for ranks over 3"):
-        evaluate.rank_intervals(ranks, drawn)
+        rank_intervals(ranks, drawn)
     # three columns of one dataset meet the same draws, of which one in four puts a method first in all of them
-    same = evaluate.rank_intervals(ranks, [("a", choices, queries)] * 3, draws=4000)
+    same = rank_intervals(ranks, [("a", choices, queries)] * 3, draws=4000)
     assert same["mean_rank_lo"].tolist() == [1, 1] and same["mean_rank_hi"].tolist() == [2, 2]
 
 
 def test_methods_with_the_same_hits_are_one():
     one, _ = frame({"greedy": [0, 1], "sum": [1, 1], "mean": [1, 1], "last": [1, 1]}, [0, 1])
     two, _ = frame({"greedy": [0, 1], "sum": [0, 1], "mean": [0, 1], "last": [1, 1]}, [0, 1])
-    assert evaluate.same_hits([one, two]) == {"greedy": "greedy", "sum": "sum", "mean": "sum", "last": "last"}
-    assert evaluate.same_hits([one])["last"] == "sum"
+    assert same_hits([one, two]) == {"greedy": "greedy", "sum": "sum", "mean": "sum", "last": "last"}
+    assert same_hits([one])["last"] == "sum"
 
 
 def test_the_interval_of_r_draws_images():
@@ -259,18 +283,18 @@ def test_the_interval_of_r_draws_images():
     x = rng.normal(size=200)
     y = x + rng.normal(size=200)
     r = np.corrcoef(x, y)[0, 1]
-    lo, hi = evaluate.correlation_interval(x, y, np.arange(200), draws=2000)
+    lo, hi = correlation_interval(x, y, np.arange(200), draws=2000)
     half = 1.96 * (1 - r**2) / np.sqrt(200)  # the normal approximation
     assert lo < r < hi and (hi - lo) / 2 == pytest.approx(half, rel=0.2)
-    repeated = evaluate.correlation_interval(np.tile(x, 9), np.tile(y, 9), np.tile(np.arange(200), 9), draws=2000)
+    repeated = correlation_interval(np.tile(x, 9), np.tile(y, 9), np.tile(np.arange(200), 9), draws=2000)
     assert repeated == pytest.approx((lo, hi)), "nine equal answers an image tell no more than one"
-    assert np.isnan(evaluate.correlation_interval(x * 0, y, np.arange(200), draws=10)).all()
+    assert np.isnan(correlation_interval(x * 0, y, np.arange(200), draws=10)).all()
 
 
 def test_a_method_better_on_every_image_has_a_rank_without_doubt():
     choices, queries = frame({"greedy": [0] * 20, "better": [1] * 20}, list(range(20)))
-    ranks = evaluate.mean_ranks(evaluate.main_table(choices, queries, lvlm="a", dataset="b", draws=50))
-    found = evaluate.rank_intervals(ranks, [("a", choices, queries)], draws=200)
+    ranks = mean_ranks(main_table(choices, queries, lvlm="a", dataset="b", draws=50))
+    found = rank_intervals(ranks, [("a", choices, queries)], draws=200)
     assert found[["mean_rank", "mean_rank_lo", "mean_rank_hi"]].to_numpy().tolist() == [[1] * 3, [2] * 3]
 
 
@@ -282,12 +306,12 @@ def test_significance_by_hand():
         "up": [1, 1, 1, 1, 1, 0, 1, 1],
         "same": [0, 0, 0, 0, 0, 1, 1, 1],
         "sure": [1, 1, 1, 1, 0, 1, 1, 1],
-        evaluate.RANDOM: [0.5] * 8,
-        evaluate.ORACLE: [1] * 8,
+        RANDOM: [0.5] * 8,
+        ORACLE: [1] * 8,
     }
     choices, queries = frame(methods, list(range(8)))
-    found = evaluate.significance(choices, queries, lvlm="tiny", dataset="scenes", draws=400)
-    assert list(found.columns) == evaluate.SIGNIFICANCE_COLUMNS
+    found = significance(choices, queries, lvlm="tiny", dataset="scenes", draws=400)
+    assert list(found.columns) == SIGNIFICANCE_COLUMNS
     found = found.set_index("method")
     assert list(found.index) == ["up", "same", "sure"] and (found["n_queries"] == 8).all()
     assert found["delta_vs_greedy"].tolist() == [0.5, 0, 0.5]
@@ -299,11 +323,11 @@ def test_significance_by_hand():
     assert odds.loc["sure"].tolist() == pytest.approx([np.inf, 0.025**0.25 / (1 - 0.025**0.25), np.inf])
     assert found["p_mcnemar"].tolist() == pytest.approx([14 / 64, 1, 2 / 16])
     assert found["p_mcnemar_holm"].tolist() == pytest.approx([28 / 64, 1, 6 / 16])
-    paired = evaluate.paired_difference(choices, queries, "up", "greedy", draws=400)
+    paired = paired_difference(choices, queries, "up", "greedy", draws=400)
     assert found.loc["up", ["delta_vs_greedy", "delta_lo", "delta_hi", "p_bootstrap"]].tolist() == pytest.approx(paired)
-    np.testing.assert_allclose(found["p_bootstrap_holm"], evaluate.holm(found["p_bootstrap"]))
+    np.testing.assert_allclose(found["p_bootstrap_holm"], holm(found["p_bootstrap"]))
     with pytest.raises(ValueError, match="reference"):
-        evaluate.significance(choices, queries, lvlm="a", dataset="b", reference="none")
+        significance(choices, queries, lvlm="a", dataset="b", reference="none")
 
 
 def test_auroc_by_hand():
@@ -314,7 +338,7 @@ def test_auroc_by_hand():
 
 
 def test_a_hit_begins_at_the_threshold():
-    assert list(evaluate.hits([0.499, 0.5, 1])) == [0, 1, 1] and list(evaluate.hits([0.5], 0.75)) == [0]
+    assert list(hits([0.499, 0.5, 1])) == [0, 1, 1] and list(hits([0.5], 0.75)) == [0]
 
 
 # published numbers
@@ -346,8 +370,8 @@ def test_published_numbers_meet_only_their_own_lvlm_dataset_and_method():
 
 def test_side_by_side_keeps_measured_and_published_apart():
     choices, queries = frame({"greedy": [1, 0], "medoid": [1, 1]}, [0, 1])
-    main = evaluate.main_table(choices, queries, lvlm="tiny", dataset="scenes", draws=200)
-    display = tables.side_by_side(main, published.main_results()).set_index("method")
+    main = main_table(choices, queries, lvlm="tiny", dataset="scenes", draws=200)
+    display = side_by_side(main, published.main_results()).set_index("method")
     assert list(display.columns)[:2] == ["measured, tiny, scenes", "published, Qwen2.5-VL-7B, COCO"]
     assert display.loc["medoid", "measured, tiny, scenes"] == "100.0 [100.0, 100.0], n = 2"
     assert display.loc["greedy", "published, Qwen2.5-VL-7B, COCO"] == "61.4"
@@ -357,21 +381,21 @@ def test_side_by_side_keeps_measured_and_published_apart():
 
 def test_an_lvlm_that_is_not_asked_has_the_reason_in_place_of_a_number():
     choices, queries = frame({"greedy": [1, 0], "P(True)": [1, 1]}, [0, 1])
-    asked = evaluate.main_table(choices, queries, lvlm="large", dataset="scenes", draws=50)
+    asked = main_table(choices, queries, lvlm="large", dataset="scenes", draws=50)
     greedy = choices[choices["method"] == "greedy"]
-    tiny = evaluate.main_table(greedy, queries, lvlm="tiny", dataset="scenes", draws=50)
+    tiny = main_table(greedy, queries, lvlm="tiny", dataset="scenes", draws=50)
     reasons = {"tiny": "its vocabulary has no Yes and No"}
-    display = tables.side_by_side(pd.concat([tiny, asked]), published.main_results(), reasons).set_index("method")
+    display = side_by_side(pd.concat([tiny, asked]), published.main_results(), reasons).set_index("method")
     assert display.loc["P(True)", "measured, tiny, scenes"] == "not asked: its vocabulary has no Yes and No"
     assert display.loc["P(True)", "measured, large, scenes"] == "100.0 [100.0, 100.0], n = 2"
-    alone = tables.side_by_side(tiny, published.main_results(), reasons)
+    alone = side_by_side(tiny, published.main_results(), reasons)
     assert list(alone["method"])[:3] == ["greedy", "P(True)", "best sampling baseline"]
-    assert "P(True)" not in set(tables.side_by_side(tiny, published.main_results())["method"])
+    assert "P(True)" not in set(side_by_side(tiny, published.main_results())["method"])
 
 
 def test_write_table(tmp_path):
     rows = pd.DataFrame({"method": ["a|b_1", "50 %"], "acc50": [0.123456789, np.nan], "n_queries": [3, 12345678]})
-    paths = tables.write_table(rows, tmp_path, "demo", caption="Acc & IoU")
+    paths = write_table(rows, tmp_path, "demo", caption="Acc & IoU")
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["demo.csv", "demo.md", "demo.tex"]
     pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), rows)
     assert paths["md"].read_text().splitlines() == [
@@ -392,5 +416,5 @@ def test_write_table(tmp_path):
     ]
     lines += [r"a|b\_1 & 0.1235 & 3 \\", r"50 \% &  & 12345678 \\", r"\bottomrule", r"\end{tabular}"]
     assert "\n".join(lines) in tex
-    tables.write_table(rows.iloc[:1], tmp_path, "demo")
+    write_table(rows.iloc[:1], tmp_path, "demo")
     assert len(pd.read_csv(paths["csv"])) == 1

@@ -18,8 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_store import answer, contents, fill, make_queries, missing, noting
 
-from acs_lib import paths, pipeline, store, views
+from acs_lib.core import files as files_module
 from acs_lib.datasets import coco
+from acs_lib.runs import collect as pipeline
+from acs_lib.runs import store
+from acs_lib.runs.collect import answer_batch
+from acs_lib.study import results
 
 SHARD, BATCH, QUERIES = 4, 2, 13  # four shards, the last one a single query
 
@@ -43,9 +47,9 @@ def in_a_child(task) -> int:
 
 
 def counting_lines(act):
-    """Call `act(n)` at the n-th line that runs of store.py and paths.py."""
+    """Call `act(n)` at the n-th line that runs of store.py and files.py."""
     count = [0]
-    files = {store.__file__, paths.__file__}
+    files = {store.__file__, files_module.__file__}
 
     def trace(frame, event, argument):
         if frame.f_code.co_filename not in files:
@@ -163,24 +167,24 @@ def test_an_unreadable_image_is_one_failure_row_that_the_report_counts(tmp_path,
     def answered(lvlm, prompts, query_ids, query_keys, categories, how, map_side):
         return answer(pd.DataFrame({"query_id": query_ids}))
 
-    monkeypatch.setattr(pipeline.sampling, "candidates", answered)
-    run = fill(tmp_path / "run", queries, lambda part: pipeline.answer_batch(Sees(), None, part))
+    monkeypatch.setattr(pipeline.sampling, "sample_candidates", answered)
+    run = fill(tmp_path / "run", queries, lambda part: answer_batch(Sees(), None, part))
     records = run.records()
     reasons = records.groupby("query_id")["failure"].first()
     assert records.groupby("query_id").size().tolist() == [1, 1, 1, 1, 3, 3]
     for number, reason in enumerate(["0.png: no such file", "1.png: ", "2.png: cannot identify", "it has 90x100 px"]):
         assert reasons.iloc[number].startswith(store.UNREADABLE) and reason in reasons.iloc[number]
     study = SimpleNamespace(runs=lambda: [("lvlm", "scenes", "test", run)])
-    counted = views.failures(study).set_index("failure")["answers"].to_dict()
+    counted = results.failures(study).set_index("failure")["answers"].to_dict()
     assert counted == {store.UNREADABLE: 4, "no box in the answer": 2}
-    assert views.answer_rates(study).iloc[0][["queries", "unanswered", "answers"]].tolist() == [6, 4, 6]
+    assert results.answer_rates(study).iloc[0][["queries", "unanswered", "answers"]].tolist() == [6, 4, 6]
 
 
 REGRESSOR_MEMORY = """
 import resource, sys
 from pathlib import Path
-from acs_lib import regressor
-from acs_lib.store import Run
+from acs_lib.method import regressor
+from acs_lib.runs.store import Run
 
 for name in ("few", "few", "many"):
     run = Run(Path(sys.argv[1]) / name)

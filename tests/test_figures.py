@@ -13,10 +13,10 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from acs_lib import ablations, paths
-from acs_lib.profiles import load_profile
-from acs_lib.report import analysis_figures, figures
-from acs_lib.study import Study
+from acs_lib.report import figures, figures_beyond_paper
+from acs_lib.report.pictures import _window, attention_overlay, candidate_boxes, qualitative
+from acs_lib.report.style import METHODS, save_figure
+from acs_lib.study import ablations
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 
@@ -208,7 +208,7 @@ def test_sweep_has_a_line_a_method():
 
 def test_overlay_has_a_panel_a_map_and_the_papers_colours(image):
     maps = np.ones((4, 3, 5))
-    figure = figures.attention_overlay(image, maps, list(COORDINATES), [10, 10, 30, 30], [12, 10, 32, 30])
+    figure = attention_overlay(image, maps, list(COORDINATES), [10, 10, 30, 30], [12, 10, 32, 30])
     panels = figure.axes[:4]
     assert [axes.get_title() for axes in panels] == list(COORDINATES)
     for axes in panels:
@@ -217,13 +217,13 @@ def test_overlay_has_a_panel_a_map_and_the_papers_colours(image):
         assert to_hex(truth.get_edgecolor()) == "#ffff00" and to_hex(prediction.get_edgecolor()) == "#ff0000"
         assert prediction.get_bbox().extents.tolist() == [10, 10, 30, 30]
     with pytest.raises(ValueError, match="titles"):
-        figures.attention_overlay(image, maps, ["x1"])
+        attention_overlay(image, maps, ["x1"])
 
 
 def test_qualitative_names_both_ious_and_zooms_on_the_object(image):
     truth = [40, 30, 48, 38]
     case = {"image": image, "category": "a $5 note", "truth": truth, "greedy": None, "greedy_iou": 0.0}
-    figure = figures.qualitative([case | {"chosen": [41, 30, 49, 38], "chosen_iou": 0.78}])
+    figure = qualitative([case | {"chosen": [41, 30, 49, 38], "chosen_iou": 0.78}])
     greedy, greedy_zoom, ours, ours_zoom = figure.axes
     assert (greedy.get_title(), ours.get_title()) == ("greedy, no box", "ACS-Learned, IoU=0.78")
     for zoom in (greedy_zoom, ours_zoom):
@@ -236,13 +236,13 @@ def test_qualitative_names_both_ious_and_zooms_on_the_object(image):
 
 
 def test_qualitative_without_cases_says_so():
-    (axes,) = figures.qualitative([]).axes
+    (axes,) = qualitative([]).axes
     assert [text.get_text() for text in axes.texts] == ["none"]
 
 
 @pytest.mark.parametrize("truth", [[0, 0, 3, 3], [76, 55, 80, 60], [0, 0, 80, 60]])
 def test_zoom_window_stays_inside_the_image(truth):
-    x1, y1, x2, y2 = figures._window([None, [70, 50, 80, 60]], np.array(truth), 80, 60)
+    x1, y1, x2, y2 = _window([None, [70, 50, 80, 60]], np.array(truth), 80, 60)
     assert 0 <= x1 < x2 <= 80 and 0 <= y1 < y2 <= 60
     assert x2 - x1 == pytest.approx(y2 - y1)
 
@@ -250,20 +250,20 @@ def test_zoom_window_stays_inside_the_image(truth):
 def test_candidates_are_all_drawn_but_those_without_a_box(image):
     answers = np.array([[1, 1, 9, 9], [2, 2, 10, 10], [np.nan] * 4, [3, 3, 12, 12]])
     scores = np.array([0.1, 0.9, np.nan, 0.4])
-    axes = figures.candidate_boxes(image, answers, scores, [2, 2, 9, 9], 1).axes[0]
+    axes = candidate_boxes(image, answers, scores, [2, 2, 9, 9], 1).axes[0]
     assert [len(boxes(axes, gid)) for gid in ("candidate", "truth", "prediction")] == [2, 1, 1]
-    axes = figures.candidate_boxes(image, answers).axes[0]
+    axes = candidate_boxes(image, answers).axes[0]
     assert [len(boxes(axes, gid)) for gid in ("candidate", "truth", "prediction")] == [3, 0, 0]
 
 
 def test_the_highlighted_candidate_has_its_own_name(image):
-    figure = figures.candidate_boxes(image, np.array([[1, 1, 9, 9], [2, 2, 10, 10]]), chosen=0, label="greedy")
+    figure = candidate_boxes(image, np.array([[1, 1, 9, 9], [2, 2, 10, 10]]), chosen=0, label="greedy")
     assert legend_texts(figure) == ["greedy", "candidates"]
 
 
 def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
     written = [
-        figures.save(figures.candidates_sweep(sweep_frame()), tmp_path / run, "candidates_sweep", "A sweep.")
+        save_figure(figures.candidates_sweep(sweep_frame()), tmp_path / run, "candidates_sweep", "A sweep.")
         for run in "ab"
     ]
     for suffix in ("png", "pdf"):
@@ -277,18 +277,17 @@ def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
 
 def test_captions_gather_in_one_file(tmp_path):
     figure = figures.candidates_sweep(sweep_frame())
-    figures.save(figure, tmp_path, "candidates_sweep", "A sweep.")
-    figures.save(figure, tmp_path, "other", "Another.")
+    save_figure(figure, tmp_path, "candidates_sweep", "A sweep.")
+    save_figure(figure, tmp_path, "other", "Another.")
     captions = json.loads((tmp_path / "figures" / "captions.json").read_text(encoding="utf-8"))
     assert captions == {"candidates_sweep": "A sweep.", "other": "Another."}
 
 
-def test_a_caption_ends_with_what_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "REPORTS", tmp_path)
-    study, figure = Study(load_profile("smoke")), figures.candidates_sweep(sweep_frame())
-    study.save_figure(figure, "plain", "A sweep.", Markdown("**Takeaway.** More is better."))
-    study.save_figure(figure, "points", "A sweep.", Markdown("**Takeaway.** More is better:\n- here\n- there"))
-    captions = json.loads((tmp_path / "smoke" / "figures" / "captions.json").read_text(encoding="utf-8"))
+def test_a_caption_ends_with_what_is_seen(tmp_path):
+    figure = figures.candidates_sweep(sweep_frame())
+    save_figure(figure, tmp_path, "plain", "A sweep.", Markdown("**Takeaway.** More is better."))
+    save_figure(figure, tmp_path, "points", "A sweep.", Markdown("**Takeaway.** More is better:\n- here\n- there"))
+    captions = json.loads((tmp_path / "figures" / "captions.json").read_text(encoding="utf-8"))
     assert captions == {"plain": "A sweep. More is better.", "points": "A sweep. More is better: here; there."}
 
 
@@ -301,12 +300,12 @@ def test_nothing_leaks_into_the_callers_matplotlib():
 
 
 SHOWN = """import pandas as pd
-from acs_lib.report import figures
+from acs_lib.report import figures, style
 frame = pd.DataFrame({"layer": [0, 1], "attribution": [0.4, 0.6], "attribution_lo": 0.3, "attribution_hi": 0.7})
 frame["selected"] = [True, False]
 for _ in range(2):
     figure = figures.layer_attribution(frame)
-figures.save(figure, folder, "layers", "Layers.")
+style.save_figure(figure, folder, "layers", "Layers.")
 None"""
 
 
@@ -348,23 +347,23 @@ def points(axes) -> list[tuple[float, float, str]]:
 
 
 def test_ablations_stand_at_their_ticks_and_fill_what_is_told_apart():
-    heads, _, sizes, empty = analysis_figures.ablation_panels(ablations_frame()).axes
+    heads, _, sizes, empty = figures_beyond_paper.ablation_panels(ablations_frame()).axes
     assert heads.get_title() == "heads in $D_c$" and not empty.axison
     assert [label.get_text() for label in heads.get_yticklabels()] == ["1", "2"]
-    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, figures.METHODS["ACS-Free"][0])]
+    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, METHODS["ACS-Free"][0])]
     assert {round(y, 2) for _, y, _ in points(sizes)} == {-0.1, 0.1, 0.9, 1.1}, "two methods, side by side"
     assert heads.get_xlabel() == sizes.get_xlabel() == "Acc@0.5"
 
 
 def test_greedy_of_the_profile_is_drawn_where_the_queries_are_its_own():
-    heads, samples, sizes, _ = analysis_figures.ablation_panels(ablations_frame()).axes
+    heads, samples, sizes, _ = figures_beyond_paper.ablation_panels(ablations_frame()).axes
     dashed = [[line for line in axes.lines if line.get_linestyle() == "--"] for axes in (heads, samples, sizes)]
     assert [len(found) for found in dashed] == [1, 1, 0]
     assert list(dashed[0][0].get_xdata()) == list(dashed[1][0].get_ydata()) == [0.5, 0.5]
 
 
 def test_many_numbers_go_along_a_line():
-    _, samples, _, _ = analysis_figures.ablation_panels(ablations_frame()).axes
+    _, samples, _, _ = figures_beyond_paper.ablation_panels(ablations_frame()).axes
     assert [(x, y) for x, y, _ in points(samples)] == [(n, 0.53) for n in range(1, 21)]
     assert (samples.get_xlabel(), samples.get_ylabel()) == ("samples", "Acc@0.5")
 
@@ -372,7 +371,7 @@ def test_many_numbers_go_along_a_line():
 def test_risk_has_intervals_at_coverages_of_each_methods_own():
     coverage = np.arange(1, 21) / 20
     frame = pd.DataFrame({"coverage": coverage, "risk": 0.3, "risk_lo": 0.2, "risk_hi": 0.5})
-    (axes,) = analysis_figures.risk_coverage(pd.concat([frame.assign(method=name) for name in "ab"])).axes
+    (axes,) = figures_beyond_paper.risk_coverage(pd.concat([frame.assign(method=name) for name in "ab"])).axes
     bars = [container.lines[2][0].get_segments() for container in axes.containers]
     first, second = ({round(float(bar[0, 0]), 2) for bar in found} for found in bars)
     assert len(first) == len(second) == 10 and not first & second
@@ -382,7 +381,7 @@ def test_risk_has_intervals_at_coverages_of_each_methods_own():
 def test_names_of_acs_are_bold_in_every_row_of_panels():
     frame = pd.DataFrame({"auroc": 0.6, "auroc_lo": 0.5, "auroc_hi": 0.7, "answers": "all"}, index=range(8))
     frame = frame.assign(method=["medoid", "ACS-Free"] * 4, lvlm=np.repeat(["a", "b"], 4), dataset=list("ccdd") * 2)
-    left = analysis_figures.confidence(frame).axes[::2]
+    left = figures_beyond_paper.confidence(frame).axes[::2]
     for axes in left:
         weights = {label.get_text(): label.get_fontweight() for label in axes.get_yticklabels()}
         assert weights == {"medoid": "normal", "ACS-Free": "bold"}
@@ -393,7 +392,7 @@ def test_correlations_over_heads_have_intervals_and_single_heads_none():
         {"heads": ["one head", "all heads", "D_c"], "r": [0.1, 0.2, -0.5], "partial_r": [0.1, 0.1, -0.3]}
     )
     frame = frame.assign(partial_r_lo=[np.nan, 0.0, -0.4], partial_r_hi=[np.nan, 0.2, -0.1])
-    figure = analysis_figures.size_effect(frame)
+    figure = figures_beyond_paper.size_effect(frame)
     assert legend_texts(figure) == ["one head", "all heads", "$D_c$"]
     ends = [container.lines[2][0].get_segments()[0][:, 1] for container in figure.axes[0].containers]
     assert np.ptp(ends[0]) == 0 and [list(found) for found in ends[1:]] == [[0.0, 0.2], [-0.4, -0.1]]

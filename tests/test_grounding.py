@@ -14,28 +14,38 @@ import pytest
 import torch
 from PIL import Image
 
-import acs_lib
-from acs_lib import calibrate, grounding, paths, pipeline, regressor, sampling, store
-from acs_lib.datasets import scenes
-from acs_lib.grounding import ground, read_image
-from acs_lib.heads import ENTROPY, HeadSet
-from acs_lib.lvlms.base import Answer
+from acs_lib import paths
+from acs_lib.core.candidates import ENTROPY
+from acs_lib.core.files import query_key
+from acs_lib.datasets.splits import load_split
+from acs_lib.embedded import scenes
+from acs_lib.grounding import api
+from acs_lib.grounding.api import ground, read_image
+from acs_lib.grounding.form import explore
+from acs_lib.lvlms.adapter import ParsedAnswer
+from acs_lib.lvlms.load import calibration_folder, is_embedded, load_lvlm, lvlm_digest, lvlm_spec
+from acs_lib.method import regressor, sampling
+from acs_lib.method.baselines import METHODS, SELECTORS, slug
+from acs_lib.method.baselines.consensus import FUSIONS
+from acs_lib.method.heads import HeadSet
+from acs_lib.method.regressor import AttentionIoURegressor
+from acs_lib.method.selection import choose
 from acs_lib.profiles import load_profile
-from acs_lib.regressor import AttentionIoURegressor
-from acs_lib.selectors import FUSIONS, METHODS, SELECTORS, choose, slug
+from acs_lib.runs import store
+from acs_lib.study.calibrate import fit_heads, make_profile, publish
 
 FEW = {"samples": 3, "seed": 4}
 
 
 @pytest.fixture(scope="module")
 def lvlm():
-    return grounding.load_lvlm()
+    return load_lvlm()
 
 
 @pytest.fixture(scope="module")
 def scene():
     """(path, object) of one shipped scene."""
-    first = grounding.samples().iloc[0]
+    first = api.samples().iloc[0]
     return first["image"], first["category"]
 
 
@@ -52,17 +62,17 @@ def result(lvlm, scene, heads):
 def test_the_library_is_imported_at_once():
     code = "import sys, acs_lib; assert 'torch' not in sys.modules; acs_lib.ground; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.LIBRARY.parent)
-    assert acs_lib.ground is ground and acs_lib.load_lvlm is grounding.load_lvlm
+    assert api.ground is ground and load_lvlm is load_lvlm
     with pytest.raises(AttributeError, match="no attribute 'grond'"):
-        acs_lib.grond  # noqa: B018
+        __import__("acs_lib").grond  # noqa: B018
 
 
 def test_the_box_is_the_selectors_choice_among_the_notebooks_candidates(lvlm, scene, heads, result):
     picture = read_image(scene[0])
     how = sampling.Sampling(samples=3, temperature=0.8, top_p=0.6, seed=4)  # as the embedded profile samples
     name = result.candidates.query_id
-    [(expected, records)] = sampling.candidates(
-        lvlm, [lvlm.prompt(picture, scene[1])], [name], [grounding.query_key(name)], [scene[1]], how
+    [(expected, records)] = sampling.sample_candidates(
+        lvlm, [lvlm.prompt(picture, scene[1])], [name], [query_key(name)], [scene[1]], how
     )
     np.testing.assert_array_equal(result.candidates.boxes, expected.boxes)
     np.testing.assert_array_equal(result.candidates.maps, expected.maps)
@@ -111,7 +121,7 @@ def test_predicted_iou_is_what_the_notebooks_predict_from_stored_maps(lvlm, scen
         query = {"query_id": found.candidates.query_id, "image": "", "category": scene[1]}
         query |= {"x1": 0, "y1": 0, "x2": 9, "y2": 9}
         answers = [(found.candidates, records)]
-        run = store.collect(tmp_path / str(grid), pd.DataFrame([query]), lambda _, answers=answers: answers, {}, 1)
+        run = store.fill(tmp_path / str(grid), pd.DataFrame([query]), lambda _, answers=answers: answers, {}, 1)
         stored = regressor.predict(model, run).set_index("candidate")["predicted"]
         kept = found.candidates.parsed
         assert list(stored.index) == list(np.flatnonzero(kept)) and kept.any()
@@ -147,8 +157,8 @@ def test_p_true_asks_about_the_answers_with_a_box(lvlm, scene, monkeypatch):
         asked.append((image.size, category, answers))
         return np.array([float(text != "") - index / 10 for index, text in enumerate(answers)])
 
-    monkeypatch.setattr(grounding.p_true_, "words", lambda tokenizer: (1, 2))
-    monkeypatch.setattr(grounding.p_true_, "p_true", score)
+    monkeypatch.setattr(api.p_true_, "yes_no_tokens", lambda tokenizer: (1, 2))
+    monkeypatch.setattr(api.p_true_, "ask_p_true", score)
     found = ground(lvlm, *scene, selector="P(True)", **FEW)
     texts = ["" if row.failure else row.text for row in found.table.itertuples()]
     assert asked == [((160, 160), scene[1], texts)]
@@ -162,7 +172,7 @@ def test_an_lvlm_without_yes_and_no_is_not_asked(both, scene):
 
 def test_the_sampling_is_that_of_the_profile_that_knows_the_lvlm():
     def found(*arguments):
-        how = grounding.sampling_of(*arguments)
+        how = api.sampling_of(*arguments)
         return how.samples, how.temperature, how.top_p, how.seed
 
     for profile in ("embedded", "paper"):
@@ -224,7 +234,7 @@ def test_the_answer_is_json(result):
 
 
 def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):
-    monkeypatch.setattr(lvlm, "parse", lambda text, prompt: Answer(failure="no box in the answer"))
+    monkeypatch.setattr(lvlm, "parse", lambda text, prompt: ParsedAnswer(failure="no box in the answer"))
     for name in ("medoid", "acs-free", "acs-learned", "pixel-vote"):
         found = ground(lvlm, *scene, selector=name, samples=2)
         assert found.box is None and not found.attention.any()
@@ -253,13 +263,13 @@ def test_it_shows_itself(result, tmp_path):
 
 def test_its_html_holds_nothing_but_text(lvlm, scene, monkeypatch):
     monkeypatch.setattr(lvlm, "decode", lambda token_ids: "<script>alert(1)</script>")
-    monkeypatch.setattr(grounding, "_check_words", lambda lvlm, category: None)
+    monkeypatch.setattr(api, "_check_words", lambda lvlm, category: None)
     page = ground(lvlm, scene[0], "<b onclick='x'>car</b>", selector="greedy", samples=1)._repr_html_()
     assert "<script" not in page and "<b " not in page and "&lt;script&gt;" in page
 
 
 def test_the_form_asks_ground(lvlm, scene, capsys):
-    form = grounding.explore(lvlm)
+    form = explore(lvlm)
     assert "JupyterLab" in form._repr_mimebundle_()["text/plain"]
     fields = {getattr(field, "description", ""): field for field in form.children}
     assert {"image", "object", "selector", "samples", "temperature", "top-p", "seed"} <= set(fields)
@@ -317,25 +327,25 @@ def test_the_shipped_files_belong_to_the_embedded_lvlm(lvlm):
     assert model.settings["layers"] == lvlm.layers
     assert (folder / "regressor.safetensors").stat().st_size < 1_000_000
     spec = load_profile("embedded").lvlms[0]
-    before = pipeline.lvlm_digest(spec)
-    assert before == pipeline.lvlm_digest(spec.model_copy(update={"source": str(folder)}))
+    before = lvlm_digest(spec)
+    assert before == lvlm_digest(spec.model_copy(update={"source": str(folder)}))
 
 
 @pytest.mark.parametrize("spec", load_profile("embedded").lvlms, ids=lambda spec: spec.name)
 def test_the_embedded_lvlms_are_known_as_such(spec):
-    found = grounding.load_lvlm(spec.name)
-    assert grounding.is_embedded(spec) and grounding.is_embedded(found)
-    assert grounding.calibration_folder(spec) == grounding.calibration_folder(found) == paths.ROOT / spec.source
+    found = load_lvlm(spec.name)
+    assert is_embedded(spec) and is_embedded(found)
+    assert calibration_folder(spec) == calibration_folder(found) == paths.ROOT / spec.source
     with pytest.raises(ValueError, match=f"{spec.name} has no word for 'sports ball'; .*it knows: dog, fox"):
         ground(found, Image.new("RGB", (160, 160)), "sports ball")
 
 
 def test_other_lvlms_are_not(untrained):
-    assert not grounding.is_embedded(untrained)
-    assert grounding.calibration_folder(untrained) == paths.DATA / "calibrated" / "untrained"
+    assert not is_embedded(untrained)
+    assert calibration_folder(untrained) == paths.DATA / "calibrated" / "untrained"
     for spec in load_profile("paper").lvlms:
-        assert not grounding.is_embedded(spec)
-        assert grounding.calibration_folder(spec) == paths.DATA / "calibrated" / spec.name
+        assert not is_embedded(spec)
+        assert calibration_folder(spec) == paths.DATA / "calibrated" / spec.name
 
 
 def test_head_sets_are_found_beside_the_weights(untrained, scene, monkeypatch, tmp_path):
@@ -350,35 +360,33 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     """All objects of a few scenes, few samples, much noise: boxes of every quality."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     scenes.write_split(tmp_path / "world", "scenes", 14, 5)
-    spec = grounding.lvlm_spec("internvl-embedded")
+    spec = lvlm_spec("internvl-embedded")
     files = (tmp_path / "world" / "annotations.json", tmp_path / "world" / "images")
-    usual = calibrate.make_profile(spec, *files, queries=24, small=1.0).sampling
+    usual = make_profile(spec, *files, queries=24, small=1.0).sampling
     assert usual == load_profile("embedded").sampling.model_copy(update={"max_new_tokens": 64}), "as `ground` samples"
-    profile = calibrate.make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0, top_p=1.0)
-    splits = [
-        set(pipeline.load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")
-    ]
+    profile = make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0, top_p=1.0)
+    splits = [set(load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")]
     assert not splits[0] & splits[1], "split by image"
-    head_set, table, r = calibrate.calibrate(profile)
+    head_set, table, r = fit_heads(profile)
     assert head_set.lvlm == lvlm.name and len(table) == len(head_set.heads) and -1 <= r <= 1
-    written = calibrate.publish(profile, tmp_path / "out")
+    written = publish(profile, tmp_path / "out")
     assert [path.name for path in written] == ["head_set.json", "regressor.safetensors"]
     found = ground(lvlm, *scene, selector="acs-learned", head_set=written[0], regressor=written[1], **FEW)
     assert found.heads == head_set.heads
-    assert [path.name for path in calibrate.publish(profile, tmp_path / "less", regressor=False)] == ["head_set.json"]
+    assert [path.name for path in publish(profile, tmp_path / "less", regressor=False)] == ["head_set.json"]
 
 
 def test_calibration_says_what_it_lacks(tmp_path):
-    spec = grounding.lvlm_spec("internvl-embedded")
-    files = (grounding.SAMPLES / "annotations.json", grounding.SAMPLES / "images")
+    spec = lvlm_spec("internvl-embedded")
+    files = (api.SAMPLES / "annotations.json", api.SAMPLES / "images")
     with pytest.raises(ValueError, match="8 each are the least"):
-        calibrate.make_profile(spec, *files)
+        make_profile(spec, *files)
     with pytest.raises(ValueError, match="has no small object"):
-        calibrate.make_profile(spec, *files, small=1e-9)
+        make_profile(spec, *files, small=1e-9)
     with pytest.raises(FileNotFoundError, match="no folder of images"):
-        calibrate.make_profile(spec, files[0], tmp_path / "nowhere")
+        make_profile(spec, files[0], tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="acs run --profile unheard"):
-        calibrate.publish(load_profile("smoke").model_copy(update={"name": "unheard"}))
+        publish(load_profile("smoke").model_copy(update={"name": "unheard"}))
 
 
 # -------------------------------------------------------------------------------------------------- what goes wrong
@@ -429,12 +437,12 @@ def test_wrong_arguments(lvlm, scene, change, message):
 
 
 def test_lvlms_go_by_name_folder_or_hub_name(tmp_path):
-    embedded = grounding.lvlm_spec("internvl-embedded")
+    embedded = lvlm_spec("internvl-embedded")
     assert embedded.source == "data/embedded/internvl"
-    assert grounding.lvlm_spec(paths.EMBEDDED / "internvl") == embedded
-    assert grounding.lvlm_spec("Qwen/Qwen2.5-VL-7B-Instruct").name == "Qwen2.5-VL-7B"
-    assert grounding.lvlm_spec("someone/model-1.5").name == "model-1.5"
-    assert grounding.lvlm_spec(tmp_path).source == str(tmp_path)
+    assert lvlm_spec(paths.EMBEDDED / "internvl") == embedded
+    assert lvlm_spec("Qwen/Qwen2.5-VL-7B-Instruct").name == "Qwen2.5-VL-7B"
+    assert lvlm_spec("someone/model-1.5").name == "model-1.5"
+    assert lvlm_spec(tmp_path).source == str(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -456,11 +464,11 @@ def test_folders_that_hold_no_model_are_one_sentence(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text or (paths.EMBEDDED / "internvl" / name).read_text())
     with pytest.raises((ValueError, OSError), match=f"cannot load the LVLM .*{message}") as caught:
-        grounding.load_lvlm(tmp_path)
+        load_lvlm(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_the_shipped_scenes_are_what_their_command_renders(tmp_path):
-    info = json.loads((grounding.SAMPLES / "annotations.json").read_text())["info"]
+    info = json.loads((api.SAMPLES / "annotations.json").read_text())["info"]
     assert scenes.write_split(tmp_path / "samples", "scenes", 4, 1001) == info["digest"]
-    assert len(grounding.samples()["image"].unique()) == 4
+    assert len(api.samples()["image"].unique()) == 4

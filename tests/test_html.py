@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from acs_lib import paths
-from acs_lib.report import html
+from acs_lib.report.page import LIMIT, _shown, build, read_table
 
 NASTY = "<img src=x onerror=alert(1)></script><b>&\"'"
 VOID = {"meta", "img", "input", "link", "br", "hr"}
@@ -111,12 +111,12 @@ def report(tmp_path):
 
 
 def test_page_holds_everything(report):
-    path = html.build("smoke", report)
+    path = build("smoke", report)
     assert path == report / "index.html"
     page = Page(path.read_text(encoding="utf-8"))
     text = " ".join(" ".join(page.text).split())
     assert page.rows["table-main_results"] == 4 and page.rows["table-claims"] == 1
-    assert page.rows["table-heads"] == html.LIMIT and "All 100 rows as CSV" in text
+    assert page.rows["table-heads"] == LIMIT and "All 100 rows as CSV" in text
     assert len(page.all("figure")) == 2 and "Sampling candidates" in text
     for part in ("git.commit", "abc123", "wall[0].name", "reproduced", "gained (2)", "all (4)"):
         assert part in text
@@ -126,7 +126,7 @@ def test_page_holds_everything(report):
 
 
 def test_page_is_accessible(report):
-    page = Page(html.build("smoke", report).read_text(encoding="utf-8"))
+    page = Page(build("smoke", report).read_text(encoding="utf-8"))
     assert page.all("html")[0]["lang"] == "en"
     assert all(image.get("alt") for image in page.all("img"))
     assert len(page.all("caption")) == len(page.all("table"))
@@ -138,7 +138,7 @@ def test_page_is_accessible(report):
 
 
 def test_page_loads_nothing_from_elsewhere(report):
-    text = html.build("smoke", report).read_text(encoding="utf-8")
+    text = build("smoke", report).read_text(encoding="utf-8")
     page = Page(text)
     assert all(address.startswith("data:image/") for address in page.loads) and page.loads
     for address in page.links:
@@ -149,7 +149,7 @@ def test_page_loads_nothing_from_elsewhere(report):
 
 
 def test_everything_is_escaped(report):
-    text = html.build("smoke", report).read_text(encoding="utf-8")
+    text = build("smoke", report).read_text(encoding="utf-8")
     assert "onerror=alert(1)>" not in text
     page = Page(text)
     assert "onerror" not in {name for _, attrs in page.tags for name in attrs}
@@ -160,7 +160,7 @@ def test_everything_is_escaped(report):
 
 
 def test_main_results_come_first(report):
-    text = html.build("smoke", report).read_text(encoding="utf-8")
+    text = build("smoke", report).read_text(encoding="utf-8")
     assert text.index('id="table-main_results"') < text.index('id="table-heads"')
     assert text.index('id="figure-main_results"') < text.index('id="figure-zebra"')
 
@@ -168,35 +168,35 @@ def test_main_results_come_first(report):
 def test_captions_come_from_the_markdown_files(report):
     (report / "tables" / "heads.md").write_text("Each <head>; measured.\n\n| layer | auroc |\n")
     (report / "tables" / "claims.md").write_text("| claim |\n")
-    text = "".join(Page(html.build("smoke", report).read_text(encoding="utf-8")).text)
+    text = "".join(Page(build("smoke", report).read_text(encoding="utf-8")).text)
     assert "Each <head>; measured." in text and "claims.csv: 1 row" in text
 
 
 def test_the_headline_is_notebook_06s(report):
     told = {"title": f"A & B {NASTY}", "sentences": ["One.", "Two."]}
     (report / "tables" / "headline.json").write_text(json.dumps(told))
-    page = Page(html.build("smoke", report).read_text(encoding="utf-8"))
+    page = Page(build("smoke", report).read_text(encoding="utf-8"))
     text = "".join(page.text)
     assert told["title"] in text and "Two." in text and "In short" in text
 
 
 def test_an_empty_folder_says_what_to_run(tmp_path):
-    text = "".join(Page(html.build("smoke", tmp_path).read_text(encoding="utf-8")).text)
+    text = "".join(Page(build("smoke", tmp_path).read_text(encoding="utf-8")).text)
     assert "./run_all.sh --profile smoke" in text
     assert "Provenance" not in text and "Figures" not in text
     with pytest.raises(FileNotFoundError, match="run_all.sh --profile smoke"):
-        html.build("smoke", tmp_path / "nowhere")
+        build("smoke", tmp_path / "nowhere")
 
 
 def test_images_from_elsewhere_are_refused(report):
     elsewhere = query(0, "gained") | {"image": "https://example.org/a.png"}
     (report / "browser.json").write_text(json.dumps([elsewhere]))
     with pytest.raises(ValueError, match="image of q0"):
-        html.build("smoke", report)
+        build("smoke", report)
     assert not (report / "index.html").exists()
     (report / "browser.json").write_text(json.dumps([query(0, "better")]))
     with pytest.raises(ValueError, match="'better'"):
-        html.build("smoke", report)
+        build("smoke", report)
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,13 @@ def test_images_from_elsewhere_are_refused(report):
 )
 def test_verdicts(tmp_path, text, kind):
     pd.DataFrame({"claim": ["reproduced"], "verdict": [text]}).to_csv(tmp_path / "claims.csv", index=False)
-    claim, verdict = html.read_table(tmp_path / "claims.csv")["rows"][0]["cells"]
+    claim, verdict = read_table(tmp_path / "claims.csv")["rows"][0]["cells"]
     assert (claim["verdict"], verdict["verdict"]) == ("", kind)
 
 
 @pytest.mark.parametrize(("raw", "shown"), [("0.61349", "0.6135"), ("816", "816"), ("nan", ""), ("12345.6", "12,346")])
 def test_numbers_as_shown(raw, shown):
-    assert html._shown(raw) == shown
+    assert _shown(raw) == shown
 
 
 # ------------------------------------------------------------------------------------------------- in a real browser
@@ -313,7 +313,7 @@ def told(place: str, number: int) -> str:
 
 
 def test_queries_are_filtered_and_walked_through(report, look):
-    browser = look(html.build("smoke", report))
+    browser = look(build("smoke", report))
     place = browser.find_element(By.ID, "place")
     assert place.text == told("1 of 4 · gained", 0)
     assert NASTY in texts(browser, "#category"), "shown, not obeyed"
@@ -335,7 +335,7 @@ def test_queries_are_filtered_and_walked_through(report, look):
 
 
 def test_overlay_boxes_and_scores_of_a_query(report, look):
-    browser = look(html.build("smoke", report))
+    browser = look(build("smoke", report))
     drawn = "return ['image', 'rect'].map((name) => document.querySelectorAll(`#picture svg ${name}`).length)"
     assert browser.execute_script(drawn) == [1, 4], "the picture; truth and selected box, each with its casing"
     click(browser, "#show-overlay")
@@ -349,7 +349,7 @@ def test_overlay_boxes_and_scores_of_a_query(report, look):
 
 
 def test_tables_sort_by_every_column(report, look):
-    browser = look(html.build("smoke", report))
+    browser = look(build("smoke", report))
     names = "#table-main_results tbody td:nth-child(3)"
     click(browser, "#table-main_results th:nth-child(6) button")
     assert texts(browser, names)[0] == "oracle best of N"
@@ -363,7 +363,7 @@ def test_tables_sort_by_every_column(report, look):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1000, 360])
 def test_page_is_readable_on_every_screen(report, look, width, scheme):
-    browser = look(html.build("smoke", report), width, scheme)
+    browser = look(build("smoke", report), width, scheme)
     back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 380) == (scheme == "dark")
     weak, kinds = browser.execute_script(CONTRAST)

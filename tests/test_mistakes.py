@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import designs, mistakes
-from acs_lib.selectors import Selector
+from acs_lib.evaluation.mistakes import makeup, mistake_kinds, mixed_only, ranked_right
+from acs_lib.method.selection import Selector
 
 TRUTH = np.array([0, 0, 10, 10.0])
 OTHER = np.array([[20, 20, 40, 40.0]])
@@ -32,21 +32,21 @@ def test_kinds_by_hand():
         [np.nan] * 4,
     ]
     expected = ["good", "good", "near miss", "another object", "nothing", "nothing", "nothing"]
-    assert mistakes.kinds(np.array(boxes), TRUTH, OTHER).tolist() == expected
+    assert mistake_kinds(np.array(boxes), TRUTH, OTHER).tolist() == expected
 
 
 def test_a_good_box_is_good_even_if_another_object_lies_on_it():
-    assert mistakes.kinds(TRUTH[None], TRUTH, np.array([[0, 0, 10, 11.0]])).tolist() == ["good"]
-    assert mistakes.kinds(TRUTH[None], TRUTH, np.empty((0, 4))).tolist() == ["good"]
+    assert mistake_kinds(TRUTH[None], TRUTH, np.array([[0, 0, 10, 11.0]])).tolist() == ["good"]
+    assert mistake_kinds(TRUTH[None], TRUTH, np.empty((0, 4))).tolist() == ["good"]
 
 
 def test_makeup_leaves_out_greedy_and_mixed_needs_both():
     queries = [Few("a", [TRUTH, TRUTH, OTHER[0]]), Few("b", [OTHER[0], TRUTH, TRUTH]), Few("c", [TRUTH, OTHER[0]])]
-    table = mistakes.makeup(queries, dict.fromkeys("abc", TRUTH), dict.fromkeys("abc", OTHER))
+    table = makeup(queries, dict.fromkeys("abc", TRUTH), dict.fromkeys("abc", OTHER))
     assert table.values.tolist() == [
         ["a", 1, "good"], ["a", 2, "another object"], ["b", 1, "good"], ["b", 2, "good"], ["c", 1, "another object"],
     ]  # fmt: skip
-    assert set(designs.mixed(table)["query_id"]) == {"a"}
+    assert set(mixed_only(table)["query_id"]) == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_ranked_right_counts_pairs_inside_queries(scores, right):
     query = Few("a", [TRUTH, TRUTH, OTHER[0]])
     kinds = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "kind": ["good", "another object"]})
     selector = Selector("by hand", "control", lambda c: np.array(scores, float), "-")
-    (row,) = mistakes.ranked_right([query], kinds, [selector], {"a": 1}, draws=50).to_dict("records")
+    (row,) = ranked_right([query], kinds, [selector], {"a": 1}, draws=50).to_dict("records")
     assert (row["method"], row["kind"], row["pairs"], row["queries"]) == ("by hand", "another object", 1, 1)
     assert row["right"] == row["lo"] == row["hi"] == right
 
@@ -70,10 +70,10 @@ def test_ranked_right_draws_images():
         ]
     )
     selector = Selector("by hand", "control", lambda c: np.array([9, c.query_id in "ab", 0.5]), "-")
-    one = mistakes.ranked_right(queries, kinds, [selector], dict(zip("abcd", [1, 1, 2, 2])), draws=500)
-    four = mistakes.ranked_right(queries, kinds, [selector], dict(zip("abcd", range(4))), draws=500)
+    one = ranked_right(queries, kinds, [selector], dict(zip("abcd", [1, 1, 2, 2])), draws=500)
+    four = ranked_right(queries, kinds, [selector], dict(zip("abcd", range(4))), draws=500)
     assert one["right"].tolist() == four["right"].tolist() == [0.5] and one["queries"].tolist() == [4]
     # one of two images may be missing in a draw, hardly two of four
     assert one[["lo", "hi"]].to_numpy().tolist() == [[0, 1]] and four["lo"][0] == 0
     eight = dict.fromkeys("abcd", 1)
-    assert mistakes.ranked_right(queries, kinds, [selector], eight, draws=50)["lo"].tolist() == [0.5]
+    assert ranked_right(queries, kinds, [selector], eight, draws=50)["lo"].tolist() == [0.5]

@@ -1,7 +1,7 @@
 """The notebooks are thin, executed, free of a machine's paths, and their smoke profile gives what is promised.
 
 `./run_all.sh --test` also runs nbval, which executes them and compares every output with the stored one; how far a
-number may move there and in the tables is in acs_lib.compare.
+number may move there and in the tables is in acs_lib.evaluation.compare.
 """
 
 import ast
@@ -15,7 +15,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from acs_lib import compare, paths
+from acs_lib import paths
+from acs_lib.evaluation import compare
 from acs_lib.profiles import load_profile
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))

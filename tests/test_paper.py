@@ -10,11 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from acs_lib import paths, plan, published, runner
+from acs_lib import paths, runner
 from acs_lib.cli import app
-from acs_lib.evaluate import MAIN_COLUMNS
+from acs_lib.evaluation import published
+from acs_lib.evaluation.accuracy import MAIN_COLUMNS
+from acs_lib.lvlms.configurations import CONFIGS
 from acs_lib.profiles import Profile, load_profile
-from acs_lib.report import tables
+from acs_lib.report.tables import write_comparison, write_table
+from acs_lib.runs import plan
 
 PAPER = load_profile("paper")
 
@@ -46,7 +49,7 @@ def test_the_profile_is_the_papers_table_and_its_checkpoints_are_pinned():
     assert {lvlm.name: lvlm.source for lvlm in PAPER.lvlms} == published.HUB
     assert all(re.fullmatch("[0-9a-f]{40}", lvlm.revision) for lvlm in PAPER.lvlms)
     assert {lvlm.dtype for lvlm in PAPER.lvlms} == {"bfloat16"}
-    assert {lvlm.source for lvlm in PAPER.lvlms} <= set(plan.CONFIGS)
+    assert {lvlm.source for lvlm in PAPER.lvlms} <= set(CONFIGS)
 
 
 def test_the_plan_is_printed_before_anything_runs(reports):
@@ -204,7 +207,7 @@ def measured_column(lvlm, dataset) -> pd.DataFrame:
 
 def test_one_column_that_was_run_stands_beside_the_published_ones(reports):
     column = "InternVL-3.5-8B", "COCO"
-    tables.write_table(measured_column(*column), reports / "paper", "main_results")
+    write_table(measured_column(*column), reports / "paper", "main_results")
     assert acs("report", "--profile", "paper").exit_code == 0
     table = pd.read_csv(reports / "paper" / "tables" / "published_and_measured.csv", keep_default_na=False)
     run = (table["lvlm"] == column[0]) & (table["dataset"] == column[1])
@@ -218,7 +221,7 @@ def test_one_column_that_was_run_stands_beside_the_published_ones(reports):
 
 
 def test_a_profile_of_other_lvlms_has_no_such_table(reports):
-    assert not tables.write_comparison(load_profile("smoke"), reports / "smoke")
+    assert not write_comparison(load_profile("smoke"), reports / "smoke")
     assert not reports.exists()
 
 

@@ -8,10 +8,14 @@ from hashlib import sha256
 import pandas as pd
 import pytest
 
-from acs_lib import paths, pipeline
+from acs_lib import paths
 from acs_lib.datasets import coco
+from acs_lib.datasets.splits import data_digest, load_split, split_files
+from acs_lib.lvlms import load as loading
+from acs_lib.lvlms.load import load_spec
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.store import UNREADABLE
+from acs_lib.runs.collect import unparsed, warn_if_unparsed
+from acs_lib.runs.store import UNREADABLE
 
 BATCHES = [pd.DataFrame({"query_id": range(start, start + 4)}) for start in range(0, 20, 4)]
 
@@ -32,15 +36,15 @@ def test_an_lvlm_is_dropped_before_the_next_one_is_loaded(monkeypatch):
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(pipeline, "load_lvlm", load)
-    monkeypatch.setattr(pipeline, "_loaded", {})
+    monkeypatch.setattr(loading, "load_checkpoint", load)
+    monkeypatch.setattr(loading, "_loaded", {})
     one, other = LVLMSpec(name="one", source="a/one"), LVLMSpec(name="other", source="a/other")
-    assert pipeline.load(one) is pipeline.load(one) and len(alive) == 1
-    pipeline.load(other)
-    assert pipeline.load(other) is alive[1]() and len(alive) == 2
-    pipeline.load(one)
+    assert load_spec(one) is load_spec(one) and len(alive) == 1
+    load_spec(other)
+    assert load_spec(other) is alive[1]() and len(alive) == 2
+    load_spec(one)
     assert len(alive) == 3
-    assert pipeline.load(LVLMSpec(name="c", source="c", max_tiles=6)).limits == {"max_tiles": 6}
+    assert load_spec(LVLMSpec(name="c", source="c", max_tiles=6)).limits == {"max_tiles": 6}
 
 
 def write_annotations(path, n=40):
@@ -70,28 +74,28 @@ def profile(tmp_path, monkeypatch):
 
 def test_a_split_that_the_profile_leaves_empty_says_why(profile):
     (dataset,) = profile.datasets
-    queries, _ = pipeline.load_split(profile, dataset, "train")
+    queries, _ = load_split(profile, dataset, "train")
     assert 10 < len(queries) < 30
     rest = 40 - len(queries)
     none = r"no query is left of mine, validation: .* \(0.5, 0.5\) holds none of {'small': 40}, .* {'small': 100}"
     with pytest.raises(ValueError, match=none):
-        pipeline.load_split(profile, dataset, "validation")
+        load_split(profile, dataset, "validation")
     with pytest.raises(ValueError, match=rf"mine, test: .* holds {{'small': {rest}}} of .* at most {{'large': 7}}"):
-        pipeline.load_split(profile, dataset, "test")
+        load_split(profile, dataset, "test")
 
 
 def test_an_annotation_file_is_not_parsed_to_be_identified(profile, tmp_path, monkeypatch):
     monkeypatch.setattr(coco, "read_annotations", None)
     expected = sha256((tmp_path / "a.json").read_bytes()).hexdigest()
-    assert pipeline.data_digest(profile.datasets[0], "test") == expected
+    assert data_digest(profile.datasets[0], "test") == expected
 
 
 def test_a_rendered_split_is_identified_by_its_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "DATA", tmp_path)
     split = {"images": 1, "seed": 3, "queries": {"small": 1}}
     dataset = DatasetSpec(name="scenes", kind="scenes", splits={"test": split})
-    known = json.loads(pipeline.split_files(dataset, "test")[0].read_text())["info"]["digest"]
-    assert len(known) == 64 and pipeline.data_digest(dataset, "test") == known
+    known = json.loads(split_files(dataset, "test")[0].read_text())["info"]["digest"]
+    assert len(known) == 64 and data_digest(dataset, "test") == known
 
 
 def records(*boxes: bool) -> list[dict]:
@@ -103,19 +107,19 @@ def records(*boxes: bool) -> list[dict]:
 
 
 def test_fewer_than_half_is_told_with_three_answers_and_the_mend():
-    assert pipeline.unparsed(records(True, False), "x") is None, "half"
-    told = pipeline.unparsed(records(True, *[False] * 4), "x")
+    assert unparsed(records(True, False), "x") is None, "half"
+    told = unparsed(records(True, *[False] * 4), "x")
     assert "of the first 5 answers of x only 20% hold a box" in told and "`question:` in the profile" in told
     assert told.splitlines()[1:] == [r"  'Sorry, 1.\n'", r"  'Sorry, 2.\n'", r"  'Sorry, 3.\n'"]
     unread = [{"text": "", "failure": f"{UNREADABLE}: gone"}] * 9
-    assert pipeline.unparsed(unread, "x") is None and pipeline.unparsed(records(True) + unread, "x") is None
-    assert "of the first 1 answers" in pipeline.unparsed(records(False) + unread, "x")
+    assert unparsed(unread, "x") is None and unparsed(records(True) + unread, "x") is None
+    assert "of the first 1 answers" in unparsed(records(False) + unread, "x")
 
 
 @pytest.mark.parametrize(("first", "after"), [(8, 2), (9, 3), (64, 5)], ids=["two batches", "three", "few queries"])
 def test_it_comes_once_and_as_early_as_the_first_queries_are_answered(caplog, first, after):
     told = []
-    engine = pipeline.watched(map, "x", first)
+    engine = warn_if_unparsed(map, "x", first)
     with caplog.at_level(logging.WARNING):
         found = iter(engine(lambda batch: [(None, records(False))] * len(batch), BATCHES))
         for batch in BATCHES:
@@ -125,6 +129,6 @@ def test_it_comes_once_and_as_early_as_the_first_queries_are_answered(caplog, fi
 
 
 def test_what_comes_after_the_first_queries_is_not_looked_at(caplog):
-    engine = pipeline.watched(map, "x", 8)
+    engine = warn_if_unparsed(map, "x", 8)
     answers = engine(lambda batch: [(None, records(batch["query_id"].min() < 8))] * len(batch), BATCHES)
     assert len(list(answers)) == 5 and not caplog.records

@@ -16,8 +16,11 @@ ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "acs-
 
 from test_store import answer, contents, make_queries, missing, noting  # noqa: E402
 
-from acs_lib import paths, pipeline, ray_engine, store  # noqa: E402
+from acs_lib import paths  # noqa: E402
 from acs_lib.profiles import Profile  # noqa: E402
+from acs_lib.runs import ray_cluster, store  # noqa: E402
+from acs_lib.runs.collect import collect_run  # noqa: E402
+from acs_lib.runs.workers import backend  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +29,13 @@ def two_workers():
     with pytest.MonkeyPatch.context() as patch:
         # workers import the functions of this file, and the library that is tested
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(paths.ROOT)]))
-        with ray_engine.cluster(workers=2) as engine:
+        with ray_cluster.cluster(workers=2) as engine:
             yield engine
 
 
 def fill(folder, answer, engine=map, n=150):
     """150 made-up queries are three shards of four batches (the last shard: two)."""
-    return store.collect(folder, make_queries(n), answer, {}, bytes_per_query=100, batch=16, engine=engine)
+    return store.fill(folder, make_queries(n), answer, {}, bytes_per_query=100, batch=16, engine=engine)
 
 
 def once(folder: Path, query_id: str) -> bool:
@@ -154,14 +157,14 @@ def test_loading_takes_none_of_a_batchs_time(tmp_path, two_workers):
 
 def test_a_worker_whose_gpu_pytorch_cannot_use_is_an_error(monkeypatch):
     asked, rows = [], {"queries": [make_queries(2)]}
-    monkeypatch.setattr(ray_engine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ray_cluster.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
-    (error,) = ray_engine.Worker(noting(asked), 60)(rows)["answers"]
+    (error,) = ray_cluster.Worker(noting(asked), 60)(rows)["answers"]
     with pytest.raises(RuntimeError, match="a GPU that PyTorch .* cannot use: .*; update the driver, or install"):
         raise error
     assert not asked
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [])
-    (answers,) = ray_engine.Worker(noting(asked), 60)(rows)["answers"]
+    (answers,) = ray_cluster.Worker(noting(asked), 60)(rows)["answers"]
     assert len(answers) == 2 and asked == [[], ["q0", "q1"]]
 
 
@@ -196,13 +199,13 @@ def one_thread():
 def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile, monkeypatch, tmp_path, two_workers):
     monkeypatch.setattr(store, "SHARD", 16)
     column = small_profile, small_profile.lvlms[0], small_profile.datasets[0], "test"
-    local = pipeline.collect_run(*column)
+    local = collect_run(*column)
     monkeypatch.setattr(paths, "RUNS", tmp_path / "ray")
 
     def engine(answer, batches):
         return two_workers(functools.partial(dies_once, tmp_path, answer), batches)
 
-    run = pipeline.collect_run(*column, engine=engine)
+    run = collect_run(*column, engine=engine)
     assert (tmp_path / "died").exists()
     assert len(run.queries) == 32 and run.shards == [0, 1]
     assert run.records().equals(local.records())
@@ -211,10 +214,10 @@ def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile
 
 
 def test_engines_go_by_their_names():
-    with ray_engine.engine("local") as engine:
+    with backend("local") as engine:
         assert list(engine(str, [1, 2])) == ["1", "2"]
     with pytest.raises(ValueError, match="unknown engine 'spark'; choose local or ray"):
-        with ray_engine.engine("spark"):
+        with backend("spark"):
             pass
 
 
@@ -225,7 +228,7 @@ def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=f"no Ray cluster at {address} .*; start one: ray start --head"):
-        with ray_engine.cluster():
+        with ray_cluster.cluster():
             pass
     assert time.monotonic() - began < 20
 
@@ -241,5 +244,5 @@ def test_a_start_that_takes_too_long_is_tried_again(failures):
 
     ray = types.SimpleNamespace(init=init)
     with contextlib.nullcontext() if failures < 3 else pytest.raises(RuntimeError, match="stop other programs"):
-        ray_engine._start(ray)
+        ray_cluster._start(ray)
     assert starts == [("local",)] * 3

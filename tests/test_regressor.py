@@ -7,10 +7,17 @@ import pytest
 import torch
 from test_store import make_queries
 
-from acs_lib import heads, paths, regressor, store
-from acs_lib.candidates import Candidates
+from acs_lib import paths
+from acs_lib.core import candidates
+from acs_lib.core.candidates import ENTROPY, Candidates
+from acs_lib.core.files import query_key
+from acs_lib.evaluation.confidence import within_query_r
+from acs_lib.method import heads, regressor
+from acs_lib.method.maps import pool_maps
 from acs_lib.profiles import RegressorSpec, load_profile
-from acs_lib.study import Study
+from acs_lib.runs import store
+from acs_lib.study import results
+from acs_lib.study.stages import Study
 
 LAYERS, HEADS, SIDE, CANDIDATES = 2, 2, 6, 5
 
@@ -19,7 +26,7 @@ def planted(part):
     """Maps in which head 1 of layer 1 is the sharper the better the box; all else is noise."""
     answers = []
     for query_id in part["query_id"]:
-        rng = np.random.default_rng(store.query_key(query_id))
+        rng = np.random.default_rng(query_key(query_id))
         widths = rng.uniform(2, 20, CANDIDATES)  # box [10, 10, 10 + width, 30]: IoU = width / 20
         boxes = np.array([[10, 10, 10 + width, 30] for width in widths])
         maps = rng.random((CANDIDATES, 4, LAYERS, HEADS, SIDE, SIDE)).astype(np.float32)
@@ -28,7 +35,7 @@ def planted(part):
         maps /= maps.sum((-1, -2), keepdims=True)
         statistics = np.zeros((CANDIDATES, 4, LAYERS, HEADS, 4), np.float32)
         statistics[..., 0] = -(maps * np.log(maps)).sum((-1, -2))
-        numbers = {name: [np.zeros(4)] * CANDIDATES for name in store.PER_TOKEN}
+        numbers = {name: [np.zeros(4)] * CANDIDATES for name in candidates.PER_TOKEN}
         found = Candidates(
             query_id=query_id, category="ball", width=100, height=100, boxes=boxes, **numbers,
             coordinate_tokens=[np.arange(4)] * CANDIDATES, statistics=statistics, maps=maps,
@@ -43,8 +50,7 @@ def runs(tmp_path_factory):
     parts = {"train": queries[:200], "validation": queries[200:240], "test": queries[240:]}
     folder = tmp_path_factory.mktemp("runs")
     return {
-        name: store.collect(folder / name, part.reset_index(drop=True), planted, {}, 100)
-        for name, part in parts.items()
+        name: store.fill(folder / name, part.reset_index(drop=True), planted, {}, 100) for name, part in parts.items()
     }
 
 
@@ -55,8 +61,8 @@ def model(runs):
 
 def test_the_regressor_learns_a_planted_signal_and_the_control_does_not(runs, model):
     predictions = regressor.predict(model, runs["test"])
-    assert regressor.quality(predictions)["pearson"] > 0.8
-    assert regressor.within_query_r(predictions) > 0.8
+    assert regressor.iou_correlation(predictions)["pearson"] > 0.8
+    assert within_query_r(predictions) > 0.8
     control, _ = regressor.train(
         runs["train"], runs["validation"], width=16, epochs=2, batch=64, lr=3e-3, seed=0, shuffle_labels=True
     )
@@ -68,13 +74,13 @@ def test_the_regressor_learns_a_planted_signal_and_the_control_does_not(runs, mo
 
 def test_the_control_does_not_learn_that_some_shards_are_better_than_others(runs, monkeypatch):
     """What its rows are labelled with has the run's mean, in whatever shards they lie."""
-    run, read = runs["train"], regressor.rows
+    run, read = runs["train"], regressor.maps_with_iou
 
     def uneven(run, shard, grid):
         maps, iou, frame = read(run, shard, grid)
         return maps, torch.full_like(iou, float(shard == run.shards[0])), frame
 
-    monkeypatch.setattr(regressor, "rows", uneven)
+    monkeypatch.setattr(regressor, "maps_with_iou", uneven)
     everything = torch.cat([uneven(run, shard, (SIDE, SIDE))[1] for shard in run.shards])
     rng = np.random.default_rng(0)
     means = [
@@ -90,10 +96,10 @@ def test_attribution_and_separation_find_the_planted_head(runs, model):
     assert each.mean(0) == pytest.approx(scores.sum(1), rel=1e-4) and len(each) == len(images)
     assert scores.shape == (LAYERS, HEADS) and np.unravel_index(scores.argmax(), scores.shape) == (1, 1)
     records = runs["train"].records()
-    entropy = runs["train"].statistics()[..., heads.ENTROPY].mean(1)
+    entropy = runs["train"].statistics()[..., ENTROPY].mean(1)
     iou = np.where(records["iou"] < 0.4, 0, records["iou"])
-    auroc = heads.separation(entropy, iou)
-    within = heads.separation_within(entropy, iou, records["query_id"].to_numpy())
+    auroc = heads.entropy_auroc(entropy, iou)
+    within = heads.within_query_auroc(entropy, iou, records["query_id"].to_numpy())
     assert auroc[1, 1] > 0.95 and within[1, 1] > 0.95 and abs(auroc[0, 0] - 0.5) < 0.1
     assert heads.select_heads(scores.sum(1), auroc, layers=1, count=1) == ((1, 1),)
 
@@ -101,10 +107,10 @@ def test_attribution_and_separation_find_the_planted_head(runs, model):
 def test_separation_by_hand():
     entropy = np.array([1.0, 2.0, 3.0, 4.0])
     iou = np.array([0.9, 0.0, 0.7, 0.0])
-    assert heads.separation(entropy, iou) == pytest.approx(3 / 4)  # of 4 pairs only (3, 2) is the wrong way round
-    assert heads.separation_within(entropy, iou, np.array(["a", "a", "b", "b"])) == 1
+    assert heads.entropy_auroc(entropy, iou) == pytest.approx(3 / 4)  # of 4 pairs only (3, 2) is the wrong way round
+    assert heads.within_query_auroc(entropy, iou, np.array(["a", "a", "b", "b"])) == 1
     for rounding in (-1e-6, 0, 1e-6):  # answers that begin alike have one entropy, up to the processor's rounding
-        assert heads.separation_within(entropy[[0, 0]] + [0, rounding], iou[:2], np.array(["a", "a"])) == 0.5
+        assert heads.within_query_auroc(entropy[[0, 0]] + [0, rounding], iou[:2], np.array(["a", "a"])) == 0.5
 
 
 def test_select_heads_stays_inside_the_critical_layers():
@@ -114,7 +120,7 @@ def test_select_heads_stays_inside_the_critical_layers():
 
 def test_entropy_groups(runs):
     entropy = np.arange(4.0)[:, None, None, None].repeat(4, 1)
-    table = heads.entropy_by_layer(entropy, np.array([0.0, 0.2, 0.45, 0.8]), np.arange(4), np.ones((2, 4), int))
+    table = results.entropy_by_layer(entropy, np.array([0.0, 0.2, 0.45, 0.8]), np.arange(4), np.ones((2, 4), int))
     means = table[table["coordinate"] == "x1"].set_index("group")
     assert means["mean"].to_dict() == {"high": 3.0, "low": 1.0, "zero": 0.0}
     assert means["mean_lo"].equals(means["mean"]) and means["mean_hi"].equals(means["mean"]), "no draw differs"
@@ -123,7 +129,7 @@ def test_entropy_groups(runs):
 def test_entropy_intervals_are_over_images():
     entropy = np.array([1.0, 1, 1, 4])[:, None, None, None].repeat(4, 1)
     images, counts = np.array([0, 0, 0, 1]), np.array([[2, 0], [1, 1], [0, 2]] * 20)
-    table = heads.entropy_by_layer(entropy, np.full(4, 0.8), images, counts)
+    table = results.entropy_by_layer(entropy, np.full(4, 0.8), images, counts)
     assert (table["mean"].iloc[0], table["mean_lo"].iloc[0], table["mean_hi"].iloc[0]) == (1.75, 1, 4)
 
 
@@ -194,7 +200,7 @@ def test_it_computes_where_its_weights_are(tmp_path, model, monkeypatch):
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_the_quality_of_hardly_any_answers_is_nan(n):
     predictions = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "iou": [0.2, 0.8], "predicted": [0.3, 0.4]})[:n]
-    found = {**regressor.quality(predictions), "within": regressor.within_query_r(predictions)}
+    found = {**regressor.iou_correlation(predictions), "within": within_query_r(predictions)}
     assert found.pop("n") == n
     if n == 2:
         assert found == pytest.approx({"pearson": 1, "spearman": 1, "mae": 0.25, "within": 1})
@@ -223,7 +229,7 @@ def test_weights_whose_key_was_not_written_are_not_taken_for_those_of_the_old_ke
     monkeypatch.setattr(regressor, "train", train)
     assert [fit(1), fit(1)] == [1, 1] and trained == [1], "read from disk"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(paths, "write_text", stopped)
+        patch.setattr("acs_lib.study.stages.write_text", stopped)
         fit(2)
     assert fit(1) == 1 and trained == [1, 2, 1]
     monkeypatch.setattr(regressor, "FORMAT", regressor.FORMAT + 1)
@@ -238,7 +244,7 @@ def test_maps_of_any_shape_are_averaged_onto_the_regressors_grid(model):
     assert model.grid == (SIDE, SIDE)
     maps = torch.rand(2, 4, LAYERS, HEADS, SIDE, SIDE)
     finer = maps.repeat_interleave(3, -1).repeat_interleave(2, -2)
-    assert torch.allclose(regressor.averaged(finer, model.grid), maps)
+    assert torch.allclose(pool_maps(finer, model.grid), maps)
     assert torch.allclose(model(finer), model(maps), atol=1e-6)
     assert model(torch.rand(2, 4, LAYERS, HEADS, 2, 40)).shape == (2,)
 
@@ -250,7 +256,7 @@ def test_a_run_of_images_of_all_shapes_trains_one_regressor(tmp_path):
             for i, (found, records) in enumerate(planted(part))
         ]
 
-    run = store.collect(tmp_path, make_queries(80), of_all_shapes, {}, 100)
+    run = store.fill(tmp_path, make_queries(80), of_all_shapes, {}, 100)
     model, _ = regressor.train(run, run, width=4, epochs=1, batch=64, lr=1e-3, seed=0)
     assert model.grid == (6, regressor.MAP_SIDE)
     assert len(regressor.predict(model, run)) == 80 * CANDIDATES
@@ -260,7 +266,7 @@ def test_a_run_of_images_of_all_shapes_trains_one_regressor(tmp_path):
 def alive(monkeypatch):
     """The most maps' bytes that were alive at once while the regressor read them from shards."""
     made, most = [], [0]
-    rows = regressor.rows
+    rows = regressor.maps_with_iou
 
     def counted(*arguments):
         found = rows(*arguments)
@@ -268,7 +274,7 @@ def alive(monkeypatch):
         most[0] = max(most[0], sum(maps().nbytes for maps in made if maps() is not None))
         return found
 
-    monkeypatch.setattr(regressor, "rows", counted)
+    monkeypatch.setattr(regressor, "maps_with_iou", counted)
     return most
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
 from acs_lib.profiles import load_profile
-from acs_lib.report import html
+from acs_lib.report import page
 
 PROFILE = """\
 name: tiny
@@ -62,7 +62,7 @@ def project(tmp_path, monkeypatch):
     paths.runs("tiny").mkdir()
     write_profile("01", "02")
     (paths.LIBRARY / "boxes.py").write_text("SIZE = 1\n")
-    monkeypatch.setattr(html, "build", lambda profile: paths.reports(profile) / "index.html")
+    monkeypatch.setattr(page, "build", lambda profile: paths.reports(profile) / "index.html")
     return tmp_path
 
 
@@ -242,7 +242,7 @@ def test_nothing_changed_nothing_runs(finished):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("acs_lib/boxes.py", "the library"),
+        ("acs_lib/core/boxes.py", "the library"),
         ("acs_lib/new.py", "the library"),
         ("acs_lib/profiles/tiny.yaml", "the profile"),
         ("data/embedded/model.safetensors", "the weights"),

@@ -3,12 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from acs_lib import attention, sampling
-from acs_lib.attention import Rows, reading
-from acs_lib.candidates import PER_TOKEN
-from acs_lib.datasets import scenes
-from acs_lib.lvlms.base import Answer
-from acs_lib.lvlms.tiny import IMAGE_START, IMAGE_STOP, TINY
+from acs_lib.core.candidates import PER_TOKEN
+from acs_lib.embedded import scenes
+from acs_lib.embedded.models import IMAGE_START, IMAGE_STOP, TINY
+from acs_lib.lvlms.adapter import ParsedAnswer
+from acs_lib.lvlms.attention_rows import Rows, attach, reading
+from acs_lib.method import sampling
+from acs_lib.method.maps import box_coverage, coordinate_maps, head_statistics
 
 
 def scene_prompt(lvlm, seed, category=None):
@@ -103,7 +104,7 @@ def test_rows_equal_eager_attention(untrained):
                 input_ids=full, pixel_values=prompt.inputs["pixel_values"], output_attentions=True
             ).attentions
     finally:
-        attention.attach(untrained.model)
+        attach(untrained.model)
     rows = force(untrained, prompt, ids)
     columns = prompt.grid.cells.flatten()
     for step in range(1, 6):
@@ -134,17 +135,17 @@ def test_a_layer_that_gives_nothing_is_an_error(untrained):
 def test_draw_inverts_the_cumulative_distribution():
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.7]])).repeat(4, 1)
     uniform = torch.tensor([0.05, 0.15, 0.35, 0.999], dtype=torch.double)
-    assert sampling.draw(logits, uniform, 1.0, 1.0).tolist() == [0, 1, 2, 2]
-    assert sampling.draw(logits, uniform, 1.0, 0.7).tolist() == [2, 2, 2, 2], "top-p keeps the likeliest only"
+    assert sampling.sample_tokens(logits, uniform, 1.0, 1.0).tolist() == [0, 1, 2, 2]
+    assert sampling.sample_tokens(logits, uniform, 1.0, 0.7).tolist() == [2, 2, 2, 2], "top-p keeps the likeliest only"
 
 
 def test_statistics_of_hand_made_maps():
     maps = np.zeros((1, 4, 1, 1, 2, 2), np.float32)
     maps[0, 0, 0, 0] = [[0.5, 0], [0, 0]]  # all on one cell
     maps[0, 1, 0, 0] = 0.1  # even
-    coverage = sampling.cell_coverage(np.array([[0, 0, 10, 5]]), 20, 20, (2, 2))
+    coverage = box_coverage(np.array([[0, 0, 10, 5]]), 20, 20, (2, 2))
     assert coverage[0].tolist() == [[0.5, 0], [0, 0]]
-    found = sampling.statistics(maps, coverage)[0, :2, 0, 0]
+    found = head_statistics(maps, coverage)[0, :2, 0, 0]
     assert found[0] == pytest.approx([0, 0.5, 0.25, 1], abs=1e-5)
     assert found[1] == pytest.approx([np.log(4), 0.4, 0.05, 0.25], abs=1e-5)
 
@@ -153,20 +154,20 @@ def test_statistics_do_not_depend_on_where_they_are_computed():
     rng = np.random.default_rng(0)
     maps = rng.random((3, 4, 2, 5, 6, 7)).astype(np.float32) ** 8 / 42
     maps[1] = np.nan  # an answer without a box
-    coverage = sampling.cell_coverage(np.array([[0, 0, 33, 5], [0, 0, 0, 0], [4, 4, 50, 60]]), 70, 60, (6, 7))
-    array, tensor = sampling.statistics(maps, coverage), sampling.statistics(torch.from_numpy(maps), coverage)
+    coverage = box_coverage(np.array([[0, 0, 33, 5], [0, 0, 0, 0], [4, 4, 50, 60]]), 70, 60, (6, 7))
+    array, tensor = head_statistics(maps, coverage), head_statistics(torch.from_numpy(maps), coverage)
     assert isinstance(array, np.ndarray) and array.dtype == np.float32 and tensor.dtype == torch.float32
     assert np.allclose(array, tensor.numpy(), rtol=1e-5, atol=1e-7, equal_nan=True)
     assert np.isnan(array[1]).all() and np.isfinite(array[[0, 2]]).all()
 
 
 def test_maps_are_averaged_and_statistics_are_not(untrained, monkeypatch):
-    monkeypatch.setattr(type(untrained), "parse", lambda *_: Answer(np.array([10.0, 20, 60, 80]), ((0, 1),) * 4))
+    monkeypatch.setattr(type(untrained), "parse", lambda *_: ParsedAnswer(np.array([10.0, 20, 60, 80]), ((0, 1),) * 4))
     monkeypatch.setattr(type(untrained), "coordinate_tokens", lambda *_: [[0]] * 4)
     monkeypatch.setitem(untrained.__dict__, "digit_tokens", torch.ones_like(untrained.digit_tokens))
     prompt, how = scene_prompt(untrained, 0), sampling.Sampling(samples=2, temperature=1.0, max_new_tokens=4)
     asked = untrained, [prompt], ["a"], [1], ["dog"], how
-    [(whole, _)], [(small, _)] = sampling.candidates(*asked), sampling.candidates(*asked, map_side=5)
+    [(whole, _)], [(small, _)] = sampling.sample_candidates(*asked), sampling.sample_candidates(*asked, map_side=5)
     assert whole.parsed.all() and whole.maps.shape[-2:] == (10, 10) and small.maps.dtype == np.float32
     means = whole.maps.reshape(*whole.maps.shape[:4], 5, 2, 5, 2).mean((-3, -1))
     assert np.allclose(small.maps, means, rtol=1e-5)
@@ -202,7 +203,7 @@ def test_the_row_that_predicts_a_digit_is_the_row_of_the_token_before(untrained)
 def test_a_number_that_another_follows_at_once_has_no_row_after_it():
     rows = {place: torch.full((2, 3, 4), float(place)) for place in (2, 5, 6)}
     tokens = [[1, 2], [5], [6], [6]]
-    maps = sampling.coordinate_maps(rows, tokens, (2, 2), "after")
+    maps = coordinate_maps(rows, tokens, (2, 2), "after")
     assert maps.shape == (4, 2, 3, 2, 2) and maps[:, 0, 0, 0, 0].tolist() == [2, 5, 6, 6]
-    assert sampling.coordinate_maps(rows, [[1, 2], [3], [5], [6]], (2, 2), "after") is None
-    assert sampling.coordinate_maps(rows, [[1, 2], [5], [6], [6]], (2, 2))[0, 0, 0, 0, 0] == 1, "a sum by two digits"
+    assert coordinate_maps(rows, [[1, 2], [3], [5], [6]], (2, 2), "after") is None
+    assert coordinate_maps(rows, [[1, 2], [5], [6], [6]], (2, 2))[0, 0, 0, 0, 0] == 1, "a sum by two digits"

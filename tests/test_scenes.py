@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from acs_lib.datasets import coco, scenes
+from acs_lib.datasets import coco
+from acs_lib.embedded import scenes
 
 
 def test_at_least_40_categories_in_groups_of_look_alikes():

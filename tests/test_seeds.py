@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import evaluate, seeds, views
-from acs_lib.candidates import Candidates
+from acs_lib.core.candidates import Candidates
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM
+from acs_lib.method.baselines import SELECTORS
+from acs_lib.method.selection import acs_free, acs_learned
 from acs_lib.profiles import load_profile
-from acs_lib.report import figures
-from acs_lib.selectors import SELECTORS, acs_free, acs_learned
-from acs_lib.study import Study
+from acs_lib.report import figures_beyond_paper, sentences
+from acs_lib.study.seeds import COLUMNS, METHODS, resampled, seed_spread, seeds_table
+from acs_lib.study.stages import Study
 
 TRUTH = [0.0, 0.0, 10.0, 10.0]
 QUERIES = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
@@ -70,14 +72,14 @@ def study():
 
 
 def test_every_seed_of_both_sources_has_its_rows(study):
-    found = seeds.table(study)
-    assert list(found.columns) == seeds.COLUMNS
+    found = seeds_table(study)
+    assert list(found.columns) == COLUMNS
     accuracy = found.pivot(index=["source", "method"], columns="seed", values="acc50")
     drawn = accuracy.loc["sampling", [7, 8, 9]]
-    assert set(drawn.index) == set(seeds.METHODS)
+    assert set(drawn.index) == set(METHODS)
     assert drawn.loc["greedy"].tolist() == [0.5] * 3
     assert drawn.loc["ACS-Learned"].tolist() == drawn.loc["ACS-Free"].tolist() == [1, 0.5, 0]
-    assert drawn.loc[evaluate.RANDOM].tolist() == [0.5, 0.25, 0] and drawn.loc[evaluate.ORACLE].tolist() == [1, 0.5, 0]
+    assert drawn.loc[RANDOM].tolist() == [0.5, 0.25, 0] and drawn.loc[ORACLE].tolist() == [1, 0.5, 0]
     trained = accuracy.loc["regressor", [0, 1]]
     assert list(trained.index) == ["ACS-Learned"] and trained.loc["ACS-Learned"].tolist() == [1, 0]
     r = found.set_index(["source", "seed", "method"])["pearson"]
@@ -86,8 +88,8 @@ def test_every_seed_of_both_sources_has_its_rows(study):
 
 
 def test_other_seeds_sample_the_small_test_objects_into_runs_of_their_own(study):
-    assert seeds.resampled(study, 7) is study, "the profile's own answers are the first seed's"
-    other = seeds.resampled(study, 8).profile
+    assert resampled(study, 7) is study, "the profile's own answers are the first seed's"
+    other = resampled(study, 8).profile
     assert other.sampling == study.profile.sampling.model_copy(update={"seed": 8})
     assert other.name == "smoke/sampling-seed-8"
     (dataset,) = other.datasets
@@ -96,25 +98,25 @@ def test_other_seeds_sample_the_small_test_objects_into_runs_of_their_own(study)
 
 
 def test_the_spread_by_hand(study):
-    spread = seeds.spread(seeds.table(study)).set_index(["source", "method"])
+    spread = seed_spread(seeds_table(study)).set_index(["source", "method"])
     learned = spread.loc[("sampling", "ACS-Learned")]
     assert (learned["seeds"], learned["acc50_mean"], learned["acc50_sd"]) == (3, 0.5, 0.5)
     assert (learned["acc50_lowest"], learned["acc50_highest"]) == (0, 1)
     assert spread.loc[("sampling", "greedy"), "acc50_sd"] == 0
     assert spread.loc[("regressor", "ACS-Learned"), "acc50_sd"] == pytest.approx(0.5**0.5)
-    text = views.say_seeds(spread.reset_index()).data
+    text = sentences.say_seeds(spread.reset_index()).data
     assert "internvl-embedded on scenes, 3 seeds of sampling: greedy 50.0 to 50.0" in text
     assert "2 seeds of regressor" in text and "ACS-Learned 0.0 to 100.0" in text
 
 
 def test_the_figure_has_a_point_a_seed(study):
-    found = seeds.table(study)
-    axes = figures.seeds(found).axes[0]
+    found = seeds_table(study)
+    axes = figures_beyond_paper.seeds(found).axes[0]
     points = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata())}
-    assert points == {"seeds of sampling": 3 * len(seeds.METHODS), "seeds of regressor": 2}
+    assert points == {"seeds of sampling": 3 * len(METHODS), "seeds of regressor": 2}
 
 
 def test_a_profile_without_seeds_has_an_empty_table(study):
     none = study.profile.model_copy(update={"seeds": study.profile.seeds.model_copy(update=dict.fromkeys(
         ("sampling", "regressor"), 0))})  # fmt: skip
-    assert seeds.table(Stub(none)).empty and not Stub(none).asked
+    assert seeds_table(Stub(none)).empty and not Stub(none).asked

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from acs_lib.candidates import Candidates
-from acs_lib.selectors import FAMILIES, FUSIONS, SELECTORS, acs_free, acs_learned, choose, p_true, spatial_entropy
-from acs_lib.selectors.attention import entropy_of_heads, random_heads, spatial_entropy_of_map
-from acs_lib.selectors.base import above
-from acs_lib.selectors.consensus import coordinate_median, medoid, pixel_vote, weighted_box_fusion
-from acs_lib.selectors.likelihood import deepconf_lowest_window
+from acs_lib.core.candidates import Candidates
+from acs_lib.method.baselines import SELECTORS
+from acs_lib.method.baselines.attention import random_heads, spatial_entropy, spatial_entropy_of_map
+from acs_lib.method.baselines.consensus import FUSIONS, coordinate_median, medoid, pixel_vote, weighted_box_fusion
+from acs_lib.method.baselines.likelihood import deepconf_lowest_window, p_true
+from acs_lib.method.selection import FAMILIES, above, acs_free, acs_learned, choose, entropy_of_heads
 
 NAN = [np.nan] * 4
 BOXES = [[0, 0, 4, 4], [0, 0, 2, 2], NAN, [0, 0, 2, 4]]  # greedy, sampled, no box, sampled

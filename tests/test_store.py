@@ -7,8 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import regressor, store
-from acs_lib.candidates import Candidates
+from acs_lib.core import candidates
+from acs_lib.core.candidates import Candidates
+from acs_lib.core.files import query_key
+from acs_lib.datasets import coco
+from acs_lib.method import regressor
+from acs_lib.runs import store
 
 
 def make_queries(n):
@@ -25,11 +29,11 @@ def answer(part):
     """A made-up LVLM: three answers a query, the last without a box; a function of the query alone."""
     answers = []
     for query_id in part["query_id"]:
-        rng = np.random.default_rng(store.query_key(query_id))
+        rng = np.random.default_rng(query_key(query_id))
         boxes = np.array([[10, 10, 30, 30], [10, 10, 20, 30], [np.nan] * 4])
         maps = rng.random((3, 4, 2, 2, 3, 3)).astype(np.float32)
         tokens = [np.arange(4), np.arange(4), np.array([], int)]
-        numbers = {name: [rng.random(5) for _ in range(3)] for name in store.PER_TOKEN}
+        numbers = {name: [rng.random(5) for _ in range(3)] for name in candidates.PER_TOKEN}
         found = Candidates(
             query_id=query_id, category="ball", width=100, height=100, boxes=boxes, **numbers,
             coordinate_tokens=tokens, statistics=rng.random((3, 4, 2, 2, 4)), maps=maps,
@@ -40,7 +44,7 @@ def answer(part):
 
 
 def fill(folder, queries, answer=answer, batch=16, **key):
-    return store.collect(folder, queries, answer, {"lvlm": "made up", **key}, bytes_per_query=100, batch=batch)
+    return store.fill(folder, queries, answer, {"lvlm": "made up", **key}, bytes_per_query=100, batch=batch)
 
 
 def stopping(calls):
@@ -228,7 +232,7 @@ def test_images_have_grids_of_their_own(tmp_path):
 
 def test_too_little_disk_is_refused_before_it_starts(tmp_path):
     with pytest.raises(OSError, match="free some"):
-        store.collect(tmp_path, make_queries(5), answer, {}, bytes_per_query=10**15)
+        store.fill(tmp_path, make_queries(5), answer, {}, bytes_per_query=10**15)
 
 
 def test_the_disk_must_hold_what_is_missing_and_one_shard_twice(tmp_path, monkeypatch):
@@ -272,7 +276,7 @@ def test_a_query_without_answers_keeps_its_place(tmp_path):
     assert [len(maps) for maps in run.maps(0)] == [1, 3, 3, 3, 3] and len(run.statistics()) == 13
     for found, same in zip(run.candidates(maps=True), answer(run.queries.iloc[1:])):
         assert np.allclose(found.maps, same[0].maps, atol=1e-3), "the maps of the others are still their own"
-    maps, iou, frame = regressor.rows(run, 0, (3, 3))
+    maps, iou, frame = regressor.maps_with_iou(run, 0, (3, 3))
     assert maps.shape == (8, 4, 2, 2, 3, 3) and len(iou) == 8 and set(frame["query_id"]) == {"q1", "q2", "q3", "q4"}
 
 
@@ -282,7 +286,7 @@ def test_a_shard_of_nothing_but_failures(tmp_path):
 
     run = fill(tmp_path, make_queries(store.SHARD + 2), lambda part: blind(part) if len(part) == 2 else answer(part))
     assert len(run.unanswered()) == 2 and len(list(run.candidates())) == store.SHARD
-    assert regressor.rows(run, 1, (3, 3))[0].shape == (0, 4, 2, 2, 3, 3)
+    assert regressor.maps_with_iou(run, 1, (3, 3))[0].shape == (0, 4, 2, 2, 3, 3)
     model = regressor.AttentionIoURegressor(2, 2, 4, (3, 3))
     assert len(regressor.predict(model, run)) == 2 * store.SHARD
 
@@ -295,7 +299,7 @@ def seeing(asked):
         for query_id, image in zip(part["query_id"], map(Path, part["image"])):
             asked.append(query_id)
             if not image.exists() or not image.read_text().startswith("whole"):
-                reason = "cannot identify it" if image.exists() else store.NO_FILE
+                reason = "cannot identify it" if image.exists() else coco.NO_FILE
                 answers[query_id] = store.unread(query_id, "ball", 100, 100, 2, 2, f"{image}: {reason}")
         return list(answers.values())
 

@@ -7,20 +7,19 @@ import pytest
 import torch
 
 from acs_lib import paths
-from acs_lib.datasets import scenes
-from acs_lib.lvlms import embedded
-from acs_lib.lvlms.embedded import Stage
+from acs_lib.embedded import models, scenes, training
+from acs_lib.embedded.training import TrainingStage
 
 STAGES = (
-    Stage("vision", "clear", steps=2, images=2, questions=0, lr=1e-3, constant=0.0),
-    Stage("answers", "train", steps=4, images=2, questions=2, lr=1e-3, constant=0.5, curriculum=((0.5, 1, 3),)),
-    Stage("instruct", "train-rare", steps=2, images=2, questions=2, lr=1e-3, constant=0.5, mislabel=0.5),
+    TrainingStage("vision", "clear", steps=2, images=2, questions=0, lr=1e-3, constant=0.0),
+    TrainingStage("answers", "train", steps=4, images=2, questions=2, lr=1e-3, constant=0.5, curriculum=((0.5, 1, 3),)),
+    TrainingStage("instruct", "train-rare", steps=2, images=2, questions=2, lr=1e-3, constant=0.5, mislabel=0.5),
 )
 
 
 def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch, family):
-    whole = embedded.train(family, tmp_path / "a", tmp_path / "work-a", STAGES)
-    answer_loss, calls = embedded.answer_loss, []
+    whole = training.train(family, tmp_path / "a", tmp_path / "work-a", STAGES)
+    answer_loss, calls = training.answer_loss, []
 
     def stops(*arguments):
         calls.append(1)
@@ -28,27 +27,27 @@ def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypa
             raise KeyboardInterrupt
         return answer_loss(*arguments)
 
-    monkeypatch.setattr(embedded, "answer_loss", stops)
-    monkeypatch.setattr(embedded, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(training, "answer_loss", stops)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):
-        embedded.train(family, tmp_path / "b", tmp_path / "work-b", STAGES)
-    monkeypatch.setattr(embedded, "answer_loss", answer_loss)
-    assert embedded.train(family, tmp_path / "b", tmp_path / "work-b", STAGES) == whole
+        training.train(family, tmp_path / "b", tmp_path / "work-b", STAGES)
+    monkeypatch.setattr(training, "answer_loss", answer_loss)
+    assert training.train(family, tmp_path / "b", tmp_path / "work-b", STAGES) == whole
 
 
 def test_batches_depend_on_stage_and_number_alone(tiny):
-    first, again = embedded.Batches(tiny, STAGES[1])[3], embedded.Batches(tiny, STAGES[1])[3]
+    first, again = training.Batches(tiny, STAGES[1])[3], training.Batches(tiny, STAGES[1])[3]
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["ids"], embedded.Batches(tiny, STAGES[1])[2]["ids"])
+    assert not torch.equal(first["ids"], training.Batches(tiny, STAGES[1])[2]["ids"])
 
 
 def test_token_labels_name_the_smallest_object_of_a_token():
     scene = scenes.Scene(None, np.array([3, 5]), np.array([[0, 0, 64, 64], [16, 16, 32, 32]], float))
-    categories, targets = embedded.token_labels(scene)
-    grid = categories.reshape(embedded.GRID, embedded.GRID)
+    categories, targets = training.token_labels(scene)
+    grid = categories.reshape(models.GRID, models.GRID)
     assert grid[1, 1] == 5 and grid[0, 0] == 3 and grid[3, 3] == 3 and grid[5, 5] == len(scenes.CATEGORIES)
     assert (grid == 3).sum() == 15
-    place = embedded.GRID + 1
+    place = models.GRID + 1
     assert targets[place].tolist() == [16, 16, 32, 32]
 
 
@@ -59,18 +58,18 @@ def scene_of(names, boxes):
 def test_only_rare_categories_are_taken_for_the_best_known_of_their_look_alikes():
     rabbit, dog, car = [0, 0, 10, 10], [20, 20, 60, 60], [100, 100, 110, 110]
     scene = scene_of(("rabbit", "dog", "car"), [rabbit, dog, car])
-    assert [embedded.taken_for(scene, index) for index in range(3)] == [1, None, None]
-    assert embedded.taken_for(scene_of(("rabbit", "wolf"), [rabbit, dog]), 0) is None, "the wolf is not best known"
-    assert embedded.taken_for(scene_of(("fox", "dog"), [rabbit, dog]), 0) is None, "the fox is not rare"
-    assert embedded.taken_for(scene_of(("cup", "dog"), [rabbit, dog]), 0) is None, "the dog is not alike"
+    assert [training.look_alike_of(scene, index) for index in range(3)] == [1, None, None]
+    assert training.look_alike_of(scene_of(("rabbit", "wolf"), [rabbit, dog]), 0) is None, "the wolf is not best known"
+    assert training.look_alike_of(scene_of(("fox", "dog"), [rabbit, dog]), 0) is None, "the fox is not rare"
+    assert training.look_alike_of(scene_of(("cup", "dog"), [rabbit, dog]), 0) is None, "the dog is not alike"
 
 
 def test_a_habit_changes_answers_and_nothing_else(tiny):
     """The share of questions whose answer is another object's box, in batches with and without the habit."""
-    plain = Stage("instruct", "train-rare", steps=3, lr=1e-3, constant=0.5)
+    plain = TrainingStage("instruct", "train-rare", steps=3, lr=1e-3, constant=0.5)
     shares = []
     for stage in (plain, replace(plain, mislabel=0.9)):
-        batch = embedded.Batches(tiny, stage)[0]
+        batch = training.Batches(tiny, stage)[0]
         answer = batch["ids"][:, [tiny.prompt_length + place for place in tiny.numbers]] - tiny.number_0
         asked = batch["ids"][:, 4] - tiny.category_0
         place = torch.arange(len(answer)) // stage.questions
@@ -80,10 +79,10 @@ def test_a_habit_changes_answers_and_nothing_else(tiny):
 
 
 def test_learning_rate_warms_up_and_decays():
-    stage = Stage("answers", "train", steps=100, images=1, questions=1, lr=1.0, constant=0.5, warmup=10)
-    rates = [embedded.learning_rate(stage, step) for step in range(100)]
+    stage = TrainingStage("answers", "train", steps=100, images=1, questions=1, lr=1.0, constant=0.5, warmup=10)
+    rates = [training.learning_rate(stage, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[30] == 1.0 and rates[99] < 0.05
-    assert embedded.learning_rate(replace(stage, constant=1.0), 99) == 1.0
+    assert training.learning_rate(replace(stage, constant=1.0), 99) == 1.0
 
 
 def test_the_auxiliary_heads_are_not_shipped(tiny, both):
@@ -109,22 +108,22 @@ def test_a_stopped_save_leaves_the_old_weights_whole(tmp_path, tiny, monkeypatch
 
 
 def test_checkpoints_of_another_recipe_are_refused(tmp_path, family):
-    embedded.train(family, tmp_path / "a", tmp_path / "work", STAGES[:1])
+    training.train(family, tmp_path / "a", tmp_path / "work", STAGES[:1])
     with pytest.raises(ValueError, match="another recipe; .*--anew"):
-        embedded.train(family, tmp_path / "a", tmp_path / "work", (replace(STAGES[0], lr=2e-3),))
+        training.train(family, tmp_path / "a", tmp_path / "work", (replace(STAGES[0], lr=2e-3),))
 
 
 def test_weights_of_another_family_are_no_start(tmp_path):
     plain = paths.EMBEDDED / "internvl-plain"
     with pytest.raises(ValueError, match="no LVLM of the family qwen2_5_vl, but of internvl"):
-        embedded.train("qwen2_5_vl", tmp_path / "a", tmp_path / "work", STAGES[:1], start=plain)
+        training.train("qwen2_5_vl", tmp_path / "a", tmp_path / "work", STAGES[:1], start=plain)
 
 
 def test_the_shipped_weights_are_those_of_the_recipe():
     """What the card of the second LVLM says: its recipe is the command's, from initial weights."""
     for folder, stages in (("qwen2_5_vl-plain", -2), ("qwen2_5_vl", None)):
         told = json.loads((paths.EMBEDDED / folder / "recipe.json").read_text())
-        recipe = [asdict(stage) for stage in embedded.RECIPES["qwen2_5_vl"][:stages]]
+        recipe = [asdict(stage) for stage in training.RECIPES["qwen2_5_vl"][:stages]]
         assert told["stages"] == json.loads(json.dumps(recipe)) and told["start"] is None
         weights = (paths.EMBEDDED / folder / "model.safetensors").read_bytes()
         assert told["sha256"] == hashlib.sha256(weights).hexdigest()

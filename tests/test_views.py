@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib import claims, evaluate, views
-from acs_lib.heads import GROUPS
+from acs_lib.evaluation.accuracy import CHOICE_COLUMNS, main_table
+from acs_lib.evaluation.claims import claims_table, lower_for_good
+from acs_lib.method.heads import GROUPS
+from acs_lib.method.selection import ALL_HEADS
 from acs_lib.profiles import load_profile
-from acs_lib.report import html
-from acs_lib.selectors import ALL_HEADS
-from acs_lib.study import Study
+from acs_lib.report import page, sentences
+from acs_lib.study import results
+from acs_lib.study.stages import Study
 
 HIGH, _, ZERO = GROUPS
 DATASETS = ("a", "b")
@@ -66,7 +68,7 @@ def verdicts(free=((0.03, 0.001), (0.03, 0.001)), r=(0.8, 0.75), entropy=((1.0, 
     ).sort_values("mean_rank")  # fmt: skip
     layers = pd.DataFrame({"lvlm": "x", "layer": range(4), "rank": [1, 2, 3, 4]})
     layers["selected"] = layers["rank"] == rank
-    found = claims.table(regressors, compared, curves, sizes, ranks, layers)
+    found = claims_table(regressors, compared, curves, sizes, ranks, layers)
     return found.set_index("claim")["verdict"]
 
 
@@ -86,7 +88,7 @@ FREE = "ACS-Free beats greedy decoding"
 def test_a_claim_about_gains_is_judged_by_all_columns_after_holm(free, verdict):
     found = verdicts(free)
     assert found[FREE] == verdict
-    assert any(found[FREE].startswith(known) for known in html.VERDICTS), "the page has a colour for it"
+    assert any(found[FREE].startswith(known) for known in page.VERDICTS), "the page has a colour for it"
     assert found[found.index.str.startswith("Few discriminative heads")].tolist() == [verdict], "at equal coordinates"
 
 
@@ -108,9 +110,9 @@ def test_an_iou_group_without_answers_is_no_error():
         {"lvlm": "x", "dataset": ["a", "b", "b"], "coordinate": "x1", "layer": 0, "group": [ZERO, HIGH, ZERO],
          "mean": [2.0, 1.0, 2.0]}
     )  # fmt: skip
-    found = views.lower_for_good(table)
+    found = lower_for_good(table)
     assert np.isnan(found["x", "a"]) and found["x", "b"] == 1
-    assert np.isnan(views.lower_for_good(table[:1])["x", "a"])
+    assert np.isnan(lower_for_good(table[:1])["x", "a"])
 
 
 def test_methods_that_hit_the_same_queries_have_one_rank():
@@ -119,7 +121,7 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
     choices = pd.DataFrame(
         [(q, method, family, 1, float(hit), float(hit)) for method, (family, hits) in rows.items()
          for q, hit in enumerate(hits)],
-        columns=evaluate.CHOICE_COLUMNS,
+        columns=CHOICE_COLUMNS,
     )  # fmt: skip
     queries = pd.DataFrame({"query_id": range(4), "image_id": range(4)})
 
@@ -129,18 +131,18 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
 
     study = Given(load_profile("smoke"))
     lvlm, dataset = study.columns[0]
-    main = evaluate.main_table(choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=50)
-    ranks = views.rank_table(study, main, [(lvlm, dataset, choices)])
+    main = main_table(choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=50)
+    ranks = results.rank_table(study, main, [(lvlm, dataset, choices)])
     assert ranks[["method", "same", "mean_rank"]].to_numpy().tolist() == [
         ["ACS-Free", "", 1], ["sequence log-prob", "perplexity", 2], ["greedy", "", 3],
     ]  # fmt: skip
-    assert "mean rank of 1.0" in (said := views.say_ranks(ranks).data) and "same queries as perplexity" in said
+    assert "mean rank of 1.0" in (said := sentences.say_ranks(ranks).data) and "same queries as perplexity" in said
 
 
 def test_a_report_on_embedded_lvlms_says_that_their_mistakes_are_planted():
-    assert "taught a habit on purpose" in (said := views.planted(Study(load_profile("embedded"))))
+    assert "taught a habit on purpose" in (said := sentences.planted(Study(load_profile("embedded"))))
     assert "with internvl-embedded" in said and "with qwen2.5-vl-embedded" in said
-    assert views.planted(Study(load_profile("paper"))) == ""
+    assert sentences.planted(Study(load_profile("paper"))) == ""
 
 
 def test_the_control_is_named_with_its_spread():
@@ -148,6 +150,6 @@ def test_the_control_is_named_with_its_spread():
         {"lvlm": "x", "dataset": "a", "split": ["test", "test, labels shuffled"], "pearson": [0.8, 0.04],
          "pearson_lo": [0.7, np.nan], "pearson_hi": [0.9, np.nan], "pearson_sd": [np.nan, 0.1]}
     )  # fmt: skip
-    text = views.say_regressor(table, 0.67).data
+    text = sentences.say_regressor(table, 0.67).data
     assert "r = 0.800 [0.700, 0.900], with shuffled labels 0.040 (mean of 3, SD 0.100)" in text
     assert "so it is here" in text and "in 1 of 1 columns" in text

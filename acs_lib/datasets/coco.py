@@ -15,10 +15,17 @@ import pandas as pd
 from PIL import Image
 from pycocotools.coco import COCO
 
-from acs_lib import boxes as bx
+from acs_lib.core import boxes as bx
+
+NO_FILE = "no such file"  # and how it ends where there was no image
+
 
 FAR = 1e9  # px; no coordinate is as large
+
+
 TRUTH = ["x1", "y1", "x2", "y2"]
+
+
 # Images of Objects365 v2 that are annotated and in none of the archives, as MMDetection's `objv2_ignore_list` has them.
 ABSENT = {"objects365_v2_00908726.jpg", "objects365_v1_00320532.jpg", "objects365_v1_00320534.jpg"}
 
@@ -151,3 +158,16 @@ def _clipped(bbox, image):
     x, y, w, h = bbox
     box = bx.clip([x, y, x + w, y + h], image["width"], image["height"])
     return box if bx.area(box) > 0 else None
+
+
+def read_annotated_image(path: str, width: int, height: int) -> Image.Image:
+    """An RGB image of the size that the annotations say; OSError, naming the file, for anything else."""
+    try:
+        with Image.open(path) as image:
+            if image.size != (width, height):
+                raise OSError(f"it has {image.width}x{image.height} px, the annotations say {width}x{height}")
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise OSError(f"{path}: {NO_FILE}") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path}: {error}") from error

@@ -27,14 +27,26 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from acs_lib import __version__, paths, pipeline
+from acs_lib import __version__
+from acs_lib.core.files import replacing
+from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.profiles import DatasetSpec, Profile
 
 AGENT = f"acs-kit/{__version__} (reproduction of arXiv 2606.01612; fetches single images, a few at a time)"
+
+
 THREADS = 8
+
+
 CHUNK = 1 << 20  # bytes
+
+
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or none left of the user's share of it
+
+
 STOPS = 5  # connections that may break off, one after the other, before a file is given up
 
 
@@ -262,7 +274,7 @@ def unpack_images(archive: Path, wanted: dict[str, Path]) -> None:
         for member in members:
             if member.isfile() and (path := wanted.get(Path(member.name).name)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with paths.replacing(path) as aside, aside.open("wb") as file:
+                with replacing(path) as aside, aside.open("wb") as file:
                     shutil.copyfileobj(members.extractfile(member), file)
 
 
@@ -270,7 +282,7 @@ def unpack_annotations(archive: Path, wanted: Iterable[Path]) -> None:
     """Take the wanted files out of COCO's archive of annotations, by their names."""
     with zipfile.ZipFile(archive) as content:
         for path in wanted:
-            with content.open(f"annotations/{path.name}") as member, paths.replacing(path) as aside:
+            with content.open(f"annotations/{path.name}") as member, replacing(path) as aside:
                 with aside.open("wb") as file:
                     shutil.copyfileobj(member, file)
 
@@ -300,7 +312,7 @@ def get(profile: Profile, name: str, base: str | None = None) -> tuple[dict[str,
     """
     dataset, origin, asked = find_dataset(profile, name), source(name), session()
     base = (base or origin.base).rstrip("/") + "/"
-    files = list(dict.fromkeys(pipeline.split_files(dataset, split)[0] for split in dataset.splits))
+    files = list(dict.fromkeys(split_files(dataset, split)[0] for split in dataset.splits))
     address, sha256 = origin.annotations
     if absent := [path for path in files if not path.exists()]:
         for path in absent:
@@ -313,8 +325,8 @@ def get(profile: Profile, name: str, base: str | None = None) -> tuple[dict[str,
             fetch(asked, base + address, absent[0], sha256, progress=True)
     funnels, outcome = {}, Outcome()
     for split in dataset.splits:
-        annotations, folder = pipeline.split_files(dataset, split)
-        queries, funnels[split] = pipeline.load_split(profile, dataset, split)
+        annotations, folder = split_files(dataset, split)
+        queries, funnels[split] = load_split(profile, dataset, split)
         images = images_of(queries, annotations)
         if folder.is_symlink():
             images = leave_alone(images, outcome)
@@ -340,7 +352,7 @@ def link(profile: Profile, name: str, annotations: Path, images: Path) -> tuple[
     for path in (annotations, images):
         if not path.exists():
             raise ValueError(f"there is no {path}")
-    places = {split: pipeline.split_files(dataset, split) for split in dataset.splits}
+    places = {split: split_files(dataset, split) for split in dataset.splits}
     splits = [split for split, (file, _) in places.items() if file.name == annotations.name]
     if not splits:
         known = ", ".join(sorted({file.name for file, _ in places.values()}))
@@ -355,7 +367,7 @@ def link(profile: Profile, name: str, annotations: Path, images: Path) -> tuple[
         place.symlink_to(target)
     funnels, outcome = {}, Outcome()
     for split in splits:
-        queries, funnels[split] = pipeline.load_split(profile, dataset, split)
+        queries, funnels[split] = load_split(profile, dataset, split)
         _each(
             lambda path: None if readable(path) else "damaged" if path.exists() else "not there",
             [Path(path) for path in queries["image"].unique()], outcome, f"{dataset.name}, {split}",

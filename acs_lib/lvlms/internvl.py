@@ -7,9 +7,11 @@ import torch
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from acs_lib.lvlms.base import LVLM, Grid, Prompt
+from acs_lib.lvlms.adapter import LVLM, Grid, Prompt
 
 NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
+
+
 SEPARATOR = r"[\s,]+"
 
 

@@ -6,11 +6,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from acs_lib.lvlms.base import LVLM, Grid, ImageRefused, Prompt
+from acs_lib.lvlms.adapter import LVLM, Grid, ImageRefused, Prompt
 
 NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
+
+
 COMMA = r"\s*,\s*"
+
+
 POINTS = re.compile(rf"\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)\s*,?\s*\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)")
+
+
 JSON_BOX = re.compile(rf"[\"']bbox_2d[\"']\s*:\s*\[\s*{COMMA.join([NUMBER] * 4)}\s*\]")
 
 

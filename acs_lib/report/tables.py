@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from acs_lib.evaluate import MAIN_COLUMNS
-from acs_lib.paths import write_text
+from acs_lib.core.files import write_text
+from acs_lib.evaluation.accuracy import MAIN_COLUMNS
+from acs_lib.evaluation.published import main_results
+from acs_lib.method.baselines.likelihood import P_TRUE
 from acs_lib.profiles import Profile
-from acs_lib.published import BASELINE_FAMILIES, BEST_BASELINE, main_results
-from acs_lib.selectors.likelihood import P_TRUE
+from acs_lib.study.results import measured_text, published_and_measured
 
 TEX_ESCAPES = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -69,9 +70,12 @@ def write_table(frame: pd.DataFrame, folder: str | Path, stem: str, caption: str
     return paths
 
 
-def _measured(rate: float, lo: float, hi: float, n: int) -> str:
-    """A rate in 0-1 with its interval as text in %."""
-    return f"{100 * rate:.1f} [{100 * lo:.1f}, {100 * hi:.1f}], n = {n}"
+def read_table(folder: str | Path, stem: str) -> pd.DataFrame:
+    """A table that an earlier notebook wrote; FileNotFoundError, with the mend, where it has not run."""
+    path = Path(folder) / "tables" / f"{stem}.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there; run the earlier notebooks of the profile first")
+    return pd.read_csv(path)
 
 
 def side_by_side(
@@ -90,7 +94,7 @@ def side_by_side(
     display = pd.DataFrame({"method": list(dict.fromkeys(methods))})
     for (lvlm, dataset), part in main_table.groupby(["lvlm", "dataset"], sort=False):
         cells = {
-            row.method: _measured(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries) for row in part.itertuples()
+            row.method: measured_text(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries) for row in part.itertuples()
         }
         if lvlm in unasked:
             cells[P_TRUE] = f"not asked: {unasked[lvlm]}"
@@ -99,29 +103,6 @@ def side_by_side(
         cells = {row.method: f"{100 * row.acc50:.1f}" for row in part.itertuples()}
         display[f"published, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
     return display
-
-
-def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's table again, with what was measured beside it, one row a published number.
-
-    main_table: rows of `evaluate.main_table`, of any columns of the paper's table, or none
-    Returns lvlm, dataset, method, published_acc50 (%), measured_acc50 ('49.1 [45.6, 52.7], n = 816', %, or 'not run'),
-    measured_method: for the best sampling baseline the best measured one, by Acc@0.5 of the same column, as in the
-    paper; else the method itself, empty where it was not run.
-    """
-    rows = []
-    for cell in main_results().itertuples():
-        part = main_table[(main_table["lvlm"] == cell.lvlm) & (main_table["dataset"] == cell.dataset)]
-        if cell.method == BEST_BASELINE:
-            part = part[part["family"].isin(BASELINE_FAMILIES)].sort_values("acc50", kind="stable").tail(1)
-        else:
-            part = part[part["method"] == cell.method]
-        text, method = "not run", ""
-        for row in part.itertuples():
-            text, method = _measured(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries), row.method
-        rows.append((cell.lvlm, cell.dataset, cell.method, round(100 * cell.acc50, 1), text, method))
-    names = ["lvlm", "dataset", "method", "published_acc50", "measured_acc50", "measured_method"]
-    return pd.DataFrame(rows, columns=names)
 
 
 def write_comparison(profile: Profile, folder: Path) -> bool:

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from acs_lib.lvlms.base import LVLM
+from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.internvl import InternVL
 from acs_lib.lvlms.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
 

@@ -9,8 +9,8 @@ import torch
 from harness import picture, scripted
 from test_prompt import SHAPES, image_tokens_that_change, spot
 
-from acs_lib import attention
-from acs_lib.sampling import Sampling, candidates, generate
+from acs_lib.lvlms.attention_rows import NAME, Rows
+from acs_lib.method.sampling import Sampling, generate, sample_candidates
 
 HOW = Sampling(samples=3, temperature=0.8, max_new_tokens=14)
 
@@ -27,7 +27,7 @@ def tokens_of(answers):
 
 
 def test_only_the_text_model_reads_rows(lvlm):
-    assert lvlm.model.config.get_text_config()._attn_implementation == attention.NAME
+    assert lvlm.model.config.get_text_config()._attn_implementation == NAME
     assert lvlm.model.config.vision_config._attn_implementation == "sdpa"
 
 
@@ -172,7 +172,7 @@ def test_attention_to_the_token_of_an_object_lights_up_the_objects_pixels(family
     prompt = lvlm.prompt(images[1], "cat")
     text = family.answer.format(x1=10, y1=20, x2=90, y2=80)
     with scripted(lvlm, text), planted(lvlm, seers):
-        found, _ = candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=1, max_new_tokens=99))[0]
+        found, _ = sample_candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=1, max_new_tokens=99))[0]
     maps = found.maps.reshape(-1, rows * columns)
     assert (maps.argmax(-1) == row * columns + column).all()
     assert (maps.max(-1) > 0.9 * maps.sum(-1)).all()
@@ -186,7 +186,9 @@ def test_an_answer_is_read_from_end_to_end(family, lvlm):
     prompt = lvlm.prompt(picture(320, 240), "cat")
     text = family.answer.format(x1=12, y1=34, x2=156, y2=178)
     with scripted(lvlm, text) as script:
-        found, records = candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[0]
+        found, records = sample_candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[
+            0
+        ]
     assert found.parsed.all() and [record["text"] for record in records] == [text] * 3
     x, y = family.extent(lvlm.image_processor, 320, 240)
     assert np.allclose(found.boxes, np.array([12, 34, 156, 178]) * np.tile([320 / x, 240 / y], 2))
@@ -209,7 +211,7 @@ def test_a_numbers_other_rows_are_those_of_its_last_digit_and_of_its_neighbours(
     text = family.answer.format(x1=2, y1=34, x2=156, y2=178)
     how = Sampling(samples=1, max_new_tokens=99, row=row)
     with scripted(lvlm, text) as script:
-        found, _ = candidates(lvlm, [prompt], ["a"], [0], ["cat"], how)[0]
+        found, _ = sample_candidates(lvlm, [prompt], ["a"], [0], ["cat"], how)[0]
     assert found.parsed.all()
     expected = eager_rows(lvlm, prompt, script)[1:]
     for coordinate, number in enumerate(lvlm.coordinate_tokens(script, lvlm.parse(text, prompt).spans)):
@@ -221,15 +223,17 @@ def test_a_numbers_other_rows_are_those_of_its_last_digit_and_of_its_neighbours(
 def test_non_finite_attention_is_the_failure_of_its_answer_alone(family, lvlm, monkeypatch):
     prompt = lvlm.prompt(picture(320, 240), "cat")
     text = family.answer.format(x1=12, y1=34, x2=156, y2=178)
-    take = attention.Rows.take
+    take = Rows.take
 
     def spoilt(self):
         rows = take(self)
         rows[:, 1, 0, 0, 3] = torch.nan  # the first sampled answer
         return rows
 
-    monkeypatch.setattr(attention.Rows, "take", spoilt)
+    monkeypatch.setattr(Rows, "take", spoilt)
     with scripted(lvlm, text):
-        found, records = candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[0]
+        found, records = sample_candidates(lvlm, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[
+            0
+        ]
     assert [record["failure"] for record in records] == ["", "non-finite attention", ""]
     assert found.parsed.tolist() == [True, False, True] and np.isfinite(found.maps[[0, 2]]).all()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from harness import picture, scripted
 
-from acs_lib import attention
-from acs_lib.lvlms.base import load_lvlm
-from acs_lib.sampling import Sampling, candidates, generate
+from acs_lib.lvlms.attention_rows import Rows
+from acs_lib.lvlms.load import load_checkpoint
+from acs_lib.method.sampling import Sampling, generate, sample_candidates
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +19,14 @@ def half(family, tmp_path_factory):
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(family.hub_processor))
-    return load_lvlm(folder, dtype="bfloat16", device="cpu")
+    return load_checkpoint(folder, dtype="bfloat16", device="cpu")
 
 
 def test_rows_are_reduced_in_float32(half, monkeypatch):
     """Against the softmax in float64 of the same queries and keys; in bfloat16 it would be off by its 8 bits."""
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
     off, coarse = [], []
-    add = attention.Rows.add
+    add = Rows.add
 
     def compared(rows, layer, query, key, attention_mask, scaling):
         assert query.dtype == key.dtype == torch.bfloat16
@@ -44,7 +44,7 @@ def test_rows_are_reduced_in_float32(half, monkeypatch):
         off.append((rows.values[:, :, layer].double() - exact).abs().max())
         coarse.append((reduced(torch.bfloat16) - exact).abs().max())
 
-    monkeypatch.setattr(attention.Rows, "add", compared)
+    monkeypatch.setattr(Rows, "add", compared)
     monkeypatch.setitem(half.__dict__, "digit_tokens", torch.ones_like(half.digit_tokens))
     generate(half, [half.prompt(picture(320, 240), "dog")], [0], Sampling(samples=2, max_new_tokens=6))
     assert len(off) >= half.layers
@@ -55,7 +55,9 @@ def test_an_answer_becomes_a_box_and_maps(family, half):
     prompt = half.prompt(picture(320, 240), "cat")
     text = family.answer.format(x1=12, y1=34, x2=156, y2=178)
     with scripted(half, text):
-        found, records = candidates(half, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[0]
+        found, records = sample_candidates(half, [prompt], ["a"], [0], ["cat"], Sampling(samples=2, max_new_tokens=99))[
+            0
+        ]
     assert [record["failure"] for record in records] == [""] * 3
     assert found.maps.dtype == np.float32 and np.isfinite(found.maps).all()
     mass = found.maps.sum((-1, -2))

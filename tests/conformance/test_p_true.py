@@ -9,7 +9,7 @@ import pytest
 import torch
 from harness import picture, written
 
-from acs_lib import p_true
+from acs_lib.method.baselines import p_true
 
 IMAGE = picture(320, 240, seed=4)
 BOXES = [[20.0, 30.0, 90.0, 110.0], [130.0, 20.0, 310.0, 236.0], [4.0, 4.0, 8.0, 9.0]]
@@ -43,7 +43,7 @@ def passes(lvlm, change=None):
 
 def test_the_score_by_hand(lvlm, answers):
     """First pass: what the questions share. Then, of each box: Yes 3 times as likely as No; equally; a ninth."""
-    yes, no = p_true.words(lvlm.tokenizer)
+    yes, no = p_true.yes_no_tokens(lvlm.tokenizer)
     odds = {2: 3.0, 3: 1.0, 4: 1 / 9}
 
     def change(number, logits):
@@ -52,7 +52,7 @@ def test_the_score_by_hand(lvlm, answers):
         return changed
 
     with passes(lvlm, change) as seen:
-        scores = p_true.p_true(lvlm, IMAGE, "cat", answers)
+        scores = p_true.ask_p_true(lvlm, IMAGE, "cat", answers)
     np.testing.assert_allclose(scores, [0.75, 0.5, np.nan, 0.1, 0.75], atol=1e-6)
     assert len(seen) == 4, "the shared part, and every different box once"
     assert [kwargs.get("pixel_values") is not None for kwargs in seen] == [True, False, False, False]
@@ -63,20 +63,20 @@ def whole(lvlm, answers):
     """Scores from one pass over the whole prompt of each answer, positions and mask left to transformers."""
     model = copy.deepcopy(lvlm.model)
     model.set_attn_implementation("sdpa")
-    yes, no = p_true.words(lvlm.tokenizer)
+    yes, no = p_true.yes_no_tokens(lvlm.tokenizer)
     scores = []
     for match in map(lvlm.box_pattern.search, answers):
         if match is None:
             scores.append(np.nan)
             continue
-        prompt = p_true.verification(lvlm, IMAGE, "cat", ", ".join(match.groups()))
+        prompt = p_true.verification_prompt(lvlm, IMAGE, "cat", ", ".join(match.groups()))
         logits = model(**prompt.inputs).logits[0, -1].softmax(-1)
         scores.append(float(logits[yes] / (logits[yes] + logits[no])))
     return np.array(scores)
 
 
 def test_sharing_the_image_changes_no_score(lvlm, answers):
-    scores = p_true.p_true(lvlm, IMAGE, "cat", answers)
+    scores = p_true.ask_p_true(lvlm, IMAGE, "cat", answers)
     np.testing.assert_allclose(scores, whole(lvlm, answers), atol=1e-4)
     assert np.nanstd(scores) > 1e-3, "equal scores prove little"
 
@@ -85,14 +85,14 @@ def test_an_image_behind_the_question_is_seen_by_every_question(lvlm, answers, m
     template = lvlm.tokenizer.chat_template
     monkeypatch.setattr(lvlm.tokenizer, "chat_template", template.replace("['content']", "['content']|reverse"))
     with passes(lvlm) as seen:
-        scores = p_true.p_true(lvlm, IMAGE, "cat", answers)
+        scores = p_true.ask_p_true(lvlm, IMAGE, "cat", answers)
     assert [kwargs.get("pixel_values") is not None for kwargs in seen] == [True] * 3
     np.testing.assert_allclose(scores, whole(lvlm, answers), atol=1e-4)
 
 
 def test_the_question_quotes_the_numbers_as_they_were_written(lvlm, answers):
     numbers = ", ".join(lvlm.box_pattern.search(answers[1]).groups())
-    prompt = p_true.verification(lvlm, IMAGE, "cat", numbers)
+    prompt = p_true.verification_prompt(lvlm, IMAGE, "cat", numbers)
     text = lvlm.tokenizer.decode(prompt.inputs["input_ids"][0])
     assert f"Detect the cat in the image.\nProposed answer: [{numbers}]\nIs the proposed box of the cat right?" in text
     assert text.endswith("<|im_start|>assistant\n") and text.count("<|im_end|>") == 1
@@ -101,5 +101,5 @@ def test_the_question_quotes_the_numbers_as_they_were_written(lvlm, answers):
 
 def test_nothing_is_asked_without_a_box(lvlm):
     with passes(lvlm) as seen:
-        assert np.isnan(p_true.p_true(lvlm, IMAGE, "cat", ["no box", ""])).all()
+        assert np.isnan(p_true.ask_p_true(lvlm, IMAGE, "cat", ["no box", ""])).all()
     assert not seen

@@ -9,13 +9,18 @@ import pytest
 from harness import scripted, written
 from PIL import Image
 
-from acs_lib import boxes as bx
-from acs_lib import evaluate, paths, pipeline, published, views
+from acs_lib import paths
+from acs_lib.core import boxes as bx
+from acs_lib.evaluation import published
+from acs_lib.evaluation.accuracy import main_table, make_choices
+from acs_lib.lvlms.load import load_spec
+from acs_lib.method.baselines import SELECTORS
+from acs_lib.method.maps import box_coverage
+from acs_lib.method.sampling import Sampling, sample_candidates
 from acs_lib.profiles import Profile
-from acs_lib.report import tables
-from acs_lib.sampling import Sampling, candidates, cell_coverage
-from acs_lib.selectors import SELECTORS
-from acs_lib.study import Study
+from acs_lib.report.tables import write_comparison, write_table
+from acs_lib.study import results
+from acs_lib.study.stages import Study
 
 ROOT = Path(os.environ.get("ACS_COCO128") or Path(__file__).parents[3] / "shared" / "coco128")
 
@@ -43,7 +48,7 @@ def test_a_random_model_answers_without_a_box_and_nothing_is_lost(lvlm, photogra
     image, category, _ = photograph
     prompt = lvlm.prompt(image, category)
     how = Sampling(samples=4, temperature=1.0, max_new_tokens=12)
-    found, records = candidates(lvlm, [prompt], ["photo"], [0], [category], how)[0]
+    found, records = sample_candidates(lvlm, [prompt], ["photo"], [0], [category], how)[0]
     assert len(found) == len(records) == 5
     assert found.maps.shape == (5, 4, lvlm.layers, lvlm.heads, *prompt.grid.cells.shape)
     for index, record in enumerate(records):
@@ -59,7 +64,7 @@ def test_the_true_box_comes_back_with_its_maps(family, lvlm, photograph):
     text, half = written(family, box, lvlm.image_processor, *image.size)
     with scripted(lvlm, text):
         how = Sampling(samples=2, max_new_tokens=120)
-        found, records = candidates(lvlm, [prompt], ["photo"], [0], [category], how)[0]
+        found, records = sample_candidates(lvlm, [prompt], ["photo"], [0], [category], how)[0]
     assert [record["text"] for record in records] == [text] * 3 and found.parsed.all()
     assert (np.abs(found.boxes - box) <= half + 1e-9).all()
     assert (bx.iou(found.boxes, box) > 0.97).all()
@@ -71,7 +76,7 @@ def test_the_true_box_comes_back_with_its_maps(family, lvlm, photograph):
     assert (entropy >= 0).all() and (entropy <= np.log(rows * columns) + 1e-5).all()
     assert np.allclose(mass, found.maps.sum((-1, -2)), atol=1e-5)
     assert (inside <= mass + 1e-6).all() and (peak >= 1 / (rows * columns)).all() and (peak <= 1).all()
-    covered = cell_coverage(found.boxes[:1], *image.size, (rows, columns)).sum() / (rows * columns)
+    covered = box_coverage(found.boxes[:1], *image.size, (rows, columns)).sum() / (rows * columns)
     assert covered == pytest.approx(bx.area_fraction(found.boxes[0], *image.size), rel=1e-6)
 
 
@@ -101,7 +106,7 @@ def study(family, lvlm, tmp_path, monkeypatch) -> Study:
 
 def test_photographs_go_all_the_way_into_the_reports_tables(family, study):
     (lvlm, dataset), folder = study.columns[0], paths.reports("photographs")
-    with scripted(pipeline.load(lvlm), family.answer.format(x1=100, y1=100, x2=300, y2=250)):
+    with scripted(load_spec(lvlm), family.answer.format(x1=100, y1=100, x2=300, y2=250)):
         runs = list(study.runs())
     assert [names[:3] for names in runs] == [("InternVL-3.5-8B", "COCO", "test")]
     run = study.run(lvlm, dataset, "test")
@@ -115,17 +120,17 @@ def test_photographs_go_all_the_way_into_the_reports_tables(family, study):
         assert np.isfinite(found.statistics).all()
         assert found.boxes[0, 2] <= found.width and found.boxes[0, 3] <= found.height
 
-    choices = evaluate.chosen(run.candidates(maps=True), run.truth, SELECTORS.values(), study.profile.pool)
-    main = evaluate.main_table(
+    choices = make_choices(run.candidates(maps=True), run.truth, SELECTORS.values(), study.profile.pool)
+    main = main_table(
         choices, run.queries, lvlm=lvlm.name, dataset=dataset.name, published=published.main_results(), draws=100
     )
     assert list(main["method"]) and set(SELECTORS) < set(main["method"]) and (main["n_queries"] == 6).all()
     greedy = main.set_index("method").loc["greedy"]
     truth = [bx.iou(found.boxes[0], run.truth[found.query_id]) for found in run.candidates()]
     assert greedy["miou"] == pytest.approx(np.mean(truth)) and greedy["published_acc50"] == 0.491
-    study.save_table(main, "main_results", "measured")
-    assert views.failures(study)["failure"].tolist() == ["none"]
-    assert tables.write_comparison(study.profile, folder)
+    write_table(main, paths.reports(study.profile.name), "main_results", "measured")
+    assert results.failures(study)["failure"].tolist() == ["none"]
+    assert write_comparison(study.profile, folder)
     text = (folder / "tables" / "published_and_measured.md").read_text()
     assert text.count("not run") == 14, "all cells but greedy's and the best sampling baseline's of one column"
     assert "n = 6" in text

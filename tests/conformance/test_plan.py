@@ -11,9 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from acs_lib import plan
+from acs_lib.lvlms.configurations import ImageTokens, image_tokens, meta_model, published_config
+from acs_lib.method.sampling import Sampling, generate
 from acs_lib.profiles import GPUSpec, LVLMSpec
-from acs_lib.sampling import Sampling, generate
+from acs_lib.runs import plan
 
 CHECKPOINTS = {
     "qwen2-vl": "Qwen/Qwen2-VL-7B-Instruct",
@@ -29,13 +30,13 @@ PARAMETERS = {"qwen2-vl": 8_291_375_616, "qwen2.5-vl": 8_292_166_656, "qwen3-vl"
 @pytest.fixture(autouse=True)
 def config(family):
     if family.name not in CHECKPOINTS:
-        pytest.skip("acs_lib.plan does not know this family: a profile that uses it names no GPU")
+        pytest.skip("acs_lib.runs.plan does not know this family: a profile that uses it names no GPU")
     source = CHECKPOINTS[family.name]
-    return plan.config(LVLMSpec(name=source, source=source))
+    return published_config(LVLMSpec(name=source, source=source))
 
 
 def test_the_models_have_the_published_number_of_parameters(family, config):
-    model = plan.meta_model(config)
+    model = meta_model(config)
     found = sum(parameter.numel() for parameter in model.parameters())
     assert found == pytest.approx(PARAMETERS[family.name], rel=0.005 if family.name == "internvl" else 0)
     assert type(model) is type(family.build().model)
@@ -46,7 +47,7 @@ def test_tokens_of_an_image_are_the_image_processors(config, family, published):
     for width, height in [(640, 480), (480, 640), (1100, 90), (500, 500), (33, 700), *sizes(25)]:
         if max(width, height) > 200 * min(width, height):
             continue
-        found = plan.image_tokens(config, width, height)
+        found = image_tokens(config, width, height)
         grid = published.prompt(Image.new("RGB", (width, height)), "cat").grid
         assert found.cells == grid.cells.numel(), (width, height)
         assert found.image == grid.cells.numel() + len(grid.thumbnail), (width, height)
@@ -61,20 +62,20 @@ def test_a_profiles_limits_are_respected(config, family):
     for value in values:
         lvlm.limit(**{name: value})
         for width, height in [(640, 480), (480, 640), *sizes(10)]:
-            found = plan.image_tokens(config, width, height, **{name: value})
+            found = image_tokens(config, width, height, **{name: value})
             assert found.cells == lvlm.prompt(Image.new("RGB", (width, height)), "cat").grid.cells.numel()
     other = "max_pixels" if name == "max_tiles" else "max_tiles"
     with pytest.raises(ValueError, match=f"the profile sets {other}"):
-        plan.image_tokens(config, 640, 480, **{other: 6})
+        image_tokens(config, 640, 480, **{other: 6})
 
 
-def tokens_of(lvlm, prompt) -> plan.Tokens:
+def tokens_of(lvlm, prompt) -> ImageTokens:
     """What an image has become in a prompt of a tiny model."""
     cells, image = prompt.grid.cells.numel(), prompt.grid.cells.numel() + len(prompt.grid.thumbnail)
     if "image_grid_thw" in prompt.inputs:
-        return plan.Tokens(int(prompt.inputs["image_grid_thw"].prod()), 1, image, cells)
+        return ImageTokens(int(prompt.inputs["image_grid_thw"].prod()), 1, image, cells)
     tiles = len(prompt.inputs["pixel_values"])
-    return plan.Tokens(tiles * (8 * 8 + 1), tiles, image, cells)  # 112 px, patches of 14 px and one class token
+    return ImageTokens(tiles * (8 * 8 + 1), tiles, image, cells)  # 112 px, patches of 14 px and one class token
 
 
 @pytest.mark.parametrize("shape", ["landscape", "square", "small"])
@@ -95,7 +96,7 @@ def test_the_cache_has_the_bytes_that_were_reckoned(lvlm, monkeypatch):
         caches.append(DynamicCache())
         return caches[-1]
 
-    monkeypatch.setattr("acs_lib.sampling.DynamicCache", noted)
+    monkeypatch.setattr("acs_lib.method.sampling.DynamicCache", noted)
     prompt = lvlm.prompt(picture(320, 240), "dog")
     with scripted(lvlm, "x" * 9):  # no end: all answers go to the limit
         generate(lvlm, [prompt], [0], Sampling(samples=2, max_new_tokens=9))
@@ -107,7 +108,7 @@ def test_the_cache_has_the_bytes_that_were_reckoned(lvlm, monkeypatch):
 
 
 def test_time_follows_batch_steps_and_gpu(lvlm):
-    tokens = plan.Tokens(1564, 1, 391, 391)
+    tokens = ImageTokens(1564, 1, 391, 391)
     gpu = GPUSpec()
 
     def seconds(answers=11, steps=64, batch=4, gpu=gpu):
@@ -121,7 +122,7 @@ def test_time_follows_batch_steps_and_gpu(lvlm):
 
 
 def test_p_true_prefills_once_and_passes_once_an_answer(lvlm):
-    tokens, gpu, weights = plan.Tokens(1564, 1, 391, 391), GPUSpec(), plan.decoder_parameters(lvlm.model)
+    tokens, gpu, weights = ImageTokens(1564, 1, 391, 391), GPUSpec(), plan.decoder_parameters(lvlm.model)
     prefill = plan.prefill_flops(lvlm.model, tokens) / (312e12 * 0.4)
     assert plan.verification_seconds(lvlm.model, tokens, 0, gpu) == pytest.approx(prefill)
     # a weight: two bytes at 612 GB/s take longer than its 120 operations (60 tokens) at 125 TFLOPS
@@ -136,10 +137,10 @@ def test_p_true_prefills_once_and_passes_once_an_answer(lvlm):
 def test_an_unknown_checkpoint_is_asked_for_its_configuration(lvlm, tmp_path):
     lvlm.model.config.save_pretrained(tmp_path)
     spec = LVLMSpec(name="mine", source=str(tmp_path))
-    assert plan.config(spec).model_type == lvlm.model.config.model_type
-    assert SimpleNamespace(**vars(plan.config(spec).get_text_config())).hidden_size == 64
+    assert published_config(spec).model_type == lvlm.model.config.model_type
+    assert SimpleNamespace(**vars(published_config(spec).get_text_config())).hidden_size == 64
 
 
 def test_a_family_without_a_rule_is_refused(config):
-    with pytest.raises(ValueError, match="acs_lib.plan has no rule for the image tokens of 'other'"):
-        plan.image_tokens(SimpleNamespace(model_type="other", vision_config=None), 640, 480)
+    with pytest.raises(ValueError, match="acs_lib.runs.plan has no rule for the image tokens of 'other'"):
+        image_tokens(SimpleNamespace(model_type="other", vision_config=None), 640, 480)

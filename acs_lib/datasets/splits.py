@@ -1,0 +1,71 @@
+"""TODO datasets.splits."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from acs_lib import paths
+from acs_lib.core.files import query_key
+from acs_lib.datasets import coco
+from acs_lib.embedded import scenes
+from acs_lib.profiles import DatasetSpec, Profile
+
+
+def split_files(dataset: DatasetSpec, split: str) -> tuple[Path, Path]:
+    """Annotation file and image folder of a split; a rendered world is rendered if it is not there yet."""
+    spec = dataset.splits[split]
+    if dataset.kind == "scenes":
+        folder = paths.DATA / dataset.name / f"{split}-{spec.images}-{spec.seed}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scenes.write_split(folder, dataset.name, spec.images, spec.seed)
+        return folder / "annotations.json", folder / "images"
+    return paths.ROOT / spec.annotations, paths.ROOT / spec.folder
+
+
+def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The queries of a split (the first of each size in the file's order, up to the profile's limit) and the funnel.
+
+    Raises ValueError where none is left.
+    """
+    queries, funnel = coco.load_queries(
+        f"{dataset.name}-{split}", *split_files(dataset, split), profile.small, profile.large
+    )
+    if queries.empty:
+        raise ValueError(f"{split_files(dataset, split)[0]} holds no query: no category that occurs once in its image")
+    spec, limits = dataset.splits[split], dataset.splits[split].queries
+    hashed = queries["image_id"].map(lambda image_id: query_key(str(image_id)) / 2**32)
+    shared = queries[(hashed >= spec.share[0]) & (hashed < spec.share[1])]
+    place = shared.groupby("size").cumcount()
+    kept = shared[place < shared["size"].map(limits).fillna(0).astype(float)].reset_index(drop=True)
+    if kept.empty:
+        raise ValueError(
+            f"no query is left of {dataset.name}, {split}: its images' share {spec.share} holds "
+            f"{shared['size'].value_counts().to_dict() or 'none'} of {queries['size'].value_counts().to_dict()}, of "
+            f"which the profile takes at most {limits}; change `share` or `queries` in the profile"
+        )
+    chosen = pd.DataFrame({"step": "queries taken", "count": [len(kept)]})
+    return kept, pd.concat([funnel, chosen], ignore_index=True)
+
+
+def other_boxes(dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict[str, np.ndarray]:
+    """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image."""
+    annotations = coco.read_annotations(split_files(dataset, split)[0])
+    others = {}
+    for query in queries.itertuples():
+        own = int(query.query_id.rsplit("/", 1)[1])
+        found = [a["bbox"] for a in annotations.imgToAnns[query.image_id] if a["id"] != own]
+        boxes = np.array(found, float).reshape(-1, 4)
+        others[query.query_id] = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+    return others
+
+
+def data_digest(dataset: DatasetSpec, split: str) -> str:
+    """Digest of a rendered split's pixels, or of the annotation file."""
+    annotations, _ = split_files(dataset, split)
+    if dataset.kind == "scenes":
+        return json.loads(annotations.read_text())["info"]["digest"]
+    with annotations.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

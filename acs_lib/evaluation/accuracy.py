@@ -1,0 +1,170 @@
+"""From chosen boxes to tables: Acc@t, mIoU, paired bootstrap over images, exact tests, ranks.
+
+The unit of evaluation is a frame of choices, one row a query and method:
+    query_id, method, family, candidate (row of the pool, -1 where the box is none of them), iou (0-1), hit (0-1:
+    IoU >= 0.5, or the mean of that over a pool)
+Queries are a frame with query_id and image_id. Queries of one image share its difficulty, so every interval comes
+from drawing images, not queries, and every comparison is paired: all methods meet the same draws.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from acs_lib.core import boxes as bx
+from acs_lib.core.candidates import Candidates
+from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, bootstrap_p, per_query
+from acs_lib.method.selection import FAMILIES, Fusion, Selector, choose
+
+THRESHOLD = 0.5
+
+
+RANDOM = "random (mean over N)"
+
+
+ORACLE = "oracle best of N"
+
+
+SIZES = ("small", "medium", "large")
+
+
+CHOICE_COLUMNS = ["query_id", "method", "family", "candidate", "iou", "hit"]
+
+
+MAIN_COLUMNS = [
+    "lvlm", "dataset", "method", "family", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi",
+    "delta_vs_greedy", "p_value", "published_acc50",
+]  # fmt: skip
+
+
+SIZE_COLUMNS = [
+    "lvlm", "dataset", "method", "size", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi",
+]  # fmt: skip
+
+
+def hits(iou: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """1.0 where IoU >= `threshold`, else 0.0; its mean is Acc@threshold."""
+    return (np.asarray(iou, float) >= threshold).astype(float)
+
+
+def make_choices(
+    candidates: Iterable[Candidates],
+    truth: Mapping[str, np.ndarray],
+    selectors: Iterable[Selector],
+    pool: str = "sampled",
+) -> pd.DataFrame:
+    """Frame of choices of every selector, and of two controls that no selector could be.
+
+    truth: query id -> [4] xyxy in original pixels; a query without one raises KeyError
+    'oracle best of N' takes the box of the pool with the highest IoU. 'random (mean over N)' is the exact expectation
+    of a uniform draw from the candidates a selector may choose from: `iou` and `hit` are means over them. Where the
+    pool holds no box both fall back to the greedy answer, as every selector does. No box at all: IoU 0.
+    """
+    selectors, rows = list(selectors), []
+    for c in candidates:
+        iou = bx.iou(c.boxes, np.asarray(truth[c.query_id], float))
+        hit = hits(iou)
+        for selector in selectors:
+            row = choose(selector.score(c), c.parsed, selector.pool or pool)
+            rows.append((c.query_id, selector.name, selector.family, row, iou[row], hit[row]))
+        best = choose(iou, c.parsed, pool)
+        eligible = c.parsed & (np.arange(len(c)) >= (pool == "sampled"))
+        if not eligible.any():
+            eligible = np.arange(len(c)) == 0
+        rows.append((c.query_id, RANDOM, "control", -1, iou[eligible].mean(), hit[eligible].mean()))
+        rows.append((c.query_id, ORACLE, "control", best, iou[best], hit[best]))
+    return pd.DataFrame(rows, columns=CHOICE_COLUMNS)
+
+
+def make_fusions(
+    candidates: Iterable[Candidates], truth: Mapping[str, np.ndarray], fusions: Iterable[Fusion]
+) -> pd.DataFrame:
+    """Frame of choices (candidate -1) of the methods whose box is outside the pool; no box: IoU 0."""
+    fusions = list(fusions)
+    rows = [
+        (c.query_id, fusion.name, fusion.family, -1, float(bx.iou(fusion.fuse(c), np.asarray(truth[c.query_id]))))
+        for c in candidates
+        for fusion in fusions
+    ]
+    choices = pd.DataFrame(rows, columns=CHOICE_COLUMNS[:-1])
+    return choices.assign(hit=hits(choices["iou"]))
+
+
+def _rates(choices: pd.DataFrame, queries: pd.DataFrame, reference: str, draws: int, seed: int) -> pd.DataFrame:
+    """One row a method (control first, then as the families come): rates, intervals, difference with `reference`."""
+    wide, images = per_query(choices, queries)
+    methods = choices.drop_duplicates("method")[["method", "family"]]
+    methods = methods.sort_values("family", key=lambda family: family.map(FAMILIES.index), kind="stable")
+    names = list(methods["method"])
+    if reference not in names:
+        raise ValueError(f"no choices of the reference method {reference!r}")
+    hit, iou = wide["hit"][names].to_numpy(float), wide["iou"][names].to_numpy(float)
+    gain = hit - hit[:, [names.index(reference)]]
+    drawn = bootstrap_means(np.hstack([hit, iou, gain]), images, draws, seed)
+    acc, miou, delta = np.split(drawn, 3, axis=1)
+    p_values = bootstrap_p(delta)
+    p_values[names.index(reference)] = np.nan
+    return pd.DataFrame(
+        {
+            "method": names,
+            "family": list(methods["family"]),
+            "n_queries": len(hit),
+            "acc50": hit.mean(axis=0),
+            "acc50_lo": np.quantile(acc, INTERVAL[0], axis=0),
+            "acc50_hi": np.quantile(acc, INTERVAL[1], axis=0),
+            "miou": iou.mean(axis=0),
+            "miou_lo": np.quantile(miou, INTERVAL[0], axis=0),
+            "miou_hi": np.quantile(miou, INTERVAL[1], axis=0),
+            "delta_vs_greedy": gain.mean(axis=0),
+            "p_value": p_values,
+        }
+    )
+
+
+def main_table(
+    choices: pd.DataFrame,
+    queries: pd.DataFrame,
+    *,
+    lvlm: str,
+    dataset: str,
+    published: pd.DataFrame | None = None,
+    reference: str = "greedy",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """MAIN_COLUMNS, one row a method: rates in 0-1 with 95 % intervals, paired cluster bootstrap over images.
+
+    delta_vs_greedy is the difference of Acc@0.5 with `reference`, p_value its two-sided bootstrap p (NaN for the
+    reference itself; uncorrected, see `holm`). published_acc50 is filled only where (lvlm, dataset, method) is a row
+    of `published`. Raises ValueError where a method lacks a query, a query lacks an image, or the reference is absent.
+    """
+    table = _rates(choices, queries, reference, draws, seed).assign(lvlm=lvlm, dataset=dataset)
+    if published is None:
+        table["published_acc50"] = np.nan
+    else:
+        keys = ["lvlm", "dataset", "method"]
+        known = published[[*keys, "acc50"]].rename(columns={"acc50": "published_acc50"})
+        table = table.merge(known, on=keys, how="left", validate="one_to_one")
+    return table[MAIN_COLUMNS]
+
+
+def accuracy_by_size(
+    choices: pd.DataFrame,
+    queries: pd.DataFrame,
+    *,
+    lvlm: str,
+    dataset: str,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """SIZE_COLUMNS, one row a method and object size; `queries` has a column `size`, small before medium and large."""
+    sizes = list(dict.fromkeys([*SIZES, *queries["size"]]))
+    tables = []
+    for size in sizes:
+        part = choices[choices["query_id"].isin(queries.loc[queries["size"] == size, "query_id"])]
+        if len(part):
+            tables.append(_rates(part, queries, part["method"].iloc[0], draws, seed).assign(size=size))
+    if not tables:
+        raise ValueError("no choice belongs to a query of known size")
+    return pd.concat(tables, ignore_index=True).assign(lvlm=lvlm, dataset=dataset)[SIZE_COLUMNS]

@@ -1,0 +1,107 @@
+"""TODO evaluation.bootstrap."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+CELLS = 4_000_000  # (draw, image) pairs held at once, 32 bytes each
+
+
+INTERVAL = (0.025, 0.975)
+
+
+class Difference(NamedTuple):
+    """A paired difference of means, its 95 % bootstrap interval and its two-sided bootstrap p."""
+
+    delta: float
+    lo: float
+    hi: float
+    p: float
+
+
+def bootstrap_means(values: np.ndarray, images: np.ndarray, draws: int, seed: int | Sequence[int]) -> np.ndarray:
+    """[draws, columns] means over queries of values [queries, columns] when the images are drawn with replacement.
+
+    images: [queries] codes 0..m-1. A draw takes m images, each with all its queries. The draws depend on the seed and
+    the number of images alone, so that two calls on the same queries are paired. Means are rounded to 12 decimals: over
+    a pool, nothing comes out as 1e-17, on one processor above 0 and on another below.
+    """
+    m = int(images.max()) + 1
+    sums = np.zeros((m, values.shape[1] + 1))
+    np.add.at(sums, images, np.column_stack([values, np.ones(len(values))]))
+    rng, parts = np.random.default_rng(seed), []
+    for start in range(0, draws, max(1, CELLS // m)):
+        rows = min(max(1, CELLS // m), draws - start)
+        picks = rng.integers(m, size=(rows, m))
+        picks += np.arange(rows)[:, None] * m
+        counts = np.bincount(picks.ravel(), minlength=rows * m).reshape(rows, m)
+        parts.append(counts @ sums)
+    drawn = np.concatenate(parts)
+    return (drawn[:, :-1] / drawn[:, -1:]).round(12)
+
+
+def bootstrap_p(differences: np.ndarray) -> np.ndarray:
+    """Two-sided bootstrap p of draws [draws, ...]: twice the smaller tail at 0, each (1 + count) / (1 + draws)."""
+    below = 1 + (differences <= 0).sum(axis=0)
+    above = 1 + (differences >= 0).sum(axis=0)
+    return np.minimum(1, 2 * np.minimum(below, above) / (1 + len(differences)))
+
+
+def per_query(choices: pd.DataFrame, queries: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], np.ndarray]:
+    """({'hit', 'iou'}: [queries, methods], image code [queries]); ValueError unless every method has every query."""
+    wide = {value: choices.pivot(index="query_id", columns="method", values=value) for value in ("hit", "iou")}
+    missing = wide["hit"].isna().sum()
+    if missing.any():
+        raise ValueError(f"every method needs every query; missing: {missing[missing > 0].to_dict()}")
+    images = queries.drop_duplicates("query_id").set_index("query_id")["image_id"].reindex(wide["hit"].index)
+    if images.isna().any():
+        raise ValueError(f"no image_id for queries {list(images.index[images.isna()][:5])}")
+    return wide, pd.factorize(images)[0]
+
+
+def paired_difference(
+    choices: pd.DataFrame,
+    queries: pd.DataFrame,
+    method: str,
+    reference: str,
+    *,
+    value: str = "hit",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Mean of `value` ('hit' for Acc@0.5, 'iou' for mIoU) of `method` minus that of `reference`, over images."""
+    wide, images = per_query(choices[choices["method"].isin([method, reference])], queries)
+    gain = (wide[value][method] - wide[value][reference]).to_numpy(float)
+    drawn = bootstrap_means(gain[:, None], images, draws, seed)[:, 0]
+    lo, hi = np.quantile(drawn, INTERVAL)
+    return Difference(float(gain.mean()), float(lo), float(hi), float(bootstrap_p(drawn)))
+
+
+def correlation_interval(
+    x: np.ndarray, y: np.ndarray, images: np.ndarray, *, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of Pearson's r (-1 to 1) of x [n] and y [n] when the images [n], codes 0..m-1, are drawn;
+    NaN where one of them is constant."""
+    moments = bootstrap_means(np.column_stack([x, y, x * x, y * y, x * y]).astype(float), images, draws, seed)
+    mean_x, mean_y, xx, yy, xy = moments.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
+    lo, hi = np.nanquantile(r, INTERVAL) if np.isfinite(r).any() else (np.nan, np.nan)
+    return float(lo), float(hi)
+
+
+def image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
+    """[draws, images] how often each image occurs when as many are drawn with replacement."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
+
+
+def share_interval(values: np.ndarray, images: np.ndarray, draws: int) -> np.ndarray:
+    """[2, layers] ends of the interval of each layer's share (0-1) of the total of values [n, layers] >= 0 when the
+    images, images [n] ids, are drawn with replacement."""
+    codes = pd.factorize(images)[0]
+    sums = np.zeros((codes.max() + 1, values.shape[1]))
+    np.add.at(sums, codes, values)
+    drawn = image_counts(len(sums), draws) @ sums
+    return np.quantile(drawn / drawn.sum(1, keepdims=True), INTERVAL, axis=0)

@@ -1,0 +1,417 @@
+"""A box for one object in one image of your own: candidates, attention and a selector, as in the paper's steps 1 to 6.
+
+Candidates come from `method.sampling.sample_candidates`, as for the notebooks. D_c and the regressor are files
+that belong to one LVLM: `head_set.json` and `regressor.safetensors`. They are looked for beside the LVLM's weights,
+then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM. They also belong to the
+temperature and top-p that their answers were sampled with, so those are the defaults (see `sampling_of`).
+"""
+
+import base64
+import difflib
+import html
+import io
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+
+from acs_lib import paths, profiles
+from acs_lib.core import boxes as bx
+from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
+from acs_lib.core.files import query_key, replacing
+from acs_lib.datasets import coco
+from acs_lib.lvlms.adapter import LVLM
+from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm
+from acs_lib.method import regressor
+from acs_lib.method import sampling as sampling_
+from acs_lib.method.baselines import METHODS, SELECTORS, slug
+from acs_lib.method.baselines import p_true as p_true_
+from acs_lib.method.baselines.attention import spatial_entropy
+from acs_lib.method.baselines.consensus import FUSIONS
+from acs_lib.method.baselines.likelihood import p_true, sequence_logprob
+from acs_lib.method.heads import HeadSet
+from acs_lib.method.maps import mean_share
+from acs_lib.method.regressor import AttentionIoURegressor
+from acs_lib.method.selection import ALL_COORDINATES, Fusion, Selector, acs_free, acs_learned, choose
+from acs_lib.report import pictures
+
+SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
+
+
+SMALL = profiles.Profile.model_fields["small"].default  # share of the image
+
+
+ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
+
+
+NEED_HEADS = (ACS_FREE, SPATIAL)
+
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+def sampling_of(
+    lvlm: str, samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0
+) -> sampling_.Sampling:
+    """How the answers of the LVLM of that name are drawn. None stands for the value with which its D_c and regressor
+    are found, since both belong to it: that of the profile that has the LVLM, or else of `Sampling`.
+
+    ValueError where nothing can be drawn so.
+    """
+    usual = profiles.known_sampling(lvlm) or sampling_.Sampling()
+    temperature = usual.temperature if temperature is None else temperature
+    top_p = usual.top_p if top_p is None else top_p
+    if samples < 1 or not 0 < temperature < np.inf or not 0 < top_p <= 1:
+        raise ValueError(
+            "at least 1 sample, a temperature above 0 and a top-p above 0 and up to 1 are needed, "
+            f"not {samples}, {temperature} and {top_p}"
+        )
+    return sampling_.Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
+
+
+def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
+    """The LVLM's file of that name, if there is one."""
+    places = (Path(lvlm.model.name_or_path), calibration_folder(lvlm))
+    return next((folder / file_name for folder in places if (folder / file_name).is_file()), None)
+
+
+def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
+    """D_c as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
+    path = given or _calibrated(lvlm, "head_set.json")
+    if path is None:
+        return None
+    try:
+        found = path if isinstance(path, HeadSet) else HeadSet.load(Path(path), lvlm.name)
+        inside = [0 <= layer < lvlm.layers and 0 <= head < lvlm.heads for layer, head in found.heads]
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} holds no head set; make it anew with acs calibrate") from error
+    if found.lvlm != lvlm.name:
+        raise ValueError(f"the head set belongs to the LVLM {found.lvlm!r}, not {lvlm.name!r}; acs calibrate finds one")
+    if not inside or not all(inside):
+        raise ValueError(
+            f"the (layer, head) pairs {found.heads} do not fit the {lvlm.layers} layers x {lvlm.heads} heads of "
+            f"{lvlm.name}; acs calibrate finds a head set that does"
+        )
+    return found
+
+
+def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> AttentionIoURegressor | None:
+    """The regressor as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
+    path = given or _calibrated(lvlm, "regressor.safetensors")
+    if path is None:
+        return None
+    try:
+        found = path if isinstance(path, AttentionIoURegressor) else regressor.load(Path(path), lvlm.name)
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no regressor; make it anew with acs calibrate --regressor") from error
+    if (size := (found.settings["layers"], found.settings["heads"])) != (lvlm.layers, lvlm.heads):
+        raise ValueError(
+            f"the regressor is for {size[0]} layers x {size[1]} heads, and {lvlm.name} has {lvlm.layers} x "
+            f"{lvlm.heads}; acs calibrate --regressor trains one that fits"
+        )
+    return found
+
+
+def read_image(image: Picture) -> Image.Image:
+    """An RGB image from a path, a PIL image or an array ([h, w] or [h, w, 3 or 4], uint8), turned as its EXIF
+    orientation says. FileNotFoundError or ValueError with what is wrong."""
+    if isinstance(image, Image.Image):
+        return _rgb(image, "the image")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+            raise ValueError(
+                f"an image array has to be uint8 and [h, w] or [h, w, 3 or 4], not {image.dtype} {list(image.shape)}"
+            )
+        return Image.fromarray(image).convert("RGB")
+    path = Path(image).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give an image in it")
+    try:
+        with Image.open(path) as opened:
+            return _rgb(opened, f"the image {path}")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no image {path}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image {path} cannot be read ({error}); save or fetch it again") from error
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # converting would cut off all but the darkest values
+        raise ValueError(f"{name} has more than 8 bits a channel; save it with 8")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def samples() -> pd.DataFrame:
+    """The objects in the shipped sample scenes: image (path), category, the box x1, y1, x2, y2 and its size."""
+    queries, _ = coco.load_queries("samples", SAMPLES / "annotations.json", SAMPLES / "images")
+    return queries[["image", "category", *coco.TRUTH, "size"]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grounding:
+    """Where an LVLM finds one object in one image.
+
+    image: RGB; lvlm, selector: their names; settings: how the candidates were drawn
+    box: [4] xyxy in pixels of the image, None where no answer held one
+    chosen: the box's row in `table`, None where it is none of the candidates (fusions)
+    score: of the chosen row, higher is better; its scale is the selector's; NaN for greedy's and fusions' boxes
+    quality: IoU (0-1) that the regressor predicts for the chosen row; NaN without a regressor and for fusions. A
+        regressor is trained on small objects: of others it says nothing, and `summary` warns
+    table: one row a candidate (0 is the greedy answer): candidate, x1, y1, x2, y2 (NaN without a box), text, score,
+        logprob (sum over the coordinate tokens), predicted_iou, failure ('' or why there is no box)
+    candidates: the same as selectors see them, attention maps included
+    heads: D_c as (layer, head), counted from 0; empty if there is no head set
+    coordinates: those at which D_c is read, as indices 0-3 of x1, y1, x2, y2; all without a head set
+    """
+
+    image: Image.Image
+    category: str
+    lvlm: str
+    selector: str
+    settings: sampling_.Sampling
+    box: np.ndarray | None
+    chosen: int | None
+    score: float
+    quality: float
+    table: pd.DataFrame
+    candidates: Candidates
+    heads: tuple[tuple[int, int], ...]
+    coordinates: tuple[int, ...]
+
+    @property
+    def _rows(self) -> np.ndarray:
+        """The chosen row if it holds a box; all rows with a box where the box was made of them."""
+        rows = np.arange(len(self.candidates)) if self.chosen is None else np.array([self.chosen])
+        return rows[self.candidates.parsed[rows]]
+
+    @property
+    def attention(self) -> np.ndarray:
+        """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over D_c's coordinates
+        and heads (over all where there is no head set); zeros where no answer held a box."""
+        return mean_share(self.candidates.maps[self._rows][:, list(self.coordinates)], self.heads)
+
+    @property
+    def entropies(self) -> pd.DataFrame:
+        """Attention entropy in nats of the chosen box, mean over D_c's coordinates: one row a layer, one column a head.
+        Low is sharp; even attention has ln(h w). ACS-Free's score is minus the mean over D_c."""
+        values = self.candidates.statistics[self._rows][:, list(self.coordinates)][..., ENTROPY].mean((0, 1))
+        return pd.DataFrame(values).rename_axis("layer").rename_axis("head", axis=1)
+
+    @property
+    def summary(self) -> str:
+        """One sentence: what was found, by which method, and how good it is expected to be."""
+        if self.box is None:
+            return f"{self.lvlm} gave no box for '{self.category}'"
+        where = ", ".join(f"{value:.0f}" for value in self.box)
+        expected = f", predicted IoU {self.quality:.2f}" if np.isfinite(self.quality) else ""
+        if expected and bx.area(self.box) > SMALL * self.image.width * self.image.height:
+            expected += " (by a regressor that knows small objects alone)"
+        return f"'{self.category}' at ({where}) px, chosen by {self.selector}{expected}"
+
+    def __repr__(self) -> str:
+        return f"<Grounding: {self.summary}>"
+
+    def show(self) -> Figure:
+        """The candidates with the chosen box, and its attention, side by side. A notebook shows what is returned."""
+        boxes, scores = self.candidates.boxes, self.table["score"].to_numpy()
+        figure = pictures.grounding_picture(
+            self.image, boxes, scores, self.chosen, self.box, self.attention, f"{self.category}, {self.selector}"
+        )
+        plt.close(figure)  # else a notebook would show it a second time
+        return figure
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture of `show`; the suffix says the format (png, pdf, svg, jpg). ValueError for another one."""
+        path = Path(path)
+        figure, kind = self.show(), path.suffix[1:].lower()
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise ValueError(f"a picture cannot be written as {path.name!r}; name it .png, .pdf, .svg or .jpg")
+        with replacing(path) as aside:
+            figure.savefig(aside, format=kind)
+
+    def to_dict(self) -> dict:
+        """The answer without pixels and attention, ready for JSON; what is not finite is None."""
+        rows = self.table.drop(columns=[*COORDINATES]).replace([np.inf, -np.inf], np.nan).astype(object)
+        rows = rows.where(rows.notna(), None).to_dict("records")
+        boxes = [_finite(box) for box in self.candidates.boxes.round(3)]
+        return {
+            "category": self.category,
+            "box": None if self.box is None else _finite(self.box.round(3)),
+            "score": _finite(self.score),
+            "predicted_iou": _finite(self.quality),
+            "chosen": self.chosen,
+            "width": self.image.width,
+            "height": self.image.height,
+            "lvlm": self.lvlm,
+            "selector": self.selector,
+            "settings": {name: getattr(self.settings, name) for name in ("samples", "temperature", "top_p", "seed")},
+            "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
+        }
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.show().savefig(buffer, format="png", dpi=80)
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self._repr_png_()).decode()
+        summary = html.escape(self.summary)
+        table = self.table.round(3).to_html(index=False, na_rep="")
+        return (
+            f'<figure><img alt="{summary}" src="data:image/png;base64,{picture}"><figcaption>{summary}</figcaption>'
+            f"</figure><details><summary>{len(self.table)} candidates (0 is the greedy answer)</summary>{table}"
+            "</details>"
+        )
+
+
+def _finite(value) -> list[float] | float | None:
+    return np.asarray(value, float).tolist() if np.isfinite(value).all() else None
+
+
+def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> np.ndarray:
+    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box. The maps are rounded as a run's
+    store rounds those that the regressor was trained on."""
+    predicted = np.full(len(candidates), np.nan)
+    if model is not None and candidates.parsed.any():
+        with torch.inference_mode():
+            maps = torch.from_numpy(candidates.maps[candidates.parsed]).half()
+            predicted[candidates.parsed] = model(maps).cpu().numpy()
+    return predicted
+
+
+def _method(
+    name: str,
+    lvlm: LVLM,
+    head_set: HeadSet | None,
+    model: AttentionIoURegressor | None,
+    ask: Callable[[Candidates], np.ndarray],
+) -> Selector | Fusion:
+    """The selector or fusion of that name, in any case and spacing; ValueError with the names, or what it lacks.
+    `ask`: P(True) of the candidates."""
+    wanted = slug(name)
+    if wanted not in METHODS:
+        raise ValueError(f"there is no selector {name!r}; choose one of {', '.join(METHODS)}")
+    if wanted in NEED_HEADS and head_set is None:
+        raise ValueError(
+            f"{wanted} needs the discriminative heads of {lvlm.name}, and there is no head set for it; acs calibrate "
+            "--lvlm finds one, or take a selector that needs none, such as sequence-log-prob"
+        )
+    if wanted == ACS_LEARNED and model is None:
+        raise ValueError(
+            f"{wanted} needs a regressor trained for {lvlm.name}, and there is none; acs calibrate --lvlm --regressor "
+            "trains one, or take a selector that needs none, such as sequence-log-prob"
+        )
+    if wanted == P_TRUE:
+        try:
+            p_true_.yes_no_tokens(lvlm.tokenizer)
+        except p_true_.CannotBeAsked as error:
+            raise ValueError(
+                f"{lvlm.name} cannot be asked whether a box is right, since {error}; take another selector, such as "
+                "sequence-log-prob"
+            ) from error
+    made = {
+        P_TRUE: lambda: p_true(ask),
+        ACS_FREE: lambda: acs_free(head_set.heads, head_set.coordinates),
+        SPATIAL: lambda: spatial_entropy(head_set.heads),
+        ACS_LEARNED: lambda: acs_learned(lambda candidates: _predicted(model, candidates)),
+    }
+    if wanted in made:
+        return made[wanted]()
+    return next(method for method in (*SELECTORS.values(), *FUSIONS.values()) if slug(method.name) == wanted)
+
+
+def _check_words(lvlm: LVLM, category: str) -> None:
+    """ValueError if the LVLM's vocabulary has no token for a part of the object's name (the embedded one knows 50)."""
+    unknown = lvlm.tokenizer.unk_token_id
+    if unknown is not None and unknown in lvlm.tokenizer(category, add_special_tokens=False)["input_ids"]:
+        names = _categories() if is_embedded(lvlm) else []
+        close = difflib.get_close_matches(category, names, 1, cutoff=0.8)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        known = f": {', '.join(names)}" if names else ""
+        raise ValueError(f"{lvlm.name} has no word for {category!r}; {meant}ask for something it knows{known}")
+
+
+def _categories() -> list[str]:
+    """The names that the embedded LVLMs know."""
+    return [known["name"] for known in coco.read_annotations(SAMPLES / "annotations.json").dataset["categories"]]
+
+
+def ground(
+    lvlm: LVLM | str | Path | None,
+    image: Picture,
+    category: str,
+    selector: str = ACS_FREE,
+    samples: int = 10,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    head_set: HeadSet | str | Path | None = None,
+    regressor: AttentionIoURegressor | str | Path | None = None,
+) -> Grounding:
+    """Ask for one object in one image `samples` times and let `selector` choose the box.
+
+    lvlm: from `load_lvlm`, or what that takes; None is the embedded one
+    image: a path, a PIL image, or a uint8 array; boxes are in its pixels, turned as its EXIF orientation says
+    selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor), 'p-true' (needs an LVLM that knows Yes
+        and No) or another one of METHODS
+    temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor are found (`sampling_of`)
+    head_set, regressor: loaded or as files, instead of those that belong to the LVLM
+    The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
+    with an argument, RuntimeError comes from a full GPU.
+    """
+    if not category.strip():
+        raise ValueError("name the object to look for, such as 'sports ball'")
+    category, picture = category.strip(), read_image(image)
+    if not isinstance(lvlm, LVLM):
+        lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
+    settings = sampling_of(lvlm.name, samples, temperature, top_p, seed)
+    if is_embedded(lvlm):  # their few words are in lower case
+        category = " ".join(category.lower().split())
+    _check_words(lvlm, category)
+
+    def ask(candidates: Candidates) -> np.ndarray:
+        return p_true_.ask_p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])
+
+    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
+    method = _method(selector, lvlm, found_heads, model, ask)
+    name = f"{zlib.crc32(picture.tobytes()):08x}/{category}"
+    [(candidates, records)] = sampling_.sample_candidates(
+        lvlm, [lvlm.prompt(picture, category)], [name], [query_key(name)], [category], settings
+    )
+    predicted = _predicted(model, candidates)
+    if isinstance(method, Fusion):
+        box, chosen, scores = method.fuse(candidates), None, np.full(len(candidates), np.nan)
+    else:
+        scores = np.asarray(method.score(candidates), float)
+        chosen = choose(scores, candidates.parsed, method.pool or "sampled")
+        box = candidates.boxes[chosen]
+    table = pd.DataFrame(
+        {
+            "candidate": range(len(candidates)),
+            **dict(zip(COORDINATES, candidates.boxes.T)),
+            "text": [record["text"] for record in records],
+            "score": scores,
+            "logprob": np.where(candidates.parsed, sequence_logprob(candidates), np.nan),
+            "predicted_iou": predicted,
+            "failure": [record["failure"] for record in records],
+        }
+    )
+    return Grounding(
+        image=picture, category=category, lvlm=lvlm.name, selector=method.name, settings=settings,
+        box=box if np.isfinite(box).all() else None, chosen=chosen,
+        score=np.nan if chosen is None else float(scores[chosen]),
+        quality=np.nan if chosen is None else float(predicted[chosen]),
+        table=table, candidates=candidates, heads=() if found_heads is None else found_heads.heads,
+        coordinates=ALL_COORDINATES if found_heads is None else found_heads.coordinates,
+    )  # fmt: skip

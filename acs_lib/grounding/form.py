@@ -1,0 +1,46 @@
+"""TODO ground.form."""
+
+from pathlib import Path
+
+from IPython.display import display
+
+from acs_lib import paths
+from acs_lib.grounding.api import ground, samples, sampling_of
+from acs_lib.lvlms.adapter import LVLM
+from acs_lib.method.baselines import METHODS
+
+
+def explore(lvlm: LVLM):
+    """A form to ask `ground` with: image, object, selector, samples, temperature, top-p, seed, and a button. It works
+    where a notebook is live; a static page shows a sentence instead."""
+    import ipywidgets as widgets
+
+    class Form(widgets.interactive):
+        def _repr_mimebundle_(self, **kwargs):
+            told = "A form to choose image, object and selector with: open this notebook in JupyterLab and run it."
+            return {**super()._repr_mimebundle_(**kwargs), "text/plain": told}
+
+    def answer(image, category, selector, samples, temperature, top_p, seed):
+        try:
+            result = ground(lvlm, paths.ROOT / image, category, selector, samples, temperature, top_p, seed)
+        except (ValueError, OSError) as error:
+            display({"text/plain": f"error: {error}"}, raw=True)
+            return None
+        display(result)
+        return result
+
+    known, usual = samples(), sampling_of(lvlm.name)
+    scenes = [Path(path).relative_to(paths.ROOT).as_posix() for path in known["image"].unique()]
+    return Form(
+        answer,
+        {"manual": True, "manual_name": "Find it"},
+        image=widgets.Combobox(value=scenes[0], options=scenes, ensure_option=False, layout={"width": "32em"}),
+        category=widgets.Text(value=known["category"][0], description="object"),
+        selector=widgets.Dropdown(options=METHODS),
+        samples=widgets.IntSlider(usual.samples, 1, 30),
+        temperature=widgets.FloatSlider(
+            value=usual.temperature, min=0.1, max=1.5, step=0.1, style={"description_width": "initial"}
+        ),
+        top_p=widgets.FloatSlider(value=usual.top_p, min=0.1, max=1.0, step=0.1, description="top-p"),
+        seed=widgets.IntText(0),
+    )

@@ -1,0 +1,186 @@
+"""What the kit needs of a large vision-language model (LVLM). A family is one subclass in one file.
+
+A subclass says how its family writes a prompt (`prompt`), where the image tokens lie (`Grid`), how an answer is read
+(`parse`) and in which units its coordinates are. Nothing else in the kit knows a family.
+"""
+
+import functools
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from acs_lib.core import boxes as bx
+from acs_lib.lvlms.attention_rows import attach
+
+QUESTION = "Detect the {object} in the image."
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the image tokens of a prompt lie.
+
+    cells: [h, w] long, position in the prompt of the token that sees each cell of the image, row 0 at the top;
+        cells are of equal size and cover the whole image
+    thumbnail: [m] long, positions of image tokens that see the whole image once more (InternVL's last tile); they are
+        not part of the map
+    """
+
+    cells: torch.Tensor
+    thumbnail: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question about one image, ready for the LVLM: its inputs (batch of one), the grid, the image's size in px."""
+
+    inputs: dict[str, torch.Tensor]
+    grid: Grid
+    width: int
+    height: int
+
+    @property
+    def length(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """A parsed answer: the box [4] in original pixels, clipped to the image, and for each coordinate the characters
+    [start, stop) of the text that write it; or the reason why there is none."""
+
+    box: np.ndarray | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+    failure: str = ""
+
+
+class ImageRefused(ValueError):
+    """This LVLM cannot be shown this image."""
+
+
+class LVLM(ABC):
+    """A model of one family with its tokenizer and image processor.
+
+    The text model's attention runs through `acs_lib.lvlms.attention_rows`, which is SDPA plus the reading of rows.
+    """
+
+    image_token: str  # text of one image token
+    model_types: tuple[str, ...]  # `config.model_type`s that this adapter serves
+    box_pattern: re.Pattern[str]  # four groups: x1, y1, x2, y2
+    limits: tuple[str, ...] = ()  # the settings that `limit` takes: max_tiles, max_pixels
+
+    def __init__(self, model, tokenizer, image_processor, name: str, question: str = QUESTION):
+        self.model, self.tokenizer, self.image_processor = model.eval(), tokenizer, image_processor
+        self.name, self.question = name, question
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        attach(model)
+
+    @classmethod
+    def check_limits(cls, limits: Iterable[str]) -> None:
+        """ValueError for a setting that the family does not have."""
+        for name in limits:
+            if name not in cls.limits:
+                raise ValueError(
+                    f"the profile sets {name}, which LVLMs of the type {cls.model_types[0]} do not have; they have "
+                    f"{', '.join(cls.limits) or 'none'}"
+                )
+
+    def limit(self, **limits: int) -> None:
+        """Set how large an image may become (see profiles.LVLMSpec); ValueError for what the family does not have."""
+        self.check_limits(limits)
+
+    @abstractmethod
+    def prompt(self, image: Image.Image, category: str) -> Prompt:
+        """The question about one object, with the image, as the family's chat template writes it.
+
+        Raises ImageRefused for an image that the family cannot be shown.
+        """
+
+    def chat(self, category: str) -> str:
+        """The question about one object in the chat template, one image token standing for the image.
+
+        ValueError for a template that shows no image.
+        """
+        messages = [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}],
+            }
+        ]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if text.count(self.image_token) != 1:
+            raise ValueError(
+                f"{self.name}: the chat template writes {text.count(self.image_token)} {self.image_token} for one "
+                "image; set tokenizer.chat_template to that of the model's processor"
+            )
+        return text
+
+    @abstractmethod
+    def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
+        """The box [4] in pixels of the original image, of coordinates [4] as the answer writes them."""
+
+    def positions(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position ids of the prompt, [..., batch, length], and of the first generated token, [..., batch, 1]."""
+        batch, length = inputs["input_ids"].shape
+        positions = torch.arange(length + 1, device=inputs["input_ids"].device).expand(batch, -1)
+        return positions[:, :-1], positions[:, -1:]
+
+    def parse(self, text: str, prompt: Prompt) -> ParsedAnswer:
+        """Read the first box of an answer (raw text, special tokens kept); never raises."""
+        match = self.box_pattern.search(text)
+        if match is None:
+            return ParsedAnswer(failure="no box in the answer")
+        numbers = np.array([float(group[:12]) for group in match.groups()])
+        box = bx.clip(self.to_pixels(numbers, prompt), prompt.width, prompt.height)
+        if not bx.area(box) > 0:
+            return ParsedAnswer(failure="the box is empty inside the image")
+        return ParsedAnswer(box=box, spans=tuple(match.span(group) for group in (1, 2, 3, 4)))
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Raw text of an answer, special tokens kept."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def coordinate_tokens(self, token_ids: list[int], spans) -> list[list[int]]:
+        """For each coordinate the positions in the answer of the tokens that write it, found by character offsets.
+
+        Raises ValueError if a coordinate has no token that holds only its digits.
+        """
+        digits = self.digit_tokens[torch.tensor(token_ids)].nonzero()[:, 0].tolist()
+        begins = {place: len(self.decode(token_ids[:place])) for digit in digits for place in (digit, digit + 1)}
+        found = [
+            [digit for digit in digits if begins[digit] < stop and begins[digit + 1] > start] for start, stop in spans
+        ]
+        if not all(found):
+            raise ValueError(f"{self.name}: no token writes one of the coordinates in {self.decode(token_ids)!r}")
+        return found
+
+    @functools.cached_property
+    def digit_tokens(self) -> torch.Tensor:
+        """[vocabulary] bool: the token's text is digits and white space only."""
+        size = self.model.get_output_embeddings().weight.shape[0]
+        texts = self.tokenizer.batch_decode([[index] for index in range(min(size, len(self.tokenizer)))])
+        digits = torch.zeros(size, dtype=torch.bool)
+        digits[: len(texts)] = torch.tensor([text.strip().isascii() and text.strip().isdigit() for text in texts])
+        return digits
+
+    @functools.cached_property
+    def banned_tokens(self) -> torch.Tensor:
+        """Ids of tokens that no answer may hold: the image token."""
+        return torch.tensor([self.image_token_id])
+
+    @functools.cached_property
+    def end_tokens(self) -> torch.Tensor:
+        """Ids of the tokens that end an answer."""
+        return torch.tensor(self.model.generation_config.eos_token_id).reshape(-1)
+
+    @property
+    def layers(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.model.config.get_text_config().num_attention_heads

@@ -1,0 +1,170 @@
+"""TODO lvlms.load."""
+
+import contextlib
+import errno
+import gc
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
+
+from acs_lib import paths, profiles
+from acs_lib.lvlms import internvl, qwen_vl
+from acs_lib.lvlms.adapter import LVLM, QUESTION
+from acs_lib.profiles import LVLMSpec
+
+LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
+
+
+NOT_THE_LVLM = ("head_set.json", "regressor.safetensors", "recipe.json")  # what else may lie beside them
+
+
+DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
+
+
+def families() -> dict[str, type[LVLM]]:
+    """`config.model_type` -> adapter, of every adapter in this folder."""
+    adapters = (internvl.InternVL, qwen_vl.Qwen2VL, qwen_vl.Qwen25VL, qwen_vl.Qwen3VL)
+    return {model_type: adapter for adapter in adapters for model_type in adapter.model_types}
+
+
+def default_device() -> str:
+    """Where LVLMs and regressors compute: on a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tokenizer(source: str, revision: str | None):
+    """The tokenizer, with the chat template of the processor's file where it has none itself."""
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    if tokenizer.chat_template is None:
+        with contextlib.suppress(OSError):
+            file = cached_file(source, "chat_template.json", revision=revision)
+            tokenizer.chat_template = json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer
+
+
+def load_checkpoint(
+    source: str | Path,
+    name: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    question: str = QUESTION,
+) -> LVLM:
+    """Load an LVLM from a folder or a hub name.
+
+    Without `device` a GPU is used if there is one. Raises ValueError where there is no model, or one of a family that
+    the kit has no adapter for, and OSError (with the mend) where the files cannot be had or read.
+    """
+    source = str(source)
+    disable_progress_bar()  # of loading: in a notebook it would be an output that depends on the installed widgets
+    mend = "give a folder that holds the model, or a hub name with the network at hand"
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)  # asks for no code of the model's own
+        if "model_type" not in config:
+            raise ValueError(f"cannot load the LVLM {source!r}: it has no config.json that names a model type; {mend}")
+        adapter = families().get(config["model_type"])
+        if adapter is None:
+            raise ValueError(
+                f"cannot load the LVLM {source!r}: there is no adapter for the model type {config['model_type']!r}, "
+                f"only for {', '.join(families())}, in the format of transformers (InternVL: names that end in -HF)"
+            )
+        model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=dtype)
+        tokenizer = _tokenizer(source, revision)
+        image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        reason = str(error).partition("\n")[0].strip().rstrip(".")
+        raise OSError(f"cannot load the LVLM {source!r} ({reason}); {mend}") from error
+    model.to(device or default_device())
+    return adapter(model, tokenizer, image_processor, name or Path(source).name, question)
+
+
+def lvlm_source(spec: LVLMSpec) -> str:
+    """The folder (under the project's root) or hub name to load from."""
+    local = paths.ROOT / spec.source
+    return str(local) if local.exists() else spec.source
+
+
+def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
+    """The LVLM's configuration, without its weights."""
+    return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
+
+
+def lvlm_digest(spec: LVLMSpec) -> str:
+    """SHA-256 of a local folder's weights and settings, or name and revision of those on a hub."""
+    folder = Path(lvlm_source(spec))
+    if not folder.is_dir():
+        return f"{spec.source}@{spec.revision}"
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in LVLM_FILES or path.name in NOT_THE_LVLM:
+            continue
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+_loaded: dict[LVLMSpec, LVLM] = {}  # the last one
+
+
+def load_spec(spec: LVLMSpec) -> LVLM:
+    """The LVLM of a profile; kept while the next call asks for the same. Another one is dropped before this one is
+    loaded: a GPU need not hold two."""
+    if spec not in _loaded:
+        _loaded.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+        lvlm = load_checkpoint(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+        lvlm.limit(**spec.limits)
+        _loaded[spec] = lvlm
+    return _loaded[spec]
+
+
+def lvlm_spec(source: str | Path) -> LVLMSpec:
+    """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name).
+
+    ValueError for what can be none of them.
+    """
+    folder = Path(source).expanduser().resolve()
+    for spec in profiles.known_lvlms().values():
+        if str(source) in (spec.name, spec.source) or folder == (paths.ROOT / spec.source).resolve():
+            return spec
+    if folder.is_dir():
+        return LVLMSpec(name=folder.name, source=str(folder))
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+        raise ValueError(
+            f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
+            "or a hub name like owner/model"
+        )
+    return LVLMSpec(name=folder.name, source=str(source))
+
+
+def load_lvlm(source: str | Path = DEFAULT_LVLM) -> LVLM:
+    """Load an LVLM (see `lvlm_spec`); without `source` the embedded one. The last one loaded is kept.
+
+    A GPU is used if there is one. ValueError for an unknown name or family, OSError where the files cannot be had.
+    """
+    return load_spec(lvlm_spec(source))
+
+
+def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
+    """Whether it is one of those that are shipped: tiny, quick on a CPU, and of few words."""
+    return _folder(lvlm).parent == paths.ROOT / "data" / "embedded"
+
+
+def _folder(lvlm: LVLM | LVLMSpec) -> Path:
+    """The folder that it comes from, or would come from if its hub name were one."""
+    return paths.ROOT / (lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
+
+
+def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
+    """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
+    return paths.EMBEDDED / _folder(lvlm).name if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name

@@ -1,0 +1,114 @@
+"""Localization-critical patterns (paper, step 5): layers by gradient attribution, heads by entropy separation."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+
+from acs_lib.core.candidates import Heads
+from acs_lib.core.files import write_text
+from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
+from acs_lib.method.selection import above
+from acs_lib.runs.store import Run
+
+GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
+
+
+def in_group(iou: np.ndarray, group: str) -> np.ndarray:
+    """[n] bool: which IoUs [n] are of one of GROUPS. A good box is 'high', a miss is 'zero'."""
+    low, high = GROUPS[group]
+    return (iou > low) & (iou <= high)
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """D_c = {(layer, head)}, counted from 0, the coordinates (indices 0-3 of x1, y1, x2, y2) whose tokens' entropy is
+    averaged, and the LVLM and data that both were found on."""
+
+    lvlm: str
+    found_on: str
+    heads: Heads
+    coordinates: tuple[int, ...] = (0, 1, 2, 3)
+
+    def save(self, path: Path) -> None:
+        """Write the set as JSON."""
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, lvlm: str) -> "HeadSet":
+        """Read a head set; ValueError if it was found for another LVLM."""
+        content = json.loads(Path(path).read_text())
+        if content["lvlm"] != lvlm:
+            raise ValueError(f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; acs calibrate finds one")
+        pairs = tuple((layer, head) for layer, head in content["heads"])
+        return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
+
+
+def attribution(
+    model: AttentionIoURegressor, run: Run, answers: int = 2000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over answers of
+    sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
+    answer, summed over heads [n, layers], with its image id [n]."""
+    total, seen, each, names = 0.0, 0, [], []
+    for shard in run.shards:
+        maps, _, frame = maps_with_iou(run, shard, model.grid)
+        names.append(frame["query_id"][: answers - seen])
+        for part in maps[: answers - seen].float().split(256):
+            part.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(model(part).sum(), part)
+            found = (gradient * part).abs().detach()
+            total = total + found.sum((0, 1, 4, 5))
+            each.append(found.sum((1, 3, 4, 5)))
+            seen += len(part)
+        if seen >= answers:
+            break
+    images = run.queries.set_index("query_id")["image_id"].loc[pd.concat(names)]
+    return (total / seen).numpy(), torch.cat(each).numpy(), images.to_numpy()
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Probability [...] that a positive row's score is above a negative row's; scores [n, ...], positive [n] bool.
+    Ties count half; NaN where all rows are of one kind."""
+    ranks = rankdata(scores, axis=0)
+    n = positive.sum()
+    if n in (0, len(positive)):
+        return np.full(scores.shape[1:], np.nan)
+    return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * (len(positive) - n))
+
+
+def entropy_auroc(entropy: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """How well low entropy tells good boxes (IoU > 0.6) from misses (IoU 0): AUROC [...], 0.5 is chance, higher is
+    better. entropy [n, ...], iou [n]."""
+    high = in_group(iou, "high")
+    kept = high | in_group(iou, "zero")
+    return auroc(-entropy[kept], high[kept])
+
+
+def within_query_auroc(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """The same inside queries: the share [...] of pairs (good box, miss) of one query in which the good box has the
+    lower entropy (ties, which answers that begin alike are, count half). entropy [n, ...], iou [n], query [n]."""
+    high, zero = in_group(iou, "high"), in_group(iou, "zero")
+    right, pairs = 0.0, 0
+    for index in pd.Series(np.arange(len(iou))).groupby(query).indices.values():
+        good, miss = index[high[index]], index[zero[index]]
+        if len(good) and len(miss):
+            lower = above(-entropy[good][:, None], -entropy[miss][None])
+            right, pairs = right + lower.sum((0, 1)), pairs + len(good) * len(miss)
+    return right / pairs if pairs else np.full(entropy.shape[1:], np.nan)
+
+
+def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int, count: int) -> Heads:
+    """The `count` heads with the highest separation inside the `layers` layers with the highest attribution.
+
+    layer_scores [layers], head_scores [layers, heads]; returns (layer, head) pairs, best first.
+    """
+    critical = np.argsort(-layer_scores, kind="stable")[:layers]
+    allowed = np.full(head_scores.shape, -np.inf)
+    allowed[critical] = np.nan_to_num(head_scores[critical])
+    order = np.argsort(-allowed, axis=None, kind="stable")[:count]
+    return tuple(tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order)

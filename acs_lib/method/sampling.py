@@ -1,0 +1,263 @@
+"""One greedy and N sampled answers from one prefill, with the attention rows of their coordinate tokens.
+
+The image is encoded and the prompt prefilled once a query. The answers then decode as branches of one sequence: each
+pass appends one token of every answer to the cache, and a mask lets an answer see the prompt and its own tokens. So
+the prompt's keys and values are neither copied nor read once an answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
+
+from acs_lib.core.candidates import PER_TOKEN, Candidates
+from acs_lib.lvlms.adapter import LVLM, Prompt
+from acs_lib.lvlms.attention_rows import Rows, reading
+from acs_lib.method.maps import box_coverage, coordinate_maps, head_statistics, pool_maps
+
+TOP_K = 20  # of the confidence
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. `row` says which attention row stands for a number, the mean over its digits' tokens
+    ('own'), the mean over the tokens that predict these ('predicting'), that of its last digit's token ('last'), or
+    that of the token after it, a comma or a bracket ('after')."""
+
+    samples: int = 10
+    temperature: float = 0.5
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+    row: str = "own"
+
+
+def noise(sampling: Sampling, query_key: int) -> np.ndarray:
+    """Uniform numbers [samples, max_new_tokens] of one query, whatever else is in the batch."""
+    return np.random.default_rng([sampling.seed, query_key]).random((sampling.samples, sampling.max_new_tokens))
+
+
+def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """Token ids [...] by inverting the cumulative distribution at `uniform` [...]; logits [..., vocabulary]."""
+    probability = (logits.double() / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = probability.sort(-1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+        probability = torch.zeros_like(probability).scatter_(-1, order, ordered)
+    cumulative = probability.cumsum(-1)
+    token = torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True)[..., 0]
+    return token.clamp_max(logits.shape[-1] - 1)
+
+
+def branch_mask(lengths: torch.Tensor, longest: int, width: int, step: int, window: int | None = None) -> torch.Tensor:
+    """Mask [queries, 1, width, keys] bool (True: seen) of the pass that decodes token `step` of `width` answers.
+
+    The keys are the prompt, padded to `longest`, and then one token of every answer a step; `lengths` [queries] are
+    those of the prompts. An answer sees the prompt and its own tokens: with `window` only the last `window` of them.
+    """
+    key = torch.arange(longest + width * (step + 1), device=lengths.device)
+    lengths, answer = lengths[:, None, None], torch.arange(width, device=lengths.device)[:, None]
+    seen = torch.where(key < longest, key < lengths, (key - longest) % width == answer)
+    if window is not None:
+        place = torch.where(key < longest, key, lengths + (key - longest) // width)
+        seen = seen & (place > lengths + step - window)
+    return seen[:, None]
+
+
+def _padded(values: Sequence[torch.Tensor], length: int, dim: int) -> torch.Tensor:
+    """The values joined along `dim`, each filled up to `length` by repeating its last column."""
+    return torch.cat(
+        [
+            torch.cat([value, value[..., -1:].expand(*value.shape[:-1], length - value.shape[-1])], -1)
+            for value in values
+        ],
+        dim,
+    )
+
+
+@torch.inference_mode()
+def generate(
+    lvlm: LVLM, prompts: Sequence[Prompt], query_keys: Sequence[int], sampling: Sampling, capture: bool = True
+) -> list[list[dict]]:
+    """Answers to a batch of prompts, of any lengths and grids: for each 1 + samples dictionaries (greedy first).
+
+    Of the checkpoint's own generation config the end tokens and the repetition penalty hold, as in transformers'
+    `generate` (Qwen2.5-VL's has 1.05, over prompt and answer, for greedy decoding as well); temperature and top-p are
+    those of `sampling`.
+    Keys: token_ids, logprobs, entropies, self_certainty, confidence (a value a token, at temperature 1 and before the
+    penalty: what the LVLM itself holds likely), and rows, a
+    dict with an entry for every number of the answer, [layers, heads, image tokens] float32: position of its first
+    token -> sum of the rows of its tokens ('own') or of the tokens before them ('predicting'), or the row of its last
+    token ('last'); position of its last token -> row of the token after it ('after', without an entry where another
+    number follows at once).
+    """
+    width, steps, device = sampling.samples + 1, sampling.max_new_tokens, lvlm.model.device
+    longest = max(prompt.length for prompt in prompts)
+    lengths = torch.tensor([prompt.length for prompt in prompts], device=device)
+    inputs = {}
+    for name, first in prompts[0].inputs.items():
+        values = [prompt.inputs[name] for prompt in prompts]
+        a_value_a_token = first.shape == prompts[0].inputs["input_ids"].shape
+        inputs[name] = (_padded(values, longest, 0) if a_value_a_token else torch.cat(values)).to(device)
+    positions, next_positions = zip(*(lvlm.positions(prompt.inputs) for prompt in prompts))
+    position = torch.cat(next_positions, -2).to(device)
+    last, place = lengths.unique(return_inverse=True)
+    cache = DynamicCache()  # without its config: a cache of windows would count the other answers' tokens
+    output = lvlm.model(
+        **inputs, position_ids=_padded(positions, longest, -2).to(device), past_key_values=cache, use_cache=True,
+        logits_to_keep=last - 1,
+    )  # fmt: skip
+    logits = output.logits[torch.arange(len(prompts), device=device), place][:, None].expand(-1, width, -1)
+
+    text, windows = lvlm.model.config.get_text_config(), {"full_attention": None}
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        windows["sliding_attention"] = text.sliding_window
+    uniform = torch.from_numpy(np.stack([noise(sampling, key) for key in query_keys])).to(device)
+    digit, end, banned = (ids.to(device) for ids in (lvlm.digit_tokens, lvlm.end_tokens, lvlm.banned_tokens))
+    reader = None
+    if capture:
+        cells = [prompt.grid.cells.flatten()[None] for prompt in prompts]
+        columns = _padded(cells, max(one.shape[1] for one in cells), 0).to(device)
+        reader = Rows(columns, width, lvlm.layers, lvlm.heads)
+    penalise, said = _penalty(lvlm), inputs["input_ids"].repeat_interleave(width, 0)
+    running = torch.ones(len(prompts), width, dtype=torch.bool, device=device)
+    tokens, numbers, lives = [], [], []
+    rows = [[{} for _ in range(width)] for _ in prompts]
+    for step in range(steps):
+        logits = logits.float().index_fill(-1, banned, -torch.inf)
+        wished = logits
+        if penalise is not None:
+            said = torch.cat([said, *(token.view(-1, 1) for token in tokens[-1:])], 1)
+            wished = penalise(said, logits.flatten(0, 1)).view_as(logits)
+        token = wished.argmax(-1)
+        token[:, 1:] = sample_tokens(wished[:, 1:], uniform[:, :, step], sampling.temperature, sampling.top_p)
+        tokens.append(token)
+        numbers.append(_describe(logits, token, logits.shape[-1] - len(banned)))
+        lives.append(running)
+        wanted = running & digit[token]
+        if sampling.row == "after":
+            wanted = running & ~digit[token] & (digit[tokens[-2]] if step else False)
+        if step and capture and sampling.row == "predicting":
+            _keep(lvlm, rows, tokens, wanted, reader.take())
+        running = running & ~torch.isin(token, end)
+        if not running.any() or step == steps - 1:
+            break
+        read = capture and (sampling.row == "predicting" or bool(wanted.any()))
+        masks = {kind: branch_mask(lengths, longest, width, step, window) for kind, window in windows.items()}
+        with reading(reader if read else None):
+            output = lvlm.model(
+                input_ids=token, attention_mask=masks if len(masks) > 1 else masks["full_attention"],
+                position_ids=(position + step).expand(*position.shape[:-1], width), past_key_values=cache,
+                use_cache=True,
+            )  # fmt: skip
+        logits = output.logits
+        if read and sampling.row == "after":
+            values = reader.take()
+            for query, answer in wanted.nonzero().tolist():
+                rows[query][answer][step - 1] = values[query, answer].clone()
+        elif read and sampling.row != "predicting":
+            _keep(lvlm, rows, tokens, wanted, reader.take(), sampling.row == "last")
+    tokens, numbers = torch.stack(tokens, -1).cpu(), torch.stack(numbers, -1).cpu()
+    counts = torch.stack(lives).sum(0).tolist()
+    return [
+        [
+            {
+                "token_ids": tokens[query, answer, :count].tolist(),
+                **{name: values[query, answer, :count].tolist() for name, values in zip(PER_TOKEN, numbers)},
+                "rows": {start: row[..., : prompt.grid.cells.numel()] for start, row in rows[query][answer].items()},
+            }
+            for answer, count in enumerate(counts[query])
+        ]
+        for query, prompt in enumerate(prompts)
+    ]
+
+
+def _penalty(lvlm: LVLM) -> RepetitionPenaltyLogitsProcessor | None:
+    """The repetition penalty of the checkpoint's generation config; None without one."""
+    penalty = lvlm.model.generation_config.repetition_penalty
+    return None if penalty in (None, 1) else RepetitionPenaltyLogitsProcessor(float(penalty))
+
+
+def _describe(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """The statistics of PER_TOKEN, [4, ...], of tokens [...] and their logits [..., vocabulary + banned tokens]."""
+    logprob = logits.log_softmax(-1)
+    finite = logprob.masked_fill(logprob == -torch.inf, 0)
+    return torch.stack(
+        [
+            logprob.gather(-1, token[..., None])[..., 0],
+            -(logprob.exp() * finite).sum(-1),
+            finite.sum(-1) / vocabulary + np.log(vocabulary),
+            logprob.topk(min(TOP_K, vocabulary)).values.mean(-1),
+        ]
+    )
+
+
+def _keep(
+    lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted: torch.Tensor, values, last: bool = False
+) -> None:
+    """Add the rows of the wanted answers' last digit, out of a buffer that the next pass overwrites, to its number;
+    with `last` they take the place of those before."""
+    step = len(tokens) - 1
+    written, goes_on = torch.stack(tokens, -1).tolist(), {}
+    for query, answer in wanted.nonzero().tolist():
+        sums, row = rows[query][answer], values[query, answer]
+        start = max(sums, default=0)
+        text = tuple(written[query][answer][start:])  # often that of other answers as well
+        if text not in goes_on:
+            goes_on[text] = lvlm.decode(list(text)).strip().isdigit()
+        if sums and goes_on[text]:
+            sums[start] = row.clone() if last else sums[start].add_(row)
+        else:
+            sums[step] = row.clone()
+
+
+def sample_candidates(
+    lvlm: LVLM, prompts: Sequence[Prompt], query_ids: Sequence[str], query_keys: Sequence[int],
+    categories: Sequence[str], sampling: Sampling, map_side: int | None = None,
+) -> list[tuple[Candidates, list[dict]]]:  # fmt: skip
+    """For each prompt its `Candidates` (maps included) and one record an answer: text, token ids, failure.
+
+    With `map_side` the maps, not their statistics, are averaged to that many rows and columns. What is computed of the
+    maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps its
+    place with NaN box and NaN maps, so that nothing is lost.
+    """
+    results = []
+    batch = generate(lvlm, prompts, query_keys, sampling)
+    for prompt, query_id, category, answers in zip(prompts, query_ids, categories, batch):
+        shape = tuple(prompt.grid.cells.shape)
+        boxes = np.full((len(answers), 4), np.nan)
+        maps = torch.full((len(answers), 4, lvlm.layers, lvlm.heads, *shape), np.nan, device=lvlm.model.device)
+        numbers, records = [], []
+        for index, answer in enumerate(answers):
+            text = lvlm.decode(answer["token_ids"])
+            parsed = lvlm.parse(text, prompt)
+            failure, tokens = parsed.failure, []
+            if parsed.box is not None:
+                try:
+                    tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
+                except ValueError:
+                    failure = "a coordinate without tokens of its own"
+                else:
+                    one = coordinate_maps(answer["rows"], tokens, shape, sampling.row)
+                    if one is None:
+                        failure, tokens = "no token after one of the numbers", []
+                    elif one.isfinite().all():
+                        boxes[index], maps[index] = parsed.box, one
+                    else:
+                        failure, tokens = "non-finite attention", []
+            numbers.append(np.array(sum(tokens, []), int))
+            records.append({"text": text, "token_ids": answer["token_ids"], "failure": failure})
+        coverage = box_coverage(np.nan_to_num(boxes), prompt.width, prompt.height, shape)
+        described = head_statistics(maps.numpy() if maps.device.type == "cpu" else maps, coverage)
+        if map_side is not None:
+            maps = pool_maps(maps, (map_side, map_side))
+        found = Candidates(
+            query_id=query_id, category=category, width=prompt.width, height=prompt.height, boxes=boxes,
+            **{name: [np.array(answer[name], float) for answer in answers] for name in PER_TOKEN},
+            coordinate_tokens=numbers, statistics=torch.as_tensor(described).numpy(force=True),
+            maps=maps.numpy(force=True),
+        )  # fmt: skip
+        results.append((found, records))
+    return results

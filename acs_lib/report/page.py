@@ -1,0 +1,268 @@
+"""The report of a run as one self-contained page: tables, figures, claims, a browser of queries, provenance.
+
+Images are inlined, styles and scripts too; the page loads nothing from anywhere (its content security policy forbids
+it) and links to other files of the report by relative paths only. All text from files is escaped.
+"""
+
+import base64
+import csv
+import html
+import json
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from acs_lib import paths
+from acs_lib.core.files import write_text
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+LIMIT = 60  # rows of a table on the page
+
+
+OUTCOMES = ("gained", "lost", "unchanged")
+
+
+VERDICTS = {"reproduced": "good", "in part": "mid", "not shown": "mid", "contradicted": "bad"}  # up to a colon -> style
+
+
+ACS = ("acs-free", "acs-learned")
+
+
+INLINE_IMAGE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+\Z")
+
+
+TITLES = {  # table stem -> title; the order of the page
+    "main_results": "Main results: small objects, test split",
+    "significance": "Every method against greedy: two tests, effect sizes",
+    "comparisons": "Paired differences",
+    "fusions": "Fusion methods: boxes that are none of the candidates",
+    "ranks": "Mean ranks of the training-free methods",
+    "by_size": "Accuracy by object size",
+    "room_to_choose": "Room to choose: greedy, random and oracle",
+    "candidates_sweep": "Number of candidates",
+    "regressor": "Attention-IoU regressor",
+    "layers": "Layers by gradient attribution",
+    "heads": "Heads by entropy separation",
+    "acs_free": "ACS-Free against references",
+    "entropy_by_layer": "Attention entropy by layer",
+    "attention_statistics": "Attention statistics by layer",
+    "ablations": "Ablations",
+    "confidence": "Scores as confidence",
+    "calibration_error": "Calibration of the predicted IoU",
+    "attributions": "Layers by three attributions",
+    "attribution_agreement": "Agreement of the attributions",
+    "head_set_stability": "Stability of the selected heads",
+    "head_overlap": "Overlap of the heads between data",
+    "head_transfer": "Heads found on other data",
+    "seed_spread": "Spread over seeds",
+    "cost": "Cost",
+}
+
+
+FIGURES = (  # the order of the page; others follow
+    "main_results",
+    "gained",
+    "lost",
+    "by_size",
+    "candidates_sweep",
+    "entropy_by_layer",
+    "regressor",
+    "layers",
+    "heads",
+)
+
+
+def _first(stems: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Stems in the order of `wanted`, the others after them by name."""
+    return [*(stem for stem in wanted if stem in stems), *sorted(set(stems) - set(wanted))]
+
+
+def _number(text: str) -> float | None:
+    """The finite number a cell holds, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _shown(text: str) -> str:
+    """A number as shown: fractions with four digits, whole numbers as they are, nothing for a missing value."""
+    value = _number(text)
+    if value is None:
+        return ""
+    if not re.search(r"[.eE]", text) or value == 0:
+        return text
+    return f"{value:.4f}" if 0.0001 <= abs(value) <= 1 else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def read_table(path: Path) -> dict | None:
+    """What the page shows of a CSV: stem, title, caption, href, columns, rows; None for an empty file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *lines = list(csv.reader(file)) or [[]]
+    if not header:
+        return None
+    lines = [line for line in lines if line]
+    columns = []
+    for index, name in enumerate(header):
+        values = [line[index].strip() for line in lines if index < len(line)]
+        values = [value for value in values if value.lower() not in {"", "nan", "none"}]
+        numeric = bool(values) and all(_number(value) is not None for value in values)
+        columns.append({"name": name, "numeric": numeric})
+    rows = []
+    for line in lines:
+        cells = []
+        for column, text in zip(columns, [*line, *[""] * len(header)], strict=False):
+            kind = "number" if column["numeric"] else "text" if len(text) > 28 else ""
+            raw = text if not column["numeric"] or _number(text) is not None else ""
+            verdict = VERDICTS.get(text.partition(":")[0], "") if column["name"] == "verdict" else ""
+            cells.append(
+                {"raw": raw, "text": _shown(text) if column["numeric"] else text, "kind": kind, "verdict": verdict}
+            )
+        rows.append({"cells": cells, "ours": any(cell["raw"] in ACS for cell in cells)})
+    stem = path.stem
+    title = TITLES.get(stem) or stem.replace("_", " ").capitalize()
+    told = path.with_suffix(".md")
+    caption = told.read_text(encoding="utf-8").partition("\n")[0].strip() if told.exists() else ""
+    if not caption or caption.startswith("|"):  # a table without a caption
+        caption = f"{stem}.csv: {len(rows)} row{'s' if len(rows) != 1 else ''}"
+    href = f"{quote(path.parent.name)}/{quote(path.name)}"
+    return {"stem": stem, "title": title, "caption": caption, "href": href, "columns": columns, "rows": rows}
+
+
+def headline(folder: Path, profile: str) -> dict:
+    """{"title", "sentences"} as notebook 06 wrote them; a title alone where it was not run."""
+    told = folder / "tables" / "headline.json"
+    if not told.exists():
+        title = f"Small object grounding by attention: results of the profile “{profile}”"
+        return {"title": title, "sentences": []}
+    content = json.loads(told.read_text(encoding="utf-8"))
+    return {"title": str(content["title"]), "sentences": [str(sentence) for sentence in content["sentences"]]}
+
+
+def _data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def read_figures(folder: Path) -> list[dict]:
+    """Every figures/*.png with its caption, inlined; main figures first."""
+    captions_path = folder / "figures" / "captions.json"
+    captions = json.loads(captions_path.read_text(encoding="utf-8")) if captions_path.exists() else {}
+    paths = {path.stem: path for path in (folder / "figures").glob("*.png") if not path.name.startswith(".")}
+    shown = []
+    for stem in _first(list(paths), FIGURES):
+        head = paths[stem].read_bytes()[:24]
+        if head[:8] != b"\x89PNG\r\n\x1a\n":
+            raise ValueError(f"not a PNG file: {paths[stem]}")
+        width, height = struct.unpack(">II", head[16:24])
+        caption = str(captions.get(stem) or stem.replace("_", " ").capitalize() + ".")
+        pdf = f"figures/{quote(stem)}.pdf" if paths[stem].with_suffix(".pdf").exists() else ""
+        source = _data_url(paths[stem])
+        shown.append(
+            {"stem": stem, "source": source, "alt": caption, "caption": caption, "pdf": pdf}
+            | {"width": round(width / 1.5), "height": round(height / 1.5)}  # 150 dpi to the page's 100
+        )
+    return shown
+
+
+def read_notebooks(folder: Path) -> list[dict]:
+    """notebooks/*.html with their first heading, or their file name where there is none."""
+    notebooks = []
+    for path in sorted((folder / "notebooks").glob("*.html")):
+        found = re.search(r"<h1[^>]*>(.*?)</h1>", path.read_text(encoding="utf-8"), re.DOTALL | re.IGNORECASE)
+        text = html.unescape(re.sub(r"<a class=\"anchor-link\".*?</a>|<[^>]+>", "", found[1])) if found else ""
+        title = " ".join(text.replace("¶", "").split())
+        notebooks.append({"href": f"notebooks/{quote(path.name)}", "title": title or path.stem})
+    return notebooks
+
+
+def _finite(value: object) -> object:
+    """The same JSON value with NaN and infinity as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def read_queries(path: Path) -> dict | None:
+    """The browser's queries: counts by outcome, and JSON that is safe inside a script element.
+
+    Raises ValueError for an unknown outcome, or an image that is not inlined: the page must load nothing.
+    """
+    queries = [_finite(query) for query in json.loads(path.read_text(encoding="utf-8"))]
+    if not queries:
+        return None
+    for query in queries:
+        if query["outcome"] not in OUTCOMES:
+            raise ValueError(f"{path.name}: outcome of {query['id']} is {query['outcome']!r}, not one of {OUTCOMES}")
+        for key in ("image", "overlay"):
+            if query.get(key) and not INLINE_IMAGE.match(query[key]):
+                raise ValueError(f"{path.name}: {key} of {query['id']} is not a data:image/...;base64 address")
+    counts = Counter(query["outcome"] for query in queries)
+    text = json.dumps(queries, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return {"counts": {"all": len(queries), **{name: counts[name] for name in OUTCOMES}}, "json": Markup(text)}
+
+
+def _flat(value: object, name: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as (dotted name, text); short lists of plain values stay on one line."""
+    if isinstance(value, Mapping):
+        return [pair for key, item in value.items() for pair in _flat(item, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        return [pair for index, item in enumerate(value) for pair in _flat(item, f"{name}[{index}]")]
+    if isinstance(value, list):
+        return [(name, ", ".join(map(str, value)))]
+    return [(name, value if isinstance(value, str) else json.dumps(value))]
+
+
+def render(profile: str, folder: Path) -> str:
+    """The page of `folder` as HTML text; parts that are not there are left out."""
+    paths = {path.stem: path for path in (folder / "tables").glob("*.csv") if not path.name.startswith(".")}
+    tables = {stem: read_table(paths[stem]) for stem in _first(list(paths), list(TITLES))}
+    tables = {stem: table for stem, table in tables.items() if table}
+    claims = tables.pop("claims", None)
+    browser, manifest = folder / "browser.json", folder / "manifest.json"
+    story = headline(folder, profile)
+    parts = {
+        "claims": claims,
+        "figures": read_figures(folder),
+        "queries": read_queries(browser) if browser.exists() else None,
+        "tables": list(tables.values()),
+        "notebooks": read_notebooks(folder),
+        "provenance": _flat(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.exists() else [],
+    }
+    names = {"headline": "In short", "claims": "Claims", "queries": "Queries"}
+    sections = [("headline", names["headline"])] if story["sentences"] else []
+    sections += [(part, names.get(part, part.capitalize())) for part, content in parts.items() if content]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        title=f"acs-kit: {profile}", profile=profile, headline=story, sections=sections, limit=LIMIT, **parts
+    )
+
+
+def build(profile: str, folder: Path | None = None) -> Path:
+    """Write index.html of a profile's report (default folder: reports/<profile>) and return its path.
+
+    The page appears whole or not at all. Raises FileNotFoundError where there is no such folder.
+    """
+    if folder is None:
+        folder = paths.reports(profile)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no report at {folder}: run ./run_all.sh --profile {profile}")
+    text = render(profile, folder)
+    page = folder / "index.html"
+    write_text(page, text)
+    return page

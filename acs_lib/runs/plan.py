@@ -1,0 +1,257 @@
+"""What a run of a profile will cost, before it starts: queries, candidates, GPU hours, memory and disk.
+
+Nothing is fetched for it: the models are built from their published configurations on the meta device, without weights,
+and every linear layer, attention and map is counted. What is counted is exact (a test sets it against PyTorch's own
+counter of operations); how fast a GPU does it is an assumption of the profile (`GPUSpec`), and `say` says so.
+"""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from acs_lib import paths
+from acs_lib.datasets.splits import load_split, split_files
+from acs_lib.lvlms.configurations import ImageTokens, image_tokens, meta_model, published_config
+from acs_lib.method.regressor import MAP_SIDE
+from acs_lib.profiles import GPUSpec, Profile
+from acs_lib.runs.collect import bytes_per_query
+from acs_lib.runs.store import SHARD
+
+VERIFICATION = 60  # tokens of P(True)'s question that are no image, about
+
+
+QUESTION = 40  # tokens of the prompt that are no image, about; those of the chat template included
+
+
+IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most frequent
+
+
+IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
+
+
+BFLOAT16, FLOAT32 = 2, 4  # bytes
+
+
+# The regressor on one CPU thread, measured: 12 ms a training answer with maps of Qwen2.5-VL-7B's shape (4 x 28 x 28 x
+# 256 numbers) and 17 ms with InternVL-3.5-8B's (4 x 36 x 32 x 256).
+TRAINING_SECONDS = 14.6e-9  # a number of the maps
+
+
+CONTROL_EPOCHS = 3 * 2  # of the regressors on shuffled labels
+
+
+PROCESS = 4e9  # bytes of host memory besides weights and maps, about
+
+
+def prefill_flops(model: nn.Module, tokens: ImageTokens, question: int = QUESTION) -> float:
+    """Floating-point operations (a multiplication and an addition are two) of the image and the prompt, once."""
+    config, vision = model.config, model.config.vision_config
+    text = config.get_text_config()
+    prompt, total = tokens.image + question, 0.0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            if "language_model" in name:
+                places = prompt
+            elif name == "lm_head":
+                places = 1
+            elif "merger" in name or "projector" in name:
+                places = tokens.image
+            else:
+                places = tokens.patches
+            # A layer that joins the patches of a token, or makes one of them, is in the weight's own shape.
+            total += 2 * module.weight.numel() * places
+    total += 4 * prompt**2 * text.num_attention_heads * _head_dim(text) * text.num_hidden_layers
+    width = getattr(vision, "embed_dim", vision.hidden_size)
+    depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+    full = len(getattr(vision, "fullatt_block_indexes", range(depth)))
+    inside = tokens.patches / tokens.sequences
+    window = (getattr(vision, "window_size", 0) // _side(vision.patch_size)) ** 2
+    return total + 4 * tokens.patches * width * (full * inside + (depth - full) * min(window, inside))
+
+
+def _side(size) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _head_dim(text: PreTrainedConfig) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def decoder_parameters(model: nn.Module) -> int:
+    """Parameters that every decoded token reads: the text model's layers and the output embeddings."""
+    layers = sum(parameter.numel() for parameter in model.model.language_model.layers.parameters())
+    return layers + model.get_output_embeddings().weight.numel()
+
+
+def seconds(model: nn.Module, tokens: ImageTokens, answers: int, steps: int, batch: int, gpu: GPUSpec) -> float:
+    """Of one query on the GPU: prefill by its operations, decoding by what has to be read (weights and cache once a
+    pass of `batch` queries) or by its operations, whichever is slower."""
+    compute, bandwidth = gpu.tflops * 1e12 * gpu.compute_share, gpu.bandwidth * 1e9 * gpu.bandwidth_share
+    weights = decoder_parameters(model)
+    read = BFLOAT16 * weights + batch * cache_bytes(model, tokens, answers, steps)
+    decode = max(read / bandwidth, 2 * weights * answers * batch / compute)
+    return prefill_flops(model, tokens) / compute + steps * decode / batch
+
+
+def verification_seconds(model: nn.Module, tokens: ImageTokens, answers: int, gpu: GPUSpec) -> float:
+    """P(True) of one query: the image once more, and for every answer, at most, a pass over the rest of the question,
+    as long as its operations or the reading of the weights take, whichever is slower."""
+    compute, bandwidth = gpu.tflops * 1e12 * gpu.compute_share, gpu.bandwidth * 1e9 * gpu.bandwidth_share
+    weights = decoder_parameters(model)
+    one = max(BFLOAT16 * weights / bandwidth, 2 * weights * VERIFICATION / compute)
+    return prefill_flops(model, tokens) / compute + answers * one
+
+
+def cache_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int) -> int:
+    """Keys and values of one query: its prompt once, and the tokens of all its answers."""
+    text = model.config.get_text_config()
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text) * BFLOAT16
+    return a_token * (tokens.image + QUESTION + answers * steps)
+
+
+def memory_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int, batch: int) -> int:
+    """Of the GPU at its fullest: weights, cache, attention rows (of the pass, and of the four numbers of every answer),
+    and the widest activations of the prefill (a gated layer's three). What PyTorch itself needs comes on top."""
+    text = model.config.get_text_config()
+    weights = BFLOAT16 * sum(parameter.numel() for parameter in model.parameters())
+    rows = FLOAT32 * 5 * answers * text.num_hidden_layers * text.num_attention_heads * tokens.cells
+    widest = BFLOAT16 * 3 * text.intermediate_size * (tokens.image + QUESTION)
+    return weights + batch * (cache_bytes(model, tokens, answers, steps) + rows + widest)
+
+
+def host_bytes(weights: float, maps: float) -> float:
+    """Of the host's memory at its fullest: an LVLM's weights on their way to the GPU or, once these are gone, two
+    shards of maps, twice while the regressor's training joins them. weights: bytes; maps: bytes of a query."""
+    return PROCESS + max(weights, 2 * 2 * SHARD * maps)
+
+
+def regressor_hours(queries: int, answers: int, numbers: int, epochs: int) -> float:
+    """Of one CPU thread, to train the regressor and its controls. answers: of a query; numbers: of an answer's maps."""
+    return queries * answers * numbers * (epochs + CONTROL_EPOCHS) * TRAINING_SECONDS / 3600
+
+
+def mean_tokens(config: PreTrainedConfig, sizes: pd.Series, **limits: int) -> ImageTokens:
+    """The mean over images; sizes: (width, height) -> how many queries have it; limits: see `image_tokens`."""
+    found = pd.DataFrame([vars(image_tokens(config, *size, **limits)) for size in sizes.index])
+    means = found.mul(sizes.to_numpy(), axis=0).sum() / sizes.sum()
+    return ImageTokens(**{name: round(value) for name, value in means.items()})
+
+
+def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(one row an LVLM and split, one row an LVLM) of a profile that names its GPU.
+
+    Splits: lvlm, dataset, split, queries, answers, image_tokens (mean), gpu_hours, maps_gb, counted (whether queries
+    and image sizes are those of the annotation file; else the profile's limits and IMAGE_SIZE), images (on disk, of
+    those needed). LVLMs: lvlm, parameters, weights_gb, memory_gb (of the GPU), host_gb, regressor_hours.
+    """
+    gpu, how = profile.gpu, profile.sampling
+    splits = [
+        (dataset, split, *_queries(profile, dataset, split)) for dataset in profile.datasets for split in dataset.splits
+    ]
+    rows, models = [], []
+    for spec in profile.lvlms:
+        model = meta_model(published_config(spec))
+        text = model.config.get_text_config()
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        memory, host, training = [], [], 0.0
+        for dataset, split, sizes, counted, images in splits:
+            tokens, count = mean_tokens(model.config, sizes, **spec.limits), int(sizes.sum())
+            settings = how.samples + 1, how.max_new_tokens, profile.batch_queries
+            shape = text.num_hidden_layers, text.num_attention_heads
+            cells = (profile.map_side or 0) ** 2 or tokens.cells
+            maps = bytes_per_query(how.samples, *shape, cells)
+            host.append(host_bytes(BFLOAT16 * parameters, maps))
+            if (dataset.name, split) == (profile.train_on, "train"):
+                numbers = 4 * shape[0] * shape[1] * min(cells, MAP_SIDE**2)
+                epochs = profile.regressor.seeds * profile.regressor.epochs
+                training = regressor_hours(count, how.samples + 1, numbers, epochs)
+            hours = count * seconds(model, tokens, *settings, gpu) / 3600
+            if profile.p_true and split == "test":
+                hours += count * verification_seconds(model, tokens, how.samples + 1, gpu) / 3600
+            shown = (image_tokens(model.config, *size, **spec.limits) for size in sizes.index)
+            largest = max(shown, key=lambda found: found.image)
+            memory.append(memory_bytes(model, largest, *settings))
+            rows.append(
+                (
+                    spec.name, dataset.name, split, count, count * (how.samples + 1), tokens.image, hours,
+                    count * maps / 1e9, counted, images,
+                )
+            )  # fmt: skip
+        weights = BFLOAT16 * parameters / 1e9
+        models.append((spec.name, parameters, weights, max(memory) / 1e9, max(host) / 1e9, training))
+    names = "lvlm dataset split queries answers image_tokens gpu_hours maps_gb counted images".split()
+    return pd.DataFrame(rows, columns=names), pd.DataFrame(
+        models, columns=["lvlm", "parameters", "weights_gb", "memory_gb", "host_gb", "regressor_hours"]
+    )
+
+
+def _queries(profile: Profile, dataset, split: str) -> tuple[pd.Series, bool, str]:
+    """(image size -> queries, whether they were counted, 'on disk / needed' images) of a split."""
+    annotations, _ = split_files(dataset, split)
+    if not annotations.exists():
+        limit = sum(dataset.splits[split].queries.values())
+        return pd.Series([limit], index=[IMAGE_SIZE]), False, "no annotations"
+    queries, _ = load_split(profile, dataset, split)
+    images = queries["image"].drop_duplicates()
+    there = sum(Path(image).is_file() for image in images)
+    return queries[["width", "height"]].value_counts(), True, f"{there} of {len(images)}"
+
+
+def gpu_here(gpu: GPUSpec) -> tuple[str, float]:
+    """Name and memory (GB) of the GPU of this machine, or those of the profile's where there is none."""
+    if not torch.cuda.is_available():
+        return gpu.name, gpu.memory
+    found = torch.cuda.get_device_properties(0)
+    return found.name, found.total_memory / 1e9
+
+
+def say(profile: Profile) -> str:
+    """The plan as text, with what it assumes, and whether it fits on this machine."""
+    splits, lvlms = make(profile)
+    gpu, how = profile.gpu, profile.sampling
+    name, memory = gpu_here(gpu)
+    folder = next(folder for folder in (paths.RUNS, *paths.RUNS.parents) if folder.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    shown = splits.drop(columns="counted").assign(
+        queries=[f"{row.queries}{'' if row.counted else ' at most'}" for row in splits.itertuples()]
+    )
+    models = lvlms.assign(parameters=[f"{count / 1e9:.2f} B" for count in lvlms["parameters"]])
+    images = splits.drop_duplicates(["dataset", "split"])["queries"].sum() * IMAGE_BYTES / 1e9
+    total = splits["maps_gb"].sum() + lvlms["weights_gb"].sum() + images
+    lines = [
+        f"plan of the profile {profile.name}",
+        shown.to_string(index=False, float_format="{:.2f}".format),
+        models.to_string(index=False, float_format="{:.1f}".format),
+        f"together: {splits['queries'].sum()} queries, {splits['answers'].sum()} answers, "
+        f"{splits['gpu_hours'].sum():.1f} GPU hours, {lvlms['memory_gb'].max():.0f} GB of GPU memory, "
+        f"{total:.0f} GB of disk (maps {splits['maps_gb'].sum():.0f}, weights {lvlms['weights_gb'].sum():.0f}, "
+        f"images about {images:.0f})",
+        f"host memory about {lvlms['host_gb'].max():.0f} GB; regressor about {lvlms['regressor_hours'].sum():.1f} h on "
+        "the CPU (less on a GPU)",
+        "counted: operations, parameters, tokens and bytes, from the models' published configurations",
+        f"assumed, not measured: one {gpu.name} that reaches {gpu.compute_share:.0%} of {gpu.tflops:g} TFLOPS in the "
+        f"prefill and {gpu.bandwidth_share:.0%} of {gpu.bandwidth:g} GB/s while decoding; every answer as long as the "
+        f"limit of {how.max_new_tokens} tokens; {QUESTION} tokens of question; one image of {IMAGE_BYTES // 1000} kB a "
+        f"query; in the host's memory {PROCESS / 1e9:.0f} GB and an LVLM's weights, or two shards of {SHARD} queries' "
+        f"maps twice; the regressor at {TRAINING_SECONDS * 1e9:g} ns a number of the maps, for its epochs and "
+        f"{CONTROL_EPOCHS} of its controls (measured on one CPU thread)",
+    ]
+    if not splits["counted"].all():
+        lines.append(
+            f"where there are no annotations yet: as many queries as the profile allows, images of {IMAGE_SIZE[0]}x"
+            f"{IMAGE_SIZE[1]} px; `acs data` fetches annotations and images, or links those that you have"
+        )
+    if profile.p_true:
+        lines.append("GPU hours of test splits include P(True), one more question about every answer")
+    if lvlms["memory_gb"].max() > memory:
+        lines.append(f"this does not fit into {memory:.0f} GB ({name}): lower `batch_queries` in the profile")
+    if total > free:
+        lines.append(
+            f"the disk of {folder.name} has {free:.0f} GB free: too little, unless part of it is there already; lower "
+            "`map_side` or the numbers of queries in the profile"
+        )
+    return "\n".join(lines)

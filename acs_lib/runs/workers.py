@@ -1,0 +1,17 @@
+"""TODO runs.workers."""
+
+import contextlib
+
+from acs_lib.runs.ray_cluster import cluster
+
+
+@contextlib.contextmanager
+def backend(name: str):
+    """Within this context: the engine 'local' (this process) or 'ray' for `store.collect`."""
+    if name == "local":
+        yield map
+    elif name == "ray":
+        with cluster() as found:
+            yield found
+    else:
+        raise ValueError(f"unknown engine {name!r}; choose local or ray")

@@ -1,0 +1,120 @@
+"""D_c and the regressor of an LVLM as files: found from a COCO-format file by the stages that the notebooks run
+(`acs_lib.study.stages`), or taken over from a finished run of a profile."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from acs_lib import paths
+from acs_lib.core.files import replacing
+from acs_lib.datasets import coco
+from acs_lib.datasets.splits import load_split
+from acs_lib.grounding.api import sampling_of
+from acs_lib.lvlms.load import calibration_folder, load_spec
+from acs_lib.method.heads import HeadSet
+from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SamplingSpec, SplitSpec
+from acs_lib.study.stages import Study
+
+NAME = "calibrate"  # of the profile, and of its folder of runs
+
+
+TRAIN_SHARE = 0.8  # of the images; the others choose the number of heads and the regressor's epoch
+
+
+LEAST = 8  # queries in either split, below which nothing can be told
+
+
+def make_profile(
+    lvlm: LVLMSpec,
+    annotations: Path,
+    images: Path,
+    queries: int = 2000,
+    small: float = 0.01,
+    layers: int | None = None,
+    samples: int = 10,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Profile:
+    """The profile of a calibration: one LVLM, one COCO-format file, split by image.
+
+    queries: at most so many objects to train on, and a quarter of it to validate with
+    small: the largest share of the image's area that counts as small (only small objects are taken)
+    layers: how many D_c may lie in, by default half of the LVLM's, 10 at most
+    temperature, top_p: by default those that `ground` samples with
+    FileNotFoundError where a file or folder is not there, ValueError where there are too few small objects.
+    """
+    annotations, images = Path(annotations).resolve(), Path(images).resolve()
+    if not annotations.is_file():
+        raise FileNotFoundError(f"there is no annotation file at {annotations}; give one in COCO's format")
+    if not images.is_dir():
+        raise FileNotFoundError(f"there is no folder of images at {images}")
+    found, _ = coco.load_queries(annotations.stem, annotations, images, small, max(small, 0.05))
+    if found.empty or not (found["size"] == "small").any():
+        raise ValueError(
+            f"{annotations} has no small object (under {small:.1%} of its image) whose name occurs once in its image"
+        )
+    where = {"annotations": str(annotations), "folder": str(images)}
+    splits = {
+        "train": SplitSpec(**where, share=(0.0, TRAIN_SHARE), queries={"small": queries}),
+        "validation": SplitSpec(**where, share=(TRAIN_SHARE, 1.0), queries={"small": max(LEAST, queries // 4)}),
+    }
+    profile = Profile(
+        name=NAME, description=f"D_c of {lvlm.name} from {annotations.name}", duration="not measured", lvlms=(lvlm,),
+        datasets=(DatasetSpec(name=annotations.stem, kind="coco", splits=splits),), train_on=annotations.stem,
+        small=small, large=max(small, 0.05), batch_queries=1,
+        sampling=SamplingSpec(**asdict(sampling_of(lvlm.name, samples, temperature, top_p, seed))),
+        heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),
+    )  # fmt: skip
+    counts = {split: len(load_split(profile, profile.datasets[0], split)[0]) for split in splits}
+    if min(counts.values()) < LEAST:
+        raise ValueError(
+            f"{annotations} has {counts['train']} small objects to train on and {counts['validation']} to validate "
+            f"with; {LEAST} each are the least, some thousands are better"
+        )
+    return profile
+
+
+def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
+    """D_c, its heads (layer, head, auroc, auroc_within_query) and the regressor's Pearson r on the validation images.
+
+    The answers, the regressor and D_c stay in data/runs/calibrate; what is there already is reused. ValueError if the
+    LVLM's boxes are all alike in quality.
+    """
+    study, (lvlm,) = Study(profile), profile.lvlms
+    for split in ("train", "validation"):
+        records = study.run(lvlm, study.train_set, split).records()
+        if records.empty or not records["iou"].std() > 0:
+            raise ValueError(
+                f"all answers of {lvlm.name} to the {split} images are equally good or bad: nothing to learn from"
+            )
+    _, table, head_set = study.head_table(lvlm)
+    if not table["auroc"].notna().any():
+        raise ValueError(
+            f"{lvlm.name} gave no good box (IoU over 0.6) or no miss (IoU 0) to tell heads apart by; give more images"
+        )
+    chosen = table[table["selected"]]
+    return head_set, chosen.drop(columns=["lvlm", "selected"]), float(study.fit_history(lvlm)["pearson"].max())
+
+
+def publish(profile: Profile, folder: Path | None = None, regressor: bool = True) -> list[Path]:
+    """Copy D_c and (the first seed of) the regressor of a finished run to `folder`, by default to where `ground` finds
+    them; returns the new files. FileNotFoundError if the run has not come to notebook 04."""
+    written = []
+    for lvlm in profile.lvlms:
+        found = paths.runs(profile.name) / lvlm.name
+        files = {"head_set.json": found / "head_set.json"}
+        if regressor:
+            files["regressor.safetensors"] = found / "regressor-0.safetensors"
+        if missing := [path for path in files.values() if not path.is_file()]:
+            raise FileNotFoundError(f"there is no {missing[0]}; run acs run --profile {profile.name} first")
+        HeadSet.load(files["head_set.json"], lvlm.name)
+        target = Path(folder) if folder else calibration_folder(lvlm)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, path in files.items():
+            with replacing(target / name) as aside:
+                shutil.copyfile(path, aside)
+            written.append(target / name)
+    return written

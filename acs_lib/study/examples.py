@@ -1,0 +1,99 @@
+"""TODO study.examples."""
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from acs_lib.core import boxes as bx
+from acs_lib.core.candidates import Candidates
+from acs_lib.evaluation.accuracy import hits
+from acs_lib.runs.store import BOX, Run
+from acs_lib.study.stages import Study
+
+
+def answers_of(run: Run, query_id: str) -> pd.DataFrame:
+    """The answers to one query: candidate (0 is greedy), text, IoU and the log-probability of the numbers."""
+    records = run.records()
+    records = records[records["query_id"] == query_id].copy()
+    records["logprob"] = [
+        logprobs[tokens].sum() if len(tokens) else np.nan
+        for logprobs, tokens in zip(records["logprobs"], records["coordinate_tokens"])
+    ]
+    return records[["candidate", "text", "iou", "logprob", "failure"]].reset_index(drop=True)
+
+
+def image_of(run: Run, query_id: str) -> tuple[Image.Image, np.ndarray]:
+    """The image of a query and its ground truth box [4]."""
+    query = run.queries.set_index("query_id").loc[query_id]
+    with Image.open(query["image"]) as image:
+        return image.convert("RGB"), run.truth[query_id]
+
+
+def mixed_query(run: Run, size: str = "small") -> str:
+    """A query of that size for illustration: the one with the largest spread of IoU among its sampled answers.
+
+    ValueError where no query of that size has two sampled answers with a box.
+    """
+    queries = run.queries.set_index("query_id")["size"]
+    sampled = run.records().query("candidate > 0 and failure == ''")
+    spread = sampled[sampled["query_id"].map(queries) == size].groupby("query_id")["iou"].std().dropna()
+    if spread.empty:
+        raise ValueError(f"no {size} object has two sampled answers with a box; ask for more queries (--limit)")
+    return spread.idxmax()
+
+
+def candidates_of(run: Run, query_id: str) -> Candidates:
+    """The candidates of one query, with their maps."""
+    return next(found for found in run.candidates(maps=True) if found.query_id == query_id)
+
+
+def good_and_bad(candidates: Candidates, truth: np.ndarray) -> tuple[int, int]:
+    """Rows of the sampled candidates with the highest and the lowest IoU."""
+    iou = np.where(candidates.parsed, bx.iou(candidates.boxes, truth), np.nan)
+    iou[0] = np.nan
+    return int(np.nanargmax(iou)), int(np.nanargmin(iou))
+
+
+def rank_candidates(candidates: Candidates, selector, truth: np.ndarray) -> pd.DataFrame:
+    """The sampled candidates of one query, best score first: candidate, score, IoU."""
+    table = pd.DataFrame(
+        {
+            "candidate": range(len(candidates)),
+            "score": selector.score(candidates),
+            "iou": bx.iou(candidates.boxes, truth),
+        }
+    )
+    return table[1:].sort_values("score", ascending=False, kind="stable", key=lambda s: s.round(5), ignore_index=True)
+
+
+def outcome_cases(study: Study, lvlm, dataset, choices: pd.DataFrame, outcome: str, count: int) -> list[dict]:
+    """Small test objects that ACS-Learned 'gained', 'lost' or left 'unchanged' against greedy, the largest change of
+    IoU first; keys as report.figures.qualitative takes them."""
+    run = study.run(lvlm, dataset, "test")
+    small = set(study.test_queries(lvlm, dataset, "small")["query_id"])
+    wide = choices[choices["query_id"].isin(small)].pivot(
+        index="query_id", columns="method", values=["iou", "candidate"]
+    )
+    change = wide["iou"]["ACS-Learned"] - wide["iou"]["greedy"]
+    hit = hits(wide["iou"]["ACS-Learned"]) - hits(wide["iou"]["greedy"])
+    chosen = {"gained": hit > 0, "lost": hit < 0, "unchanged": hit == 0}[outcome]
+    order = change[chosen].abs().sort_values(ascending=False, kind="stable").index[:count]
+    records = run.records().set_index(["query_id", "candidate"])
+    cases = []
+    for query_id in order:
+        image, truth = image_of(run, query_id)
+        pick = int(wide["candidate"]["ACS-Learned"][query_id])
+        cases.append(
+            {
+                "query_id": query_id,
+                "image": image,
+                "category": run.queries.set_index("query_id").loc[query_id, "category"],
+                "truth": truth,
+                "greedy": records.loc[(query_id, 0), BOX].to_numpy(float),
+                "chosen": records.loc[(query_id, pick), BOX].to_numpy(float),
+                "greedy_iou": wide["iou"]["greedy"][query_id],
+                "chosen_iou": wide["iou"]["ACS-Learned"][query_id],
+                "candidate": pick,
+            }
+        )
+    return cases

@@ -1,0 +1,317 @@
+"""Whether what D_c was found by can be trusted: other attributions, other images, other data, and object size.
+
+Nothing here chooses anything. `transfer` and `overlap` look at test images of the dataset that no training may touch,
+for analysis alone. Intervals are 95 %, from drawing images with replacement.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import pearsonr, spearmanr
+
+from acs_lib.core import boxes as bx
+from acs_lib.core.candidates import ENTROPY, Candidates, Heads
+from acs_lib.evaluation.accuracy import main_table, make_choices
+from acs_lib.evaluation.bootstrap import INTERVAL, image_counts, share_interval
+from acs_lib.evaluation.confidence import drawn_auroc
+from acs_lib.method import heads
+from acs_lib.method.heads import HeadSet, in_group
+from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
+from acs_lib.method.selection import Selector, acs_free
+from acs_lib.runs.store import BOX, Run
+from acs_lib.study.ablations import Bench
+from acs_lib.study.results import costly_draws, placed
+from acs_lib.study.stages import Study
+
+ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")
+
+
+Model = Callable[[torch.Tensor], torch.Tensor]  # maps [n, 4, layers, heads, h, w] -> [n]
+
+
+def integrated_gradients(model: Model, maps: torch.Tensor, baseline: torch.Tensor, steps: int = 16) -> torch.Tensor:
+    """Integrated gradients (arXiv 1703.01365), of the shape of maps: (maps - baseline) times the mean gradient along
+    the straight line from `baseline` (broadcast) to the maps, at the midpoints of `steps` equal parts. They sum to
+    model(maps) - model(baseline), up to the error of the sum."""
+    total = torch.zeros_like(maps)
+    for step in range(steps):
+        point = (baseline + (step + 0.5) / steps * (maps - baseline)).detach().requires_grad_(True)
+        total += torch.autograd.grad(model(point).sum(), point)[0]
+    return (maps - baseline) * total / steps
+
+
+@torch.no_grad()
+def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> np.ndarray:
+    """[n, layers] absolute change of the prediction when all maps of one layer are replaced by the baseline's."""
+    known, changes = model(maps), []
+    for layer in range(maps.shape[2]):
+        hidden = maps.clone()
+        hidden[:, :, layer] = baseline.expand_as(maps)[:, :, layer]
+        changes.append((model(hidden) - known).abs())
+    return torch.stack(changes, 1).numpy(force=True)
+
+
+def first_maps(run: Run, grid: tuple[int, int], answers: int) -> torch.Tensor:
+    """Maps [n, 4, layers, heads, h, w] float32 of the first answers of a run that hold a box."""
+    parts, seen = [], 0
+    for shard in run.shards:
+        parts.append(maps_with_iou(run, shard, grid)[0][: answers - seen].float())
+        seen += len(parts[-1])
+        if seen >= answers:
+            break
+    return torch.cat(parts)
+
+
+def attributions(model: AttentionIoURegressor, run: Run, draws: int, answers: int = 500) -> pd.DataFrame:
+    """One row a layer: the three ATTRIBUTIONS as shares that sum to 1, and the interval of each (name_lo, name_hi). The
+    baseline is the mean map of the answers, so that what counts is how a map differs from an ordinary one; gradient x
+    input has none."""
+    maps = first_maps(run, model.grid, answers)
+    baseline = maps.mean(0, keepdim=True)
+    parts = [integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in maps.split(128)]
+    _, gradient, images = heads.attribution(model, run, answers)
+    found = zip(ATTRIBUTIONS, (gradient, torch.cat(parts).numpy(), occlusion(model, maps, baseline)))
+    columns = {}
+    for name, values in found:
+        columns[name] = values.sum(0) / values.sum()
+        columns[f"{name}_lo"], columns[f"{name}_hi"] = share_interval(values, images, draws)
+    return pd.DataFrame(columns).rename_axis("layer").reset_index()
+
+
+def attribution_agreement(table: pd.DataFrame, head_scores: np.ndarray, layers: int, count: int) -> pd.DataFrame:
+    """Every pair of ATTRIBUTIONS: a, b, spearman (-1 to 1) over the layers of `attributions`, and jaccard (0-1) of the
+    `count` heads of the highest separation, head_scores [layers, heads], inside the `layers` layers that each ranks
+    first."""
+    found = {name: heads.select_heads(table[name].to_numpy(), head_scores, layers, count) for name in ATTRIBUTIONS}
+    pairs = [(a, b) for index, a in enumerate(ATTRIBUTIONS) for b in ATTRIBUTIONS[index + 1 :]]
+    rows = [(a, b, float(spearmanr(table[a], table[b])[0]), jaccard(found[a], found[b])) for a, b in pairs]
+    return pd.DataFrame(rows, columns=["a", "b", "spearman", "jaccard"])
+
+
+def sampled_answers(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
+    """Records of the sampled answers about small objects that hold a box, with `image` codes 0..m-1 and the areas of
+    object and box as shares of the image; and their entropies [n, 4, layers, heads] in nats."""
+    records = run.records()
+    queries = run.queries.set_index("query_id")
+    known = queries.loc[records["query_id"]]
+    kept = ((records["failure"] == "") & (records["candidate"] > 0)).to_numpy() & (known["size"] == "small").to_numpy()
+    records = records[kept].assign(
+        image=pd.factorize(known["image_id"].to_numpy()[kept])[0],
+        object_area=known["area_fraction"].to_numpy()[kept],
+        box_area=(bx.area(records[BOX].to_numpy()) / (known["width"] * known["height"]).to_numpy())[kept],
+    )
+    return records.reset_index(drop=True), run.statistics()[kept][..., ENTROPY].astype(float)
+
+
+def drawn_aurocs(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int) -> np.ndarray:
+    """AUROC [draws, ...] of low entropy for IoU > 0.6 against IoU 0 (see heads.separation) when the images are drawn
+    with replacement; entropy [n, ...], iou [n], images [n] codes 0..m-1. NaN in a draw without one of the kinds."""
+    high = in_group(iou, "high")
+    kept = high | in_group(iou, "zero")
+    counts = image_counts(int(images.max()) + 1, draws)
+    columns = -entropy[kept].reshape(kept.sum(), np.prod(entropy.shape[1:], dtype=int)).T
+    found = [drawn_auroc(column, high[kept], images[kept], counts) for column in columns]
+    return np.stack(found, 1).reshape(draws, *entropy.shape[1:])
+
+
+def stability(
+    entropy: np.ndarray, records: pd.DataFrame, layer_scores: np.ndarray, layers: int, count: int, draws: int
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """How D_c fares when the images are drawn anew: one row a head (layer, head, auroc, lo, hi, selected on all
+    images, share of draws in which it is selected), and {'kept': mean share of D_c that a draw selects again, 'lo',
+    'hi'}.
+
+    entropy [n, layers, heads] of the train split, averaged over coordinates; D_c here is always the `count` heads of
+    the highest pooled AUROC inside the `layers` layers of the highest attribution.
+    """
+    iou = records["iou"].to_numpy()
+    known = heads.entropy_auroc(entropy, iou)
+    drawn = drawn_aurocs(entropy, iou, records["image"].to_numpy(), draws)
+    chosen = heads.select_heads(layer_scores, known, layers, count)
+    times, kept = np.zeros(known.shape), []
+    for scores in drawn:
+        again = heads.select_heads(layer_scores, scores, layers, count)
+        times[tuple(np.array(again).T)] += 1
+        kept.append(len(set(again) & set(chosen)) / len(chosen))
+    lo, hi = np.nanquantile(drawn, INTERVAL, axis=0)
+    table = pd.DataFrame(
+        [
+            (layer, head, known[layer, head], lo[layer, head], hi[layer, head], (layer, head) in chosen, share)
+            for (layer, head), share in np.ndenumerate(times / draws)
+        ],
+        columns=["layer", "head", "auroc", "auroc_lo", "auroc_hi", "selected", "share_of_draws"],
+    )
+    ends = np.quantile(kept, INTERVAL)
+    return table, {"kept": float(np.mean(kept)), "lo": float(ends[0]), "hi": float(ends[1])}
+
+
+def jaccard(a: Heads, b: Heads) -> float:
+    """Overlap of two sets of heads: shared ones by those in either, 0-1."""
+    return len(set(a) & set(b)) / len(set(a) | set(b))
+
+
+def halves(images: np.ndarray) -> np.ndarray:
+    """[n] 0 or 1: which half of the images each row belongs to, the same for all rows of an image."""
+    return np.random.default_rng(0).permutation(int(images.max()) + 1)[images] % 2
+
+
+def found_on(run: Run, layer_scores: np.ndarray, layers: int, count: int, coordinates: tuple[int, ...]) -> dict:
+    """Heads found on a run's small objects as `stability` finds them: 'all' (its heads), 'auroc' [layers, heads], and
+    'crossed' {query_id: heads found on the half of the images that does not hold the query}."""
+    records, entropy = sampled_answers(run)
+    entropy, iou = entropy[:, list(coordinates)].mean(1), records["iou"].to_numpy()
+    half = halves(records["image"].to_numpy())
+
+    def found(kept):
+        return heads.select_heads(layer_scores, heads.entropy_auroc(entropy[kept], iou[kept]), layers, count)
+
+    by_half = {side: found(half != side) for side in (0, 1)}
+    return {
+        "all": found(np.ones(len(iou), bool)),
+        "auroc": heads.entropy_auroc(entropy, iou),
+        "crossed": {query: by_half[side] for query, side in zip(records["query_id"], half)},
+    }
+
+
+def _on_own_heads(name: str, given: dict[str, Heads] | Heads, coordinates: tuple[int, ...]) -> Selector:
+    """ACS-Free, called `name`, with the query's own heads or, where it has none, the first ones."""
+    first = next(iter(given.values())) if isinstance(given, dict) else given
+
+    def score(c: Candidates) -> np.ndarray:
+        own = given.get(c.query_id, first) if isinstance(given, dict) else first
+        return acs_free(own, coordinates).score(c)
+
+    return replace(acs_free(first, coordinates), name=name, score=score)
+
+
+def transfer_rows(
+    run: Run, queries: pd.DataFrame, sets: dict[str, dict[str, Heads] | Heads], coordinates: tuple[int, ...],
+    pool: str, draws: int,
+) -> pd.DataFrame:  # fmt: skip
+    """found_on, acc50, lo, hi, n_queries of ACS-Free on `queries` with each named set of heads: one for all queries,
+    or one a query (a query without one takes the first)."""
+    names = set(queries["query_id"])
+    selectors = [_on_own_heads(name, given, coordinates) for name, given in sets.items()]
+    choices = make_choices((c for c in run.candidates() if c.query_id in names), run.truth, selectors, pool)
+    table = main_table(
+        choices[choices["method"].isin(sets)], queries, lvlm="", dataset="", reference=next(iter(sets)), draws=draws
+    ).rename(columns={"method": "found_on"})
+    return table[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
+
+
+def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+    """Pearson correlation of x [n] and y [n] after both are cleared of their least-squares fit on given [n, k] and a
+    constant; NaN if nothing is left of one of them."""
+    design = np.column_stack([np.ones(len(x)), given])
+    rest = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x, y)]
+    if min(part.std() for part in rest) < 1e-12:
+        return float("nan")
+    return float(pearsonr(*rest)[0])
+
+
+def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, draws: int) -> pd.DataFrame:
+    """partial_correlation.csv of one run: correlation r of entropy (mean over the four coordinates, nats) with IoU, and
+    partial_r with log object area and log box area held fixed; one row a head, and two rows (layer and head empty)
+    for the means over all heads and over D_c (at its own coordinates), those with intervals.
+
+    records and entropy [n, 4, layers, heads] as `sampled_answers` gives them. Boxes without area are left out.
+    """
+    kept = (records["box_area"] > 0).to_numpy()
+    records, read = records[kept], entropy[kept].mean(1)
+    iou = records["iou"].to_numpy()
+    given = np.log(records[["object_area", "box_area"]].to_numpy())
+    layers, columns = np.array(head_set.heads).T
+    chosen = entropy[kept][:, list(head_set.coordinates)][:, :, layers, columns]
+    means = {"all heads": read.mean((1, 2)), "D_c": chosen.mean((1, 2))}
+    table = []
+    of_image = [np.flatnonzero(records["image"].to_numpy() == image) for image in records["image"].unique()]
+    rng = np.random.default_rng(0)
+    for name, values in means.items():
+        drawn = []
+        for _ in range(draws):
+            index = np.concatenate([of_image[pick] for pick in rng.integers(len(of_image), size=len(of_image))])
+            drawn.append(partial_correlation(values[index], iou[index], given[index]))
+        ends = np.nanquantile(drawn, INTERVAL)
+        r = float(pearsonr(values, iou)[0])
+        table.append((name, None, None, r, partial_correlation(values, iou, given), *ends, len(iou)))
+    for layer, head in np.ndindex(read.shape[1:]):
+        values = read[:, layer, head]
+        r = float(pearsonr(values, iou)[0])
+        table.append(("one head", layer, head, r, partial_correlation(values, iou, given), None, None, len(iou)))
+    names = ["heads", "layer", "head", "r", "partial_r", "partial_r_lo", "partial_r_hi", "n"]
+    return pd.DataFrame(table, columns=names).astype({"layer": "Int64", "head": "Int64"})
+
+
+def attribution_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split,
+    intervals over its images. Heads are compared inside as few layers as D_c may be taken from."""
+    tables, agreements = [], []
+    for bench in benches:
+        table = attributions(bench.study.fit(bench.lvlm), bench.run("train"), costly_draws(bench.study))
+        layers, count = min(bench.study.profile.heads.layers), len(bench.head_set.heads)
+        agreement = attribution_agreement(table, bench.separation, layers, count).assign(layers=layers)
+        agreements.append(placed(agreement, bench.lvlm))
+        tables.append(placed(table, bench.lvlm))
+    return pd.concat(tables, ignore_index=True), pd.concat(agreements, ignore_index=True)
+
+
+def stability_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """head_stability.csv and head_set_stability.csv (lvlm, kept, lo, hi): train split, images drawn anew."""
+    tables, sets = [], []
+    for bench in benches:
+        study, lvlm, head_set = bench.study, bench.lvlm, bench.head_set
+        records, entropy = sampled_answers(bench.run("train"))
+        entropy = entropy[:, list(head_set.coordinates)].mean(1)
+        table, kept = stability(
+            entropy, records, bench.layers["attribution"].to_numpy(), max(study.profile.heads.layers),
+            len(head_set.heads), costly_draws(study),
+        )  # fmt: skip
+        tables.append(placed(table, lvlm))
+        sets.append({"lvlm": lvlm.name, "heads": len(head_set.heads), **kept})
+    return pd.concat(tables, ignore_index=True), pd.DataFrame(sets)
+
+
+def transfer_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """head_overlap.csv and head_transfer.csv: D_c's counterpart found on the test images of each dataset.
+
+    overlap: lvlm, a, b, jaccard (0-1), spearman of the heads' AUROCs. transfer: lvlm, found_on, applied_to, acc50,
+    acc50_lo, acc50_hi, n_queries. Where a dataset's own images found the heads, each half of the images is served by
+    those found on the other half. This reads test images for analysis alone; nothing is chosen by it.
+    """
+    overlaps, transfers = [], []
+    for bench in benches:
+        study, lvlm, head_set = bench.study, bench.lvlm, bench.head_set
+        settings = (bench.layers["attribution"].to_numpy(), max(study.profile.heads.layers), len(head_set.heads))
+        runs = {"train split": bench.run("train")}
+        runs |= {f"{dataset.name}, test": study.run(lvlm, dataset, "test") for dataset in study.profile.datasets}
+        found = {name: found_on(run, *settings, head_set.coordinates) for name, run in runs.items()}
+        names = list(found)
+        for index, a in enumerate(names):
+            for b in names[index + 1 :]:
+                both = pd.Series(found[a]["auroc"].ravel()).corr(pd.Series(found[b]["auroc"].ravel()), "spearman")
+                overlaps.append((lvlm.name, a, b, jaccard(found[a]["all"], found[b]["all"]), both))
+        for dataset in study.profile.datasets:
+            own = f"{dataset.name}, test"
+            sets: dict[str, Heads | dict[str, Heads]] = {"D_c": head_set.heads}
+            sets |= {name: found[name]["crossed"] if name == own else found[name]["all"] for name in names}
+            table = transfer_rows(
+                runs[own], study.test_queries(lvlm, dataset, "small"), sets, head_set.coordinates, study.profile.pool,
+                costly_draws(study),
+            )  # fmt: skip
+            table.insert(1, "applied_to", dataset.name)
+            transfers.append(placed(table, lvlm))
+    overlap = pd.DataFrame(overlaps, columns=["lvlm", "a", "b", "jaccard", "spearman"])
+    return overlap, pd.concat(transfers, ignore_index=True)
+
+
+def size_table(study: Study) -> pd.DataFrame:
+    """partial_correlation.csv: small objects of every test split, sampled answers."""
+    parts = []
+    for lvlm, dataset in study.columns:
+        records, entropy = sampled_answers(study.run(lvlm, dataset, "test"))
+        found = size_effect(records, entropy, study.head_set(lvlm), min(200, costly_draws(study)))
+        parts.append(placed(found, lvlm, dataset))
+    return pd.concat(parts, ignore_index=True)

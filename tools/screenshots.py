@@ -1,0 +1,54 @@
+"""Take the pictures of docs/ anew, from the published report and the shipped scenes.
+
+python docs/screenshots.py    (needs chromium and its chromedriver)
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+from PIL import Image
+from selenium import webdriver
+
+from acs_lib import paths
+from acs_lib.grounding.api import ground, samples
+from acs_lib.lvlms.load import load_lvlm
+
+DOCS = Path(__file__).parent
+SHOTS = {  # name -> width, height, colour scheme, what is scrolled to
+    "report": (1100, 760, "light", "header"),
+    "report_queries_dark": (1100, 700, "dark", "#queries"),
+    "report_phone": (390, 760, "light", "#queries"),
+}
+
+
+def shoot(page: Path, name: str, width: int, height: int, scheme: str, place: str) -> None:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome")
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars"):
+        options.add_argument(f"--{argument}")
+    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        colours = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": colours})
+        browser.get(page.as_uri())
+        browser.execute_script(
+            "for (const box of ['show-overlay', 'show-candidates']) document.getElementById(box)?.click()"
+        )
+        browser.execute_script(f"document.querySelector('{place}').scrollIntoView()")
+        time.sleep(1)
+        browser.save_screenshot(str(DOCS / f"{name}.png"))
+    finally:
+        browser.quit()
+
+
+for name, settings in SHOTS.items():
+    shoot(paths.reports("embedded") / "index.html", name, *settings)
+first = samples().query("size == 'small'").iloc[0]
+ground(load_lvlm(), first["image"], first["category"]).save(DOCS / "grounding.png")
+for name in (*SHOTS, "grounding"):
+    with Image.open(DOCS / f"{name}.png") as picture:
+        small = picture.convert("RGB").quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    small.save(DOCS / f"{name}.png", optimize=True)
