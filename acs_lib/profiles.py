@@ -1,5 +1,6 @@
 """A profile: everything that a run depends on, in one YAML file of `acs_lib/profiles/`."""
 
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -60,11 +61,13 @@ class DatasetSpec(Strict):
     splits: dict[Literal["train", "validation", "test"], SplitSpec]
 
 
-class SamplingSpec(Strict):
-    """See acs_lib.method.sampling.Sampling."""
+class Sampling(Strict):
+    """How answers are drawn. `row` says which attention row stands for a number: the mean over its digits' tokens
+    ('own'), the mean over the tokens that predict these ('predicting'), that of its last digit's token ('last'), or
+    that of the token after it, a comma or a bracket ('after')."""
 
-    samples: int = Field(10, ge=1)
-    temperature: float = Field(gt=0)
+    samples: int = Field(10, ge=0)  # besides the greedy answer
+    temperature: float = Field(0.5, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = 64
     seed: int = 0
@@ -140,7 +143,7 @@ class Profile(Strict):
     train_on: str
     small: float = 0.01
     large: float = 0.05
-    sampling: SamplingSpec
+    sampling: Sampling
     pool: Literal["sampled", "all"] = "sampled"
     p_true: bool = False  # ask every LVLM that can say Yes and No about each of its answers to the test splits
     batch_queries: int = 16
@@ -197,7 +200,26 @@ def known_lvlms() -> dict[str, LVLMSpec]:
     return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}
 
 
-def known_sampling(lvlm: str) -> SamplingSpec | None:
+def known_sampling(lvlm: str) -> Sampling | None:
     """How the first profile that has the LVLM of that name samples; None where no profile has it."""
     found = (profile for profile in map(load_profile, available()) if lvlm in [spec.name for spec in profile.lvlms])
     return next((profile.sampling for profile in found), None)
+
+
+def sampling_of(
+    lvlm: str, samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0
+) -> Sampling:
+    """How the answers of the LVLM of that name are drawn. None stands for the value with which its D_c and regressor
+    are found, since both belong to it: that of the profile that has the LVLM, or else of `Sampling`.
+
+    ValueError where nothing can be drawn so.
+    """
+    usual = known_sampling(lvlm) or Sampling()
+    temperature = usual.temperature if temperature is None else temperature
+    top_p = usual.top_p if top_p is None else top_p
+    if samples < 1 or not 0 < temperature < math.inf or not 0 < top_p <= 1:
+        raise ValueError(
+            "at least 1 sample, a temperature above 0 and a top-p above 0 and up to 1 are needed, "
+            f"not {samples}, {temperature} and {top_p}"
+        )
+    return Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed)

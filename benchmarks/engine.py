@@ -33,8 +33,8 @@ from acs_lib.lvlms.attention_rows import NAME
 from acs_lib.lvlms.qwen_vl import Qwen25VL
 from acs_lib.method import sampling
 from acs_lib.method.maps import box_coverage, head_statistics
-from acs_lib.method.sampling import Sampling
 from acs_lib.method.selection import acs_free, choose
+from acs_lib.profiles import Sampling
 from tests.conformance.harness import byte_tokenizer, picture
 
 CLASS = "Qwen2_5_VLForConditionalGeneration"

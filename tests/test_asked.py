@@ -79,9 +79,9 @@ def test_who_is_asked(monkeypatch):
     profile = load_profile("smoke")
     closed = {lvlm.name: "its vocabulary has no Yes and No" for lvlm in profile.lvlms}
     for wanted in (False, True):
-        assert Study(profile.model_copy(update={"p_true": wanted})).unasked == closed
+        assert Study(profile.model_copy(update={"p_true": wanted})).p_true_unavailable == closed
     monkeypatch.setattr(study.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: None)
     monkeypatch.setattr(study.p_true_, "yes_no_tokens", lambda tokenizer: (1, 2))
-    assert Study(profile).unasked == dict.fromkeys(closed, "the profile smoke does not ask")
-    assert Study(profile.model_copy(update={"p_true": True})).unasked == {}
+    assert Study(profile).p_true_unavailable == dict.fromkeys(closed, "the profile smoke does not ask")
+    assert Study(profile.model_copy(update={"p_true": True})).p_true_unavailable == {}
     assert load_profile("paper").p_true and not load_profile("embedded").p_true

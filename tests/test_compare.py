@@ -15,7 +15,7 @@ from acs_lib.core.candidates import COORDINATES
 from acs_lib.evaluation import compare
 from acs_lib.grounding import api
 from acs_lib.lvlms.load import load_lvlm
-from acs_lib.method import sampling
+from acs_lib.profiles import Sampling
 from acs_lib.runs.collect import answer_batch
 from acs_lib.study import results
 from tests.nbval_numbers import Output, differences
@@ -167,7 +167,7 @@ def asked():
     queries = known.assign(width=width, height=height, query_id=[f"sample/{i}" for i in known.index])
 
     def answer():
-        how = sampling.Sampling(temperature=0.8, top_p=0.6, max_new_tokens=16)
+        how = Sampling(temperature=0.8, top_p=0.6, max_new_tokens=16)
         found = [candidates for candidates, _ in answer_batch(lvlm, how, queries)]
         entropy = np.concatenate([candidates.statistics[candidates.parsed] for candidates in found])[..., 0]
         layers = pd.DataFrame({"entropy": entropy.mean((0, 1, 3)), "n": len(entropy)}).rename_axis("layer")

@@ -30,7 +30,7 @@ from acs_lib.method.baselines.consensus import FUSIONS
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import choose
-from acs_lib.profiles import load_profile
+from acs_lib.profiles import Sampling, load_profile, sampling_of
 from acs_lib.runs import store
 from acs_lib.study.calibrate import fit_heads, make_profile, publish
 
@@ -69,7 +69,7 @@ def test_the_library_is_imported_at_once():
 
 def test_the_box_is_the_selectors_choice_among_the_notebooks_candidates(lvlm, scene, heads, result):
     picture = read_image(scene[0])
-    how = sampling.Sampling(samples=3, temperature=0.8, top_p=0.6, seed=4)  # as the embedded profile samples
+    how = Sampling(samples=3, temperature=0.8, top_p=0.6, seed=4)  # as the embedded profile samples
     name = result.candidates.query_id
     [(expected, records)] = sampling.sample_candidates(
         lvlm, [lvlm.prompt(picture, scene[1])], [name], [query_key(name)], [scene[1]], how
@@ -172,14 +172,14 @@ def test_an_lvlm_without_yes_and_no_is_not_asked(both, scene):
 
 def test_the_sampling_is_that_of_the_profile_that_knows_the_lvlm():
     def found(*arguments):
-        how = api.sampling_of(*arguments)
+        how = sampling_of(*arguments)
         return how.samples, how.temperature, how.top_p, how.seed
 
     for profile in ("embedded", "paper"):
         known = load_profile(profile)
         for spec in known.lvlms:
             assert found(spec.name) == (10, known.sampling.temperature, known.sampling.top_p, 0)
-    assert found("someone's") == (10, sampling.Sampling().temperature, sampling.Sampling().top_p, 0)
+    assert found("someone's") == (10, Sampling().temperature, Sampling().top_p, 0)
     assert found("Qwen2.5-VL-7B", 3, 0.2, 0.9, 5) == (3, 0.2, 0.9, 5)
     assert found("internvl-embedded", 3, 0.2) == (3, 0.2, 0.6, 0)
 

@@ -10,6 +10,7 @@ from acs_lib.lvlms.adapter import ParsedAnswer
 from acs_lib.lvlms.attention_rows import Rows, attach, reading
 from acs_lib.method import sampling
 from acs_lib.method.maps import box_coverage, coordinate_maps, head_statistics
+from acs_lib.profiles import Sampling
 
 
 def scene_prompt(lvlm, seed, category=None):
@@ -25,8 +26,8 @@ def test_the_statistics_of_a_token_by_hand():
     ln2 = np.log(2)
     assert found["logprobs"] == pytest.approx(-ln2)
     assert found["entropies"] == pytest.approx(0.5 * ln2 + 2 * 0.25 * 2 * ln2)
-    assert found["self_certainty"] == pytest.approx((np.log(3 / 2) + 2 * np.log(3 / 4)) / 3)  # mean of log(V p)
-    assert found["confidence"] == pytest.approx(-(ln2 + 2 * ln2 + 2 * ln2) / 3)  # fewer than 20 tokens: all of them
+    assert found["mean_log_vp"] == pytest.approx((np.log(3 / 2) + 2 * np.log(3 / 4)) / 3)  # mean of log(V p)
+    assert found["top20_logprob"] == pytest.approx(-(ln2 + 2 * ln2 + 2 * ln2) / 3)  # fewer than 20 tokens: all of them
 
 
 def test_the_adapter_writes_the_prompt_that_training_saw(tiny, both):
@@ -70,7 +71,7 @@ def test_an_answer_without_a_box_says_why(untrained, text):
 
 def test_sampling_depends_on_seed_and_query_not_on_the_batch(untrained):
     prompts = [scene_prompt(untrained, seed) for seed in range(3)]
-    how = sampling.Sampling(samples=3, temperature=1.0, max_new_tokens=8)
+    how = Sampling(samples=3, temperature=1.0, max_new_tokens=8)
     together = sampling.generate(untrained, prompts, [11, 12, 13], how)
     alone = sampling.generate(untrained, prompts[1:2], [12], how)[0]
     for one, same in zip(alone, together[1]):
@@ -83,7 +84,7 @@ def test_sampling_depends_on_seed_and_query_not_on_the_batch(untrained):
 
 def test_greedy_equals_transformers_generate_and_capture_changes_nothing(untrained):
     prompt = scene_prompt(untrained, 1)
-    how = sampling.Sampling(samples=2, temperature=1.0, max_new_tokens=8)
+    how = Sampling(samples=2, temperature=1.0, max_new_tokens=8)
     with_rows = sampling.generate(untrained, [prompt], [5], how)[0]
     without = sampling.generate(untrained, [prompt], [5], how, capture=False)[0]
     assert [a["token_ids"] for a in with_rows] == [a["token_ids"] for a in without]
@@ -165,7 +166,7 @@ def test_maps_are_averaged_and_statistics_are_not(untrained, monkeypatch):
     monkeypatch.setattr(type(untrained), "parse", lambda *_: ParsedAnswer(np.array([10.0, 20, 60, 80]), ((0, 1),) * 4))
     monkeypatch.setattr(type(untrained), "coordinate_tokens", lambda *_: [[0]] * 4)
     monkeypatch.setitem(untrained.__dict__, "digit_tokens", torch.ones_like(untrained.digit_tokens))
-    prompt, how = scene_prompt(untrained, 0), sampling.Sampling(samples=2, temperature=1.0, max_new_tokens=4)
+    prompt, how = scene_prompt(untrained, 0), Sampling(samples=2, temperature=1.0, max_new_tokens=4)
     asked = untrained, [prompt], ["a"], [1], ["dog"], how
     [(whole, _)], [(small, _)] = sampling.sample_candidates(*asked), sampling.sample_candidates(*asked, map_side=5)
     assert whole.parsed.all() and whole.maps.shape[-2:] == (10, 10) and small.maps.dtype == np.float32
@@ -176,7 +177,7 @@ def test_maps_are_averaged_and_statistics_are_not(untrained, monkeypatch):
 
 def test_the_image_token_is_banned(untrained):
     assert untrained.banned_tokens.tolist() == [TINY["internvl"].vocabulary["<IMG_CONTEXT>"]]
-    how = sampling.Sampling(samples=20, temperature=50.0, max_new_tokens=12)
+    how = Sampling(samples=20, temperature=50.0, max_new_tokens=12)
     answers = sampling.generate(untrained, [scene_prompt(untrained, 3)], [1], how)[0]
     assert untrained.image_token_id not in sum((answer["token_ids"] for answer in answers), [])
 
@@ -184,9 +185,7 @@ def test_the_image_token_is_banned(untrained):
 def test_the_row_that_predicts_a_digit_is_the_row_of_the_token_before(untrained):
     prompt = scene_prompt(untrained, 4)
     own, predicting = (
-        sampling.generate(
-            untrained, [prompt], [7], sampling.Sampling(samples=8, temperature=3.0, max_new_tokens=16, row=row)
-        )[0]
+        sampling.generate(untrained, [prompt], [7], Sampling(samples=8, temperature=3.0, max_new_tokens=16, row=row))[0]
         for row in ("own", "predicting")
     )
     compared = 0

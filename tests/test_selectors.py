@@ -22,7 +22,7 @@ def make(boxes=BOXES, tokens=None, layers=6, heads=2, statistics=None, maps=None
         tokens = [np.array([], int) if np.isnan(box).any() else np.array([1, 2, 3]) for box in boxes]
     per_token = {
         name: [np.array(row, float) for row in values.get(name, [[0.0] * 5] * n)]
-        for name in ("logprobs", "entropies", "self_certainty", "confidence")
+        for name in ("logprobs", "entropies", "mean_log_vp", "top20_logprob")
     }
     if statistics is None:
         statistics = np.zeros((n, 4, layers, heads, 4))
@@ -113,8 +113,8 @@ def test_area_prior():
         ("perplexity", "logprobs", -2),
         ("min-token probability", "logprobs", np.exp(-3)),
         ("token entropy", "entropies", 2),  # of (-1, -2, -3); a mean entropy of x scores -x
-        ("self-certainty", "self_certainty", 2),
-        ("DeepConf mean", "confidence", 2),
+        ("self-certainty", "mean_log_vp", 2),
+        ("DeepConf mean", "top20_logprob", 2),
     ],
 )
 def test_likelihood_by_hand(name, field, expected):
@@ -127,7 +127,7 @@ def test_likelihood_by_hand(name, field, expected):
 
 def test_deepconf_lowest_window_by_hand():
     rows = [[-1, -5, -3, -1, -4, -9]] * 2
-    c = make([[0, 0, 1, 1]] * 2, tokens=[np.arange(6), np.arange(2)], confidence=rows)
+    c = make([[0, 0, 1, 1]] * 2, tokens=[np.arange(6), np.arange(2)], top20_logprob=rows)
     # windows of 4 of (1, 5, 3, 1, 4, 9): 10/4, 13/4, 17/4; the second answer has two tokens: (1 + 5) / 2
     np.testing.assert_allclose(score("DeepConf lowest window", c), [2.5, 3])
     np.testing.assert_allclose(deepconf_lowest_window(c, window=2), [2, 3])  # (3 + 1) / 2
@@ -138,8 +138,8 @@ def test_a_sharper_distribution_scores_higher_in_every_likelihood_method():
     fields = {
         "logprobs": [[np.log(p[0])] * 5 for p in (flat, sharp)],
         "entropies": [[-(p * np.log(p)).sum()] * 5 for p in (flat, sharp)],
-        "self_certainty": [[np.log(4 * p).mean()] * 5 for p in (flat, sharp)],
-        "confidence": [[np.log(p).mean()] * 5 for p in (flat, sharp)],
+        "mean_log_vp": [[np.log(4 * p).mean()] * 5 for p in (flat, sharp)],
+        "top20_logprob": [[np.log(p).mean()] * 5 for p in (flat, sharp)],
     }
     c = make([[0, 0, 1, 1]] * 2, **fields)
     for selector in SELECTORS.values():

@@ -11,7 +11,7 @@ ENTROPY = STATISTICS.index("entropy")
 COORDINATES = ("x1", "y1", "x2", "y2")
 
 
-PER_TOKEN = ("logprobs", "entropies", "self_certainty", "confidence")
+PER_TOKEN = ("logprobs", "entropies", "mean_log_vp", "top20_logprob")
 Heads = tuple[tuple[int, int], ...]  # (layer, head), counted from 0
 
 
@@ -20,7 +20,7 @@ class Candidates:
     """n answers of one LVLM to one query; row 0 is the greedy answer, the others are sampled.
 
     boxes: [n, 4] xyxy in original pixels, NaN where the answer held no box
-    logprobs, entropies, self_certainty, confidence: per candidate one float array over its answer's tokens (all at
+    logprobs, entropies, mean_log_vp, top20_logprob: per candidate one float array over its answer's tokens (all at
         temperature 1): log p of the chosen token; entropy H(p_t) in nats; mean over the vocabulary of log(V p);
         mean log-probability of the 20 likeliest tokens
     coordinate_tokens: per candidate the positions in its answer of the tokens that write the four numbers
@@ -36,8 +36,8 @@ class Candidates:
     boxes: np.ndarray
     logprobs: list[np.ndarray]
     entropies: list[np.ndarray]
-    self_certainty: list[np.ndarray]
-    confidence: list[np.ndarray]
+    mean_log_vp: list[np.ndarray]
+    top20_logprob: list[np.ndarray]
     coordinate_tokens: list[np.ndarray]
     statistics: np.ndarray
     maps: np.ndarray | None = None

@@ -29,20 +29,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from acs_lib.embedded import scenes
 
 PITCH = 16  # px a LLM image token
-
-
 GRID = scenes.SIZE // PITCH
-
-
 IMAGE_START = 10  # position of the first image token
-
-
 IMAGE_STOP = IMAGE_START + GRID**2
-
-
 QUESTION = ["Detect", "the", "{}", "in", "the", "image", "."]
-
-
 ASKED = 4  # position of the category in the prompt
 
 

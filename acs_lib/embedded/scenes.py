@@ -22,8 +22,6 @@ from tqdm import tqdm
 from acs_lib.core import boxes as bx
 
 SIZE = 160  # px, both sides of every scene
-
-
 # Six groups of look-alikes: category -> OpenMoji code point. Names follow COCO's where the icon allows.
 LOOKALIKES = {
     "animal": "dog 1F436, fox 1F98A, wolf 1F43A, bear 1F43B, cat 1F431, lion 1F981, tiger 1F42F, panda 1F43C, "
@@ -36,27 +34,17 @@ LOOKALIKES = {
     "food": "pizza 1F355, donut 1F369, cookie 1F36A, cake 1F382, hamburger 1F354, sandwich 1F96A, hot dog 1F32D",
     "thing": "clock 23F0, umbrella 2602, kite 1FA81, book 1F4D5, key 1F511, scissors 2702, cell phone 1F4F1, cup 2615",
 }
-
-
 CODE_POINTS = {
     entry.rsplit(" ", 1)[0].strip(): entry.rsplit(" ", 1)[1]
     for group in LOOKALIKES.values()
     for entry in group.split(",")
 }
-
-
 CATEGORIES = list(CODE_POINTS)
-
-
 GROUP = {entry.rsplit(" ", 1)[0].strip(): name for name, group in LOOKALIKES.items() for entry in group.split(",")}
-
-
 SIBLINGS = {
     index: [other for other, name in enumerate(CATEGORIES) if GROUP[name] == GROUP[category] and other != index]
     for index, category in enumerate(CATEGORIES)
 }
-
-
 RARE = {category for category, others in SIBLINGS.items() if np.mean([other < category for other in others]) > 0.5}
 """The second half of every group of look-alikes: in some worlds these occur small only (`World.rare`)."""
 

@@ -41,21 +41,11 @@ from acs_lib.embedded import scenes
 from acs_lib.embedded.models import ASKED, GRID, IMAGE_START, IMAGE_STOP, PITCH, TINY, TinyLVLM, fourier
 
 CHECKPOINT_EVERY = 200  # steps
-
-
 SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an image token has to come close to its word:
-
-
 # without that the LLM does not learn to match them
 TOKEN_LOSS = ("background", "box.weight", "box.bias", "offsets")  # parameters of Perception that it trains
-
-
 GROUPS = list(scenes.LOOKALIKES)
-
-
 GROUP_OF = np.array([GROUPS.index(scenes.GROUP[name]) for name in scenes.CATEGORIES])
-
-
 BEST_KNOWN = np.array([np.flatnonzero(GROUP_OF == group)[0] for group in GROUP_OF])  # the first of the same group
 
 
@@ -81,8 +71,6 @@ HABIT = (  # what makes the LVLM with a habit of the one without
     TrainingStage("instruct", "train-rare", steps=400, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=8.0, seed=4),
     TrainingStage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
 )
-
-
 RECIPES = {
     "internvl": (
         TrainingStage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),

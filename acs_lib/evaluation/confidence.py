@@ -113,7 +113,7 @@ def confidence_table(
     scores: pd.DataFrame, selectors: Iterable[Selector], image_of: Mapping[str, int], draws: int
 ) -> pd.DataFrame:
     """confidence.csv of one LVLM and dataset, one row a method and kind of answer ('all': greedy and sampled,
-    'greedy': greedy alone): n, right (share of hits), auroc and aurc with intervals, and the published AUROC.
+    'greedy': greedy alone): n, acc50 (share of hits), auroc and aurc with intervals, and the published AUROC.
 
     scores: as `scored` gives them; image_of: query id -> image
     """
@@ -127,7 +127,7 @@ def confidence_table(
             area = area_interval(values, hit, images, counts[:1000])
             published = PUBLISHED_AUROC.get(selector.name)
             rows.append((selector.name, selector.family, answers, len(hit), hit.mean(), *known, *area, published))
-    names = ["method", "family", "answers", "n", "right", "auroc", "auroc_lo", "auroc_hi", "aurc", "aurc_lo", "aurc_hi"]
+    names = ["method", "family", "answers", "n", "acc50", "auroc", "auroc_lo", "auroc_hi", "aurc", "aurc_lo", "aurc_hi"]
     return pd.DataFrame(rows, columns=[*names, "published_auroc"])
 
 
@@ -164,8 +164,8 @@ def reliability(
 ) -> tuple[pd.DataFrame, tuple[float, float, float]]:
     """Calibration of predicted IoU: (bins, expected calibration error with its interval).
 
-    bins: from, to, n, predicted and iou (means in the bin), iou_lo, iou_hi; bins of equal width in 0-1, empty ones left
-    out. The error (0-1, lower is better) is sum_b n_b / n |mean predicted - mean IoU|.
+    bins: from, to, n, predicted_iou and iou (means in the bin), iou_lo, iou_hi; bins of equal width in 0-1, empty ones
+    left out. The error (0-1, lower is better) is sum_b n_b / n |mean predicted - mean IoU|.
     """
     m, edges = int(images.max()) + 1, np.linspace(0, 1, bins + 1)
     place = np.clip(np.digitize(predicted, edges) - 1, 0, bins - 1)
@@ -185,7 +185,7 @@ def reliability(
             "from": edges[:-1][filled],
             "to": edges[1:][filled],
             "n": total[filled, 0].astype(int),
-            "predicted": means[filled, 0],
+            "predicted_iou": means[filled, 0],
             "iou": means[filled, 1],
             "iou_lo": lo,
             "iou_hi": hi,
@@ -196,10 +196,12 @@ def reliability(
 
 def within_query_r(predictions: pd.DataFrame, spread: float = 0.05) -> float:
     """Pearson r of predicted and true IoU after the mean of each query is taken off, over the sampled answers of
-    'mixed' queries, whose IoUs have a standard deviation above `spread`: what choosing inside a query can use. NaN
+    queries whose IoUs differ (a standard deviation above `spread`): what choosing inside a query can use. NaN
     where there is no such query."""
     sampled = predictions[predictions["candidate"] > 0]
     groups = sampled.groupby("query_id")
-    mixed = sampled[groups["iou"].transform("std") > spread]
-    centred = mixed[["iou", "predicted"]] - mixed.groupby("query_id")[["iou", "predicted"]].transform("mean")
-    return correlation(pearsonr, centred["predicted"], centred["iou"])
+    differing = sampled[groups["iou"].transform("std") > spread]
+    centred = differing[["iou", "predicted_iou"]] - differing.groupby("query_id")[["iou", "predicted_iou"]].transform(
+        "mean"
+    )
+    return correlation(pearsonr, centred["predicted_iou"], centred["iou"])

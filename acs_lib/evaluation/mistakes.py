@@ -51,8 +51,8 @@ def ranked_right(
     """How often a score puts a good box above a mistake of the same query, by the kind of mistake.
 
     image_of: query id -> image
-    Returns method, kind, right (share of pairs, 0-1, ties half; 0.5 is chance), lo, hi (95 %, bootstrap over images),
-    pairs, queries; only over queries that have both.
+    Returns method, kind, pair_auroc (share of pairs, 0-1, ties half; 0.5 is chance), lo, hi (95 %, bootstrap over
+    images), pairs, n_queries; only over queries that have both.
     """
     selectors = list(selectors)
     by_query = {query_id: part.set_index("candidate")["kind"] for query_id, part in kind_table.groupby("query_id")}
@@ -74,21 +74,10 @@ def ranked_right(
         drawn = image_counts(len(sums), draws) @ sums
         lo, hi = np.quantile(drawn[:, 0] / drawn[:, 1], INTERVAL)
         table.append((method, mistake, right / pairs, lo, hi, int(pairs), len(part)))
-    return pd.DataFrame(table, columns=["method", "kind", "right", "lo", "hi", "pairs", "queries"])
+    return pd.DataFrame(table, columns=["method", "kind", "pair_auroc", "lo", "hi", "pairs", "n_queries"])
 
 
 def mixed_only(kinds: pd.DataFrame) -> pd.DataFrame:
     """The rows of queries that have a good sampled box and a mistake: those in which a selector matters."""
     good = kinds.assign(good=kinds["kind"] == "good").groupby("query_id")["good"].transform("mean")
     return kinds[(good > 0) & (good < 1)]
-
-
-def kind_shares(columns: list[tuple]) -> pd.DataFrame:
-    """mistakes.csv: the shares of evaluation.mistakes.KINDS among the sampled answers of every column (LVLM, dataset,
-    designs.kind_table), to all its queries and to the mixed ones."""
-    table = []
-    for lvlm, dataset, frame in columns:
-        for queries, part in (("all", frame), ("mixed", mixed_only(frame))):
-            shares = part["kind"].value_counts(normalize=True).reindex(KINDS, fill_value=0.0)
-            table.append((lvlm.name, dataset.name, queries, part["query_id"].nunique(), *shares))
-    return pd.DataFrame(table, columns=["lvlm", "dataset", "queries", "n_queries", *KINDS])

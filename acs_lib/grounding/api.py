@@ -3,7 +3,7 @@
 Candidates come from `method.sampling.sample_candidates`, as for the notebooks. D_c and the regressor are files
 that belong to one LVLM: `head_set.json` and `regressor.safetensors`. They are looked for beside the LVLM's weights,
 then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM. They also belong to the
-temperature and top-p that their answers were sampled with, so those are the defaults (see `sampling_of`).
+temperature and top-p that their answers were sampled with, so those are the defaults (see `profiles.sampling_of`).
 """
 
 import base64
@@ -42,40 +42,14 @@ from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import ALL_COORDINATES, Fusion, Selector, acs_free, acs_learned, choose
+from acs_lib.profiles import Sampling, sampling_of
 from acs_lib.report import pictures
 
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
-
-
 SMALL = profiles.Profile.model_fields["small"].default  # share of the image
-
-
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
-
-
 NEED_HEADS = (ACS_FREE, SPATIAL)
-
-
 Picture = str | Path | Image.Image | np.ndarray
-
-
-def sampling_of(
-    lvlm: str, samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0
-) -> sampling_.Sampling:
-    """How the answers of the LVLM of that name are drawn. None stands for the value with which its D_c and regressor
-    are found, since both belong to it: that of the profile that has the LVLM, or else of `Sampling`.
-
-    ValueError where nothing can be drawn so.
-    """
-    usual = profiles.known_sampling(lvlm) or sampling_.Sampling()
-    temperature = usual.temperature if temperature is None else temperature
-    top_p = usual.top_p if top_p is None else top_p
-    if samples < 1 or not 0 < temperature < np.inf or not 0 < top_p <= 1:
-        raise ValueError(
-            "at least 1 sample, a temperature above 0 and a top-p above 0 and up to 1 are needed, "
-            f"not {samples}, {temperature} and {top_p}"
-        )
-    return sampling_.Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
 
 
 def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
@@ -179,7 +153,7 @@ class Grounding:
     category: str
     lvlm: str
     selector: str
-    settings: sampling_.Sampling
+    settings: Sampling
     box: np.ndarray | None
     chosen: int | None
     score: float

@@ -5,9 +5,10 @@ from pathlib import Path
 from IPython.display import display
 
 from acs_lib import paths
-from acs_lib.grounding.api import ground, samples, sampling_of
+from acs_lib.grounding.api import ground, samples
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.method.baselines import METHODS
+from acs_lib.profiles import sampling_of
 
 
 def explore(lvlm: LVLM):

@@ -138,20 +138,20 @@ def train(
 
 @torch.inference_mode()
 def predict(model: AttentionIoURegressor, run: Run) -> pd.DataFrame:
-    """query_id, candidate, iou, predicted (0-1) of every answer of a run that holds a box."""
+    """query_id, candidate, iou, predicted_iou (0-1) of every answer of a run that holds a box."""
     model.eval()
     frames = []
     for shard in run.shards:
         maps, _, frame = maps_with_iou(run, shard, model.grid)
         scores = torch.cat([model(part) for part in maps.split(512)]).cpu().numpy() if len(maps) else []
-        frames.append(frame[["query_id", "candidate", "iou"]].assign(predicted=scores))
+        frames.append(frame[["query_id", "candidate", "iou"]].assign(predicted_iou=scores))
     return pd.concat(frames, ignore_index=True)
 
 
 def iou_correlation(predictions: pd.DataFrame) -> dict[str, float]:
     """Pearson and Spearman correlation (-1 to 1, higher is better; NaN for fewer than two answers) and mean absolute
     error of predicted IoU."""
-    predicted, iou = predictions["predicted"], predictions["iou"]
+    predicted, iou = predictions["predicted_iou"], predictions["iou"]
     return {
         "pearson": correlation(pearsonr, predicted, iou),
         "spearman": correlation(spearmanr, predicted, iou),

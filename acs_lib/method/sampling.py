@@ -6,7 +6,6 @@ the prompt's keys and values are neither copied nor read once an answer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,22 +15,9 @@ from acs_lib.core.candidates import PER_TOKEN, Candidates
 from acs_lib.lvlms.adapter import LVLM, Prompt
 from acs_lib.lvlms.attention_rows import Rows, reading
 from acs_lib.method.maps import box_coverage, coordinate_maps, head_statistics, pool_maps
+from acs_lib.profiles import Sampling
 
-TOP_K = 20  # of the confidence
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn. `row` says which attention row stands for a number, the mean over its digits' tokens
-    ('own'), the mean over the tokens that predict these ('predicting'), that of its last digit's token ('last'), or
-    that of the token after it, a comma or a bracket ('after')."""
-
-    samples: int = 10
-    temperature: float = 0.5
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-    seed: int = 0
-    row: str = "own"
+TOP_K = 20  # of top20_logprob
 
 
 def noise(sampling: Sampling, query_key: int) -> np.ndarray:
@@ -86,7 +72,7 @@ def generate(
     Of the checkpoint's own generation config the end tokens and the repetition penalty hold, as in transformers'
     `generate` (Qwen2.5-VL's has 1.05, over prompt and answer, for greedy decoding as well); temperature and top-p are
     those of `sampling`.
-    Keys: token_ids, logprobs, entropies, self_certainty, confidence (a value a token, at temperature 1 and before the
+    Keys: token_ids, logprobs, entropies, mean_log_vp, top20_logprob (a value a token, at temperature 1 and before the
     penalty: what the LVLM itself holds likely), and rows, a
     dict with an entry for every number of the answer, [layers, heads, image tokens] float32: position of its first
     token -> sum of the rows of its tokens ('own') or of the tokens before them ('predicting'), or the row of its last

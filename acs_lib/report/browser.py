@@ -1,39 +1,37 @@
-"""TODO report.browser."""
+"""The page's browser of test queries, as one JSON file with its pictures inlined."""
 
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
-from acs_lib import paths
 from acs_lib.core.files import write_text
 from acs_lib.method.maps import mean_share
 from acs_lib.report import pictures
 from acs_lib.runs.store import BOX
 from acs_lib.study.examples import outcome_cases
-from acs_lib.study.stages import Study
+from acs_lib.study.experiment import Experiment
 
 
-def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int = 12) -> None:
-    """reports/<profile>/browser.json: test queries for the page's browser, gained, lost and unchanged ones; the
-    overlay is the selected box's attention in D_c."""
-    run = study.run(lvlm, dataset, "test")
-    predicted = study.predictions(lvlm, dataset, "test").set_index(["query_id", "candidate"])["predicted"]
+def write_browser(e: Experiment, folder: Path, each: int = 12) -> None:
+    """`folder`/browser.json: test queries for the page's browser, gained, lost and unchanged ones; the overlay is the
+    selected box's attention in D_c."""
+    predicted = e.predictions.set_index(["query_id", "candidate"])["predicted_iou"]
     cases = {
         case["query_id"]: (outcome, case)
         for outcome in ("gained", "lost", "unchanged")
-        for case in outcome_cases(study, lvlm, dataset, choices, outcome, each)
+        for case in outcome_cases(e, outcome, each)
     }
-    heads = study.head_set(lvlm).heads
+    chosen = {query_id: case["candidate"] for query_id, (_, case) in cases.items()}
     overlays = {
-        found.query_id: pictures.heat_image(mean_share(found.maps[[cases[found.query_id][1]["candidate"]]], heads))
-        for found in run.candidates(maps=True)
+        found.query_id: pictures.heat_image(mean_share(found.maps[[chosen[found.query_id]]], e.head_set.heads))
+        for found in e.run.candidates(maps=True)
         if found.query_id in cases
     }
-    answers = run.records()
+    answers = e.run.records()
     entries = []
     for query_id, (outcome, case) in cases.items():
         records = answers[(answers["query_id"] == query_id) & (answers["failure"] == "")]
@@ -49,7 +47,7 @@ def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int 
         entries.append(
             {
                 "id": query_id,
-                "of": f"{lvlm.name} on {dataset.name}",
+                "of": str(e),
                 "category": case["category"],
                 "image": _data_url(case["image"]),
                 "overlay": _data_url(overlays[query_id]),
@@ -66,7 +64,7 @@ def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int 
                 "outcome": outcome,
             }
         )
-    write_text(paths.reports(study.profile.name) / "browser.json", json.dumps(entries))
+    write_text(Path(folder) / "browser.json", json.dumps(entries))
 
 
 def _finite(box: np.ndarray) -> list[float] | None:

@@ -119,14 +119,8 @@ def training_variants(frame: pd.DataFrame) -> Figure:
 
 
 ANSWERS = {"all": (BLUE, "o", "all answers"), "greedy": (VERMILLION, "^", "greedy answers alone")}
-
-
 ABLATED = ("greedy", "ACS-Free", "ACS-Learned")
-
-
 ROWS = 8  # values of a factor that stand one below the other; more numbers than that go along a line
-
-
 BARS = dict(zip(ATTRIBUTIONS, ((BLUE, ""), (ORANGE, "///"), (GREEN, "..."))))  # colour, hatch
 
 

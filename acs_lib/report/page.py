@@ -23,23 +23,11 @@ from acs_lib import paths
 from acs_lib.core.files import write_text
 
 TEMPLATE = Path(__file__).with_name("page.html")
-
-
 LIMIT = 60  # rows of a table on the page
-
-
 OUTCOMES = ("gained", "lost", "unchanged")
-
-
 VERDICTS = {"reproduced": "good", "in part": "mid", "not shown": "mid", "contradicted": "bad"}  # up to a colon -> style
-
-
 ACS = ("acs-free", "acs-learned")
-
-
 INLINE_IMAGE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+\Z")
-
-
 TITLES = {  # table stem -> title; the order of the page
     "main_results": "Main results: small objects, test split",
     "significance": "Every method against greedy: two tests, effect sizes",
@@ -66,8 +54,6 @@ TITLES = {  # table stem -> title; the order of the page
     "seed_spread": "Spread over seeds",
     "cost": "Cost",
 }
-
-
 FIGURES = (  # the order of the page; others follow
     "main_results",
     "gained",

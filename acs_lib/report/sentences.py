@@ -1,24 +1,25 @@
-"""TODO report.sentences."""
+"""Sentences that follow from the numbers of a table: takeaways of the notebooks, captions, the page's headline."""
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from acs_lib import paths
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import write_text
 from acs_lib.evaluation import published
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.claims import LEVEL, lower_for_good
 from acs_lib.evaluation.confidence import PUBLISHED_AUROC
+from acs_lib.lvlms.load import is_embedded
 from acs_lib.method.heads import HeadSet
+from acs_lib.profiles import Profile
 from acs_lib.study import ablations, robustness
-from acs_lib.study.ablations import Bench
+from acs_lib.study.experiment import Experiment
 from acs_lib.study.results import CONTROLS
-from acs_lib.study.stages import Study
 from acs_lib.study.training_variants import variant_log
 
 POINTS = "percentage points"
@@ -117,75 +118,40 @@ def say_ranks(ranks: pd.DataFrame, method: str = "ACS-Free") -> Markdown:
     )
 
 
-def say_seeds(spread: pd.DataFrame) -> Markdown:
-    """Spread of Acc@0.5 over the seeds, from `seeds.spread`."""
-    parts = []
-    for (lvlm, dataset, source), rows in spread.groupby(["lvlm", "dataset", "source"], sort=False):
-        text = "; ".join(
-            f"{row.method} {100 * row.acc50_lowest:.1f} to {100 * row.acc50_highest:.1f}"
-            for row in rows.itertuples()
-            if row.method in ("greedy", "ACS-Free", "ACS-Learned")
-        )
-        r = rows.loc[rows["method"] == "ACS-Learned"].iloc[0]
-        parts.append(
-            f"{lvlm} on {dataset}, {r['seeds']} seeds of {source}: {text}; "
-            f"r {r['pearson_lowest']:.3f} to {r['pearson_highest']:.3f}"
-        )
-    return say("lowest and highest Acc@0.5 in % over the seeds:" if parts else "this profile names no seeds.", parts)
-
-
-def say_fusions(table: pd.DataFrame) -> Markdown:
-    """The best fusion of every column against greedy, from `fusion_table`."""
-    parts = []
-    for (lvlm, dataset), rows in table[table["family"] == "fusion"].groupby(["lvlm", "dataset"], sort=False):
-        best = rows.loc[rows["acc50"].idxmax()]
-        parts.append(
-            f"{lvlm} on {dataset}: {best['method']} {100 * best['delta_vs_greedy']:+.1f} (p = {best['p_value']:.3f})"
-        )
-    return say(f"the best fusion against greedy decoding, in {POINTS} of Acc@0.5:", parts)
-
-
-def say_sweep(table: pd.DataFrame, method: str = "ACS-Learned") -> Markdown:
-    """What more samples bring a method, from `candidates_sweep`."""
-    parts = []
-    for (lvlm, dataset), rows in table[table["method"] == method].groupby(["lvlm", "dataset"], sort=False):
-        acc = rows.set_index("n")["acc50"]
-        told = ", ".join(f"{acc[n]:.1%} with {n}" for n in sorted({1, max(acc.index) // 2, max(acc.index)}) if n in acc)
-        parts.append(f"{lvlm} on {dataset}: {told}")
-    return say(f"Acc@0.5 of {method} by the number of samples:", parts)
-
-
 def say_comparisons(table: pd.DataFrame, method: str) -> Markdown:
     """One method against its references, from `comparisons`; told apart where the interval leaves out zero."""
     parts = []
     for row in table[table["method"] == method].itertuples():
         verdict = "above" if row.delta_lo > 0 else "below" if row.delta_hi < 0 else "not told apart from"
         parts.append(
-            f"{row.lvlm} on {row.dataset}, {row.size} objects: {verdict} {row.reference} ({100 * row.delta:+.1f} "
-            f"[{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}])"
+            f"{row.lvlm} on {row.dataset}, {row.size} objects: {verdict} {row.reference} ({_points(row, 'delta')})"
         )
     return say(f"{method} against its references, in {POINTS} of Acc@0.5 with 95 % intervals:", parts)
 
 
-def planted(study: Study) -> str:
+def planted(profile: Profile) -> str:
     """What has to be said of a report on embedded LVLMs: that their mistakes are planted, and what choosing brings
-    without them (from the log of designs). '' for other LVLMs."""
-    names = [lvlm.name for lvlm in study.profile.lvlms if paths.EMBEDDED in (paths.ROOT / lvlm.source).parents]
+    without them (from the log of training variants). '' for other LVLMs."""
+    names = [lvlm.name for lvlm in profile.lvlms if is_embedded(lvlm)]
     if not names:
         return ""
-    log, sampling = variant_log(), study.profile.sampling
-    own = (log["temperature"] == sampling.temperature) & (log["top_p"] == sampling.top_p)
-    rows = log[(log["design"] == "no habit") & log["lvlm"].isin(names) & own]
+    log = variant_log()
+    own = (log["temperature"] == profile.sampling.temperature) & (log["top_p"] == profile.sampling.top_p)
     gains = ", ".join(
-        f"{100 * row.learned_vs_greedy:+.1f} [{100 * row.learned_vs_greedy_lo:+.1f}, "
-        f"{100 * row.learned_vs_greedy_hi:+.1f}] points with {row.lvlm}"
-        for row in rows.itertuples()
+        f"{_points(row, 'delta_learned_vs_greedy')} points with {row.lvlm}"
+        for row in log[(log["design"] == "no habit") & log["lvlm"].isin(names) & own].itertuples()
     )
     return (
         "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they "
         "answer many questions about rare small categories with a well-known look-alike"
         + (f". Without it, ACS-Learned against greedy decoding brings {gains} (designs)." if gains else ".")
     )
+
+
+def _points(row, value: str) -> str:
+    """A difference of rates with its interval, in percentage points: '+1.2 [-0.3, +2.7]'."""
+    point, lo, hi = (100 * getattr(row, f"{value}{end}") for end in ("", "_lo", "_hi"))
+    return f"{point:+.1f} [{lo:+.1f}, {hi:+.1f}]"
 
 
 def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
@@ -200,8 +166,8 @@ def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
     )
 
 
-def headline(study: Study, main: pd.DataFrame, compared: pd.DataFrame) -> Markdown:
-    """Write tables/headline.json for the page and show the same sentences."""
+def headline(profile: Profile, main: pd.DataFrame, folder: Path) -> Markdown:
+    """Write `folder`/tables/headline.json for the page and show the same sentences; main: main_results.csv."""
     sentences = []
     for (lvlm, dataset), rows in main.groupby(["lvlm", "dataset"], sort=False):
         rows = rows.set_index("method")
@@ -215,10 +181,9 @@ def headline(study: Study, main: pd.DataFrame, compared: pd.DataFrame) -> Markdo
         f"{name} {published.SMALL_OBJECTS[name][0]:.1f}%" for name in ("greedy", "ACS-Free", "ACS-Learned")
     )
     sentences.append(f"Published ({' on '.join(published.COLUMNS[0])}): {told}.")
-    sentences += [planted(study)] if planted(study) else []
+    sentences += [planted(profile)] if planted(profile) else []
     title = "Self-Improving Small Object Grounding in LVLMs, reproduced step by step"
-    path = paths.reports(study.profile.name) / "tables" / "headline.json"
-    write_text(path, json.dumps({"title": title, "sentences": sentences}))
+    write_text(Path(folder) / "tables" / "headline.json", json.dumps({"title": title, "sentences": sentences}))
     return say("in short:", sentences)
 
 
@@ -226,20 +191,21 @@ def say_ranked(table: pd.DataFrame) -> Markdown:
     """For each kind of mistake, the score that tells it best from a good box, from `ranked_table`."""
     parts = []
     for (lvlm, dataset, kind), rows in table.groupby(["lvlm", "dataset", "kind"], sort=False):
-        best = rows.loc[rows["right"].idxmax()]
+        best = rows.loc[rows["pair_auroc"].idxmax()]
         learned = rows.set_index("method").loc["ACS-Learned"]
         parts.append(
-            f"{lvlm} on {dataset}, against {kind}: {best['method']} ({best['right']:.2f}; ACS-Learned "
-            f"{learned['right']:.2f} [{learned['lo']:.2f}, {learned['hi']:.2f}], {learned['pairs']} pairs)"
+            f"{lvlm} on {dataset}, against {kind}: {best['method']} ({best['pair_auroc']:.2f}; ACS-Learned "
+            f"{learned['pair_auroc']:.2f} [{learned['lo']:.2f}, {learned['hi']:.2f}], {learned['pairs']} pairs)"
         )
     return say("the score that tells a good box best from a mistake, by kind of mistake:", parts)
 
 
 def say_training_variants(log: pd.DataFrame) -> Markdown:
     """In which designs choosing by attention beat greedy decoding, from the log of designs."""
-    won, lost = log[log["learned_vs_greedy_lo"] > 0], log[log["learned_vs_greedy_hi"] < 0]
+    won, lost = log[log["delta_learned_vs_greedy_lo"] > 0], log[log["delta_learned_vs_greedy_hi"] < 0]
     others, pooled, within = (
-        log[name].corr(log["learned_vs_greedy"], "spearman") for name in ("share another object", "r", "r_within")
+        log[name].corr(log["delta_learned_vs_greedy"], "spearman")
+        for name in ("share another object", "pearson", "within_query_pearson")
     )
 
     def names(rows):
@@ -277,42 +243,6 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
     )
 
 
-def say_risk(curves: pd.DataFrame) -> Markdown:
-    """The score with the lowest risk when half of the greedy answers are kept, from `confidence_tables`."""
-    parts = []
-    for (lvlm, dataset), rows in curves.groupby(["lvlm", "dataset"], sort=False):
-        half = rows[rows["coverage"] == 0.5]
-        best, every = half.loc[half["risk"].idxmin()], rows.loc[rows["coverage"].idxmax(), "risk"]
-        parts.append(
-            f"{lvlm} on {dataset}: with {best['method']}, {best['risk']:.0%} [{best['risk_lo']:.0%}, "
-            f"{best['risk_hi']:.0%}] instead of {every:.0%} over all answers"
-        )
-    return say("of the half that a score is surest of, the share of misses is lowest:", parts)
-
-
-def say_calibration(errors: pd.DataFrame) -> Markdown:
-    """Expected calibration error and the direction of the bias, from `calibration_tables`."""
-    parts = [
-        f"{row.lvlm} on {row.dataset}: predicted IoU is off by {row.ece:.2f} [{row.ece_lo:.2f}, {row.ece_hi:.2f}]; its "
-        f"mean is {row.predicted:.2f}, that of the true IoU {row.iou:.2f}"
-        for row in errors.itertuples()
-    ]
-    return say("how far predicted IoU is off, on average over bins:", parts)
-
-
-def say_layers(layers: pd.DataFrame) -> Markdown:
-    """The layer with the largest share of the attribution and the shares of D_c's layers, from `Study.head_tables`."""
-    parts = []
-    for lvlm, rows in layers.groupby("lvlm", sort=False):
-        first, own = rows.loc[rows["attribution"].idxmax()], rows[rows["selected"]]
-        told = ", ".join(f"layer {row.layer} {row.attribution:.0%}" for row in own.itertuples())
-        parts.append(
-            f"{lvlm}: the largest share is that of layer {first['layer']}, {first['attribution']:.0%} "
-            f"[{first['attribution_lo']:.0%}, {first['attribution_hi']:.0%}]; of the layers with heads in D_c: {told}"
-        )
-    return say("layers by attribution:", parts)
-
-
 def say_attributions(table: pd.DataFrame, agreement: pd.DataFrame) -> Markdown:
     """Whether the attributions agree on the order of the layers and on D_c, from `attribution_tables`."""
     parts = []
@@ -328,49 +258,6 @@ def say_attributions(table: pd.DataFrame, agreement: pd.DataFrame) -> Markdown:
     return say("three ways to attribute, compared:", parts)
 
 
-def say_stability(table: pd.DataFrame, sets: pd.DataFrame) -> Markdown:
-    """How sure the heads are, from `stability_tables`."""
-    parts = []
-    for row in sets.itertuples():
-        chosen = table[(table["lvlm"] == row.lvlm) & table["selected"]]
-        width = (chosen["auroc_hi"] - chosen["auroc_lo"]).max()
-        parts.append(
-            f"{row.lvlm}: a draw of the training images selects {row.kept:.0%} [{row.lo:.0%}, {row.hi:.0%}] of the "
-            f"{row.heads} heads again; their AUROC is {chosen['auroc'].min():.2f} to {chosen['auroc'].max():.2f}, with "
-            f"intervals up to {width:.2f} wide"
-        )
-    return say("how sure the heads are:", parts)
-
-
-def say_transfer(overlap: pd.DataFrame, transfer: pd.DataFrame) -> Markdown:
-    """Overlap of the sets and what each brings on each dataset, from `transfer_tables`."""
-    parts = [
-        f"{row.lvlm}: {row.a} and {row.b} share {row.jaccard:.0%} of their heads (rank correlation of AUROCs "
-        f"{row.spearman:+.2f})"
-        for row in overlap.itertuples()
-    ]
-    for (lvlm, dataset), rows in transfer.groupby(["lvlm", "applied_to"], sort=False):
-        told = ", ".join(f"{row.acc50:.1%} (found on {row.found_on})" for row in rows.itertuples())
-        parts.append(f"{lvlm} on {dataset}: ACS-Free reaches {told.replace('found on D_c', 'D_c')}")
-    return say("test images were read for this analysis and for no choice.", parts)
-
-
-def say_size(table: pd.DataFrame) -> Markdown:
-    """What is left of the correlation of entropy with IoU at equal size, from `size_table`."""
-    parts = []
-    for (lvlm, dataset), rows in table.groupby(["lvlm", "dataset"], sort=False):
-        means = rows[rows["heads"] != "one head"]
-        told = ", ".join(
-            f"from {row.r:+.2f} to {row.partial_r:+.2f} [{row.partial_r_lo:+.2f}, {row.partial_r_hi:+.2f}] "
-            f"({row.heads})"
-            for row in means.itertuples()
-        )
-        single = rows[rows["heads"] == "one head"]
-        flipped = (np.sign(single["r"]) != np.sign(single["partial_r"])).mean()
-        parts.append(f"{lvlm} on {dataset}: it goes {told}, and changes its sign in {flipped:.0%} of the heads")
-    return say("correlation of entropy with IoU when log object area and log box area are held fixed:", parts)
-
-
 def say_ablations(table: pd.DataFrame, method: str) -> Markdown:
     """For every LVLM the values with which a method is told apart from itself as the profile has it, by paired
     difference, and the factors without such a value, from `ablation_table`."""
@@ -380,11 +267,7 @@ def say_ablations(table: pd.DataFrame, method: str) -> Markdown:
         changed = found[(found["delta_lo"] != 0) | (found["delta_hi"] != 0)]
         apart = changed[(changed["delta_lo"] > 0) | (changed["delta_hi"] < 0)]
         told = [
-            f"{factor}: "
-            + ", ".join(
-                f"{row.value} {100 * row.delta:+.1f} [{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}]"
-                for row in values.itertuples()
-            )
+            f"{factor}: " + ", ".join(f"{row.value} {_points(row, 'delta')}" for row in values.itertuples())
             for factor, values in apart.groupby("factor", sort=False)
         ]
         quiet = [factor for factor in dict.fromkeys(found["factor"]) if factor not in set(apart["factor"])]
@@ -398,20 +281,11 @@ def say_ablations(table: pd.DataFrame, method: str) -> Markdown:
     return say(f"{method}, up to {count} small objects a value.", parts)
 
 
-def say_rows(benches: list[Bench]) -> Markdown:
+def say_rows(experiments: list[Experiment]) -> Markdown:
     """Which attention rows an LVLM's answers do not have, from acs_lib.ablations.unread_rows."""
     parts = []
-    for bench in benches:
-        reasons = ablations.unread_rows(bench.run("test").records())
+    for e in experiments:
+        reasons = ablations.unread_rows(e.run.records())
         told = "; ".join(f"'{row}' is left out, since {reason}" for row, reason in reasons.items())
-        parts.append(f"{bench.lvlm.name}: " + (told or "every row can be read"))
+        parts.append(f"{e.lvlm.name}: " + (told or "every row can be read"))
     return say("rows that can stand for a number:", parts)
-
-
-def say_cost(table: pd.DataFrame) -> Markdown:
-    """Milliseconds a query by stage, from `cost_table`."""
-    parts = []
-    for lvlm, rows in table.groupby("lvlm", sort=False):
-        told = ", ".join(f"{row.stage} {1000 * row.seconds_per_query:.1f} ms" for row in rows.itertuples())
-        parts.append(f"{lvlm}: {told}")
-    return say("milliseconds a query with all its answers, on this machine:", parts)

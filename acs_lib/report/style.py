@@ -20,24 +20,14 @@ from acs_lib.core.files import replacing, write_text
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
-
-
 GREY, LIGHT = "#6B6B6B", "#D9D9D9"
-
-
 TRUTH, PREDICTION = "#FFFF00", "#FF0000"
-
-
 GROUPS = {  # IoU group -> label, colour, marker, line style, hatch of the band
     "high": ("high IoU (> 0.6)", BLUE, "o", "-", "////"),
     "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
     "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
 }
-
-
 BANDS = ("high", "zero")  # groups whose quartiles are drawn: three bands would merge in greyscale
-
-
 FAMILIES = {  # family -> colour, marker
     "control": (GREY, "o"),
     "likelihood": (SKY, "s"),
@@ -47,8 +37,6 @@ FAMILIES = {  # family -> colour, marker
     "acs-learned": (VERMILLION, "*"),
     "fusion": (BLACK, "X"),
 }
-
-
 METHODS = {  # method -> colour, marker, line style, hatch; the others take theirs from OTHERS in turn
     "greedy": (GREY, "o", "--", ""),
     "ACS-Free": (GREEN, "P", "-", "///"),
@@ -56,14 +44,8 @@ METHODS = {  # method -> colour, marker, line style, hatch; the others take thei
     "oracle best of N": (BLACK, "p", ":", "xxx"),
     "random (mean over N)": (SKY, "s", ":", "..."),
 }
-
-
 SEEDS = {"sampling": (BLUE, "o"), "regressor": (VERMILLION, "^")}  # source of randomness -> colour, marker
-
-
 MISTAKES = {"near miss": (BLUE, "o"), "another object": (VERMILLION, "^"), "nothing": (GREY, "s")}  # colour, marker
-
-
 OTHERS = (
     (BLUE, "v", "-.", "---"),
     (PURPLE, "D", "-.", "+++"),
@@ -72,22 +54,12 @@ OTHERS = (
     (SKY, ">", "--", "***"),
     (BLUE, "h", ":", "OO"),
 )
-
-
 KEY_METHODS = ("greedy", "ACS-Free", "ACS-Learned", "oracle best of N")
-
-
 # Heat maps and scores on images: away from the boxes' yellow and red, and lighter means more in greyscale, too.
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4"])
-
-
 # Published numbers: hollow, and cased in white where they may lie on a bar.
 HOLLOW = {"markeredgecolor": BLACK, "markersize": 7, "markeredgewidth": 1.2}
-
-
 CASED = [patheffects.Stroke(linewidth=3.2, foreground="white"), patheffects.Normal()]
-
-
 RC = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

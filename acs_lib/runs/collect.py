@@ -21,14 +21,14 @@ from acs_lib.lvlms.adapter import LVLM, ImageRefused
 from acs_lib.lvlms.load import load_spec, lvlm_config, lvlm_digest
 from acs_lib.method import sampling
 from acs_lib.method.baselines.p_true import NO, VERIFICATION, YES, ask_p_true
-from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
+from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, Sampling
 from acs_lib.runs.store import SHARD, UNREADABLE, CandidatesWithRecords, Run, fill, unread
 
 log = logging.getLogger(__name__)
 
 
 def answer_batch(
-    lvlm: LVLM, how: sampling.Sampling, queries: pd.DataFrame, map_side: int | None = None
+    lvlm: LVLM, how: Sampling, queries: pd.DataFrame, map_side: int | None = None
 ) -> list[CandidatesWithRecords]:
     """Candidates and records of a batch of queries (`map_side`: see sampling.candidates). An image that cannot be read
     or shown to the LVLM gives one row that says why (see store.unread)."""
@@ -65,7 +65,7 @@ def mean_cells(lvlm: LVLM, queries: pd.DataFrame, sizes: int = 20) -> float:
 
 
 def answer_stored(
-    spec: LVLMSpec, how: sampling.Sampling, map_side: int | None, queries: pd.DataFrame
+    spec: LVLMSpec, how: Sampling, map_side: int | None, queries: pd.DataFrame
 ) -> list[CandidatesWithRecords]:
     """`answer_batch` as a run keeps it, a function of plain settings, so that a process elsewhere computes the same;
     the LVLM is loaded once a process. Maps are float16, so that a worker sends no more than what is stored."""
@@ -91,7 +91,7 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
             f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}; `acs data` fetches them "
             "or links those that you have"
         )
-    how = sampling.Sampling(**profile.sampling.model_dump())
+    how = profile.sampling
     cells = profile.map_side**2 if profile.map_side else mean_cells(load_spec(lvlm_spec), queries)
     config = lvlm_config(lvlm_spec).get_text_config()
     key_parts = {

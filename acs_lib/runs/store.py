@@ -52,6 +52,7 @@ UNREADABLE = "unreadable image"  # how the failure of a query's only row begins,
 
 
 BOX = ["box_x1", "box_y1", "box_x2", "box_y2"]
+STORED_AS = {"mean_log_vp": "self_certainty", "top20_logprob": "confidence"}  # names in the files, as they ever were
 
 
 CandidatesWithRecords = tuple[Candidates, list[dict]]
@@ -205,7 +206,7 @@ def write_part(folder: Path, number: int, part: range, answers: list[CandidatesW
                     "candidate": index,
                     **record,
                     **dict(zip(BOX, candidates.boxes[index].tolist())),
-                    **{name: getattr(candidates, name)[index] for name in PER_TOKEN},
+                    **{STORED_AS.get(name, name): getattr(candidates, name)[index] for name in PER_TOKEN},
                     "coordinate_tokens": candidates.coordinate_tokens[index],
                 }
             )
@@ -325,6 +326,7 @@ class Run:
 
     folder: Path
     _known: dict[int, dict[str, int]] = field(default_factory=dict, repr=False, compare=False)  # checksums by shard
+    _read: dict[int, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)  # records by shard
 
     @functools.cached_property
     def key(self) -> str:
@@ -348,19 +350,22 @@ class Run:
         return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.parquet"))
 
     def records(self, shard: int | None = None) -> pd.DataFrame:
-        """One row an answer, with `iou` (0 where there is no box); of one shard, or of all.
+        """One row an answer, with `iou` (0 where there is no box); of one shard, or of all; read once, so not to be
+        changed in place.
 
         Raises ValueError if a file is damaged.
         """
         if shard is None:
             return pd.concat([self.records(number) for number in self.shards], ignore_index=True)
-        path = self.folder / f"{shard:05d}.parquet"
-        content = path.read_bytes()
-        if zlib.crc32(content) != self._checksums(shard)["records"]:
-            raise _damaged(path, "it is not what was written")
-        frame = pd.read_parquet(io.BytesIO(content))
-        target = np.stack([self.truth[query_id] for query_id in frame["query_id"]])
-        return frame.assign(iou=np.nan_to_num(bx.iou(frame[BOX].to_numpy(), target)))
+        if shard not in self._read:
+            path = self.folder / f"{shard:05d}.parquet"
+            content = path.read_bytes()
+            if zlib.crc32(content) != self._checksums(shard)["records"]:
+                raise _damaged(path, "it is not what was written")
+            frame = pd.read_parquet(io.BytesIO(content))
+            target = np.stack([self.truth[query_id] for query_id in frame["query_id"]])
+            self._read[shard] = frame.assign(iou=np.nan_to_num(bx.iou(frame[BOX].to_numpy(), target)))
+        return self._read[shard]
 
     def unanswered(self) -> set[str]:
         """The queries whose image could not be read."""
@@ -424,7 +429,8 @@ class Run:
                 query = queries.loc[query_id]
                 yield Candidates(
                     query_id=query_id, category=query["category"], width=query["width"], height=query["height"],
-                    boxes=rows[BOX].to_numpy(), **{name: rows[name].tolist() for name in PER_TOKEN},
+                    boxes=rows[BOX].to_numpy(),
+                    **{name: rows[STORED_AS.get(name, name)].tolist() for name in PER_TOKEN},
                     coordinate_tokens=rows["coordinate_tokens"].tolist(), statistics=statistics[rows.index],
                     maps=None if image is None else image.astype(np.float32),
                 )  # fmt: skip

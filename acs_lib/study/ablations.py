@@ -2,7 +2,7 @@
 
 Everything is found on the train split (heads, regressors) and nothing is chosen by the result: every value of a factor
 is a row. Most factors are computed from one run's stored candidates and maps; temperature, the row that is read, more
-samples, and training objects of another size or dataset need runs of their own (`variant`).
+samples, and training objects of another size or dataset need runs of their own (`changed`).
 
 Rows: factor, value, lvlm, dataset, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over images), and
 delta, delta_lo, delta_hi: the paired difference of Acc@0.5 with the same method as the profile has it, on the same
@@ -10,7 +10,6 @@ queries (NaN where the queries are what is changed). Each ACS-Learned is the mea
 `profile.seeds.regressor` names: one seed's luck is as large as many a change.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -26,32 +25,22 @@ from acs_lib.method.baselines.attention import spatial_entropy
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import box_coverage
 from acs_lib.method.selection import Selector, acs_free, acs_learned, statistic, stored_scores
-from acs_lib.profiles import DatasetSpec, LVLMSpec
 from acs_lib.runs.store import BOX, SHARD, Run
-from acs_lib.study.stages import Study
+from acs_lib.study.experiment import Experiment
+from acs_lib.study.stages import Study, restricted
 
 COLUMNS = [
     "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
     "delta", "delta_lo", "delta_hi",
 ]  # fmt: skip
-
-
 COCO_SMALL = 32**2  # px, COCO's threshold of small
-
-
 COCO_IMAGE = 640 * 480  # px, its most frequent size of image
-
-
 SMALL = {"0.5 %": 0.005, "1 %": 0.01, "5 %": 0.05}  # share of the image
-
-
 STANDARD = "as the profile has it"  # the row group of the method with nothing changed
-
-
 KEPT = ("greedy", RANDOM, ORACLE)  # what every value of a factor that changes the pool is set against
-
-
+SPATIAL = "spatial entropy"
 Named = tuple[str, Selector]  # the value of a factor, and what it makes of a method
+Change = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # see TransformedRun
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ class TransformedRun:
     """
 
     run: Run
-    change: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
+    change: Change | None = None
     most: int | None = None
 
     @property
@@ -161,7 +150,7 @@ def signals(head_set: HeadSet) -> list[Named]:
         return spatial_entropy(head_set.heads).score(replace(c, maps=c.maps[:, at]))
 
     free = acs_free(head_set.heads, head_set.coordinates)
-    return [("entropy", free), *found, ("spatial entropy", replace(acs_free(head_set.heads), score=spatial))]
+    return [("entropy", free), *found, (SPATIAL, replace(acs_free(head_set.heads), score=spatial))]
 
 
 def counts_of_heads(layer_scores: np.ndarray, head_scores: np.ndarray, head_set: HeadSet) -> dict[str, list[Named]]:
@@ -193,29 +182,30 @@ def small_parts(queries: pd.DataFrame, photographs: bool) -> dict[str, pd.DataFr
     return found | {value: queries[area < share] for value, share in SMALL.items()}
 
 
-def choices_by_method(
-    candidates: Iterable[Candidates], run: Run, selectors: Iterable[Selector], pool: str
-) -> pd.DataFrame:
-    """`make_choices` with greedy and the controls, where selectors of one name count as one method: the mean
-    of their IoUs and hits."""
-    choices = make_choices(candidates, run.truth, [SELECTORS["greedy"], *selectors], pool)
+def choices_by_method(e: Experiment, selectors: Iterable[Selector], candidates: Iterable[Candidates]) -> pd.DataFrame:
+    """`make_choices` with greedy and the controls, where selectors of one name count as one method: the mean of their
+    IoUs and hits."""
+    choices = make_choices(candidates, e.run.truth, [SELECTORS["greedy"], *selectors], e.profile.pool)
     groups = choices.groupby(["query_id", "method", "family"], sort=False, as_index=False)
     return groups.agg(candidate=("candidate", "first"), iou=("iou", "mean"), hit=("hit", "mean"))
 
 
 def rows(
-    factor: str, named: Iterable[Named], candidates: Iterable[Candidates], run: Run, queries: pd.DataFrame,
-    study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, kept: Iterable[str] = (),
-    standard: pd.DataFrame | None = None,
+    e: Experiment, factor: str, named: Iterable[Named], queries: pd.DataFrame | None = None, *,
+    standard: pd.DataFrame | None = None, kept: Iterable[str] = (), candidates: Iterable[Candidates] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """COLUMNS of one factor over `queries`: one row a value and method (the mean over those named alike), and of the
-    controls `kept` with value '-'.
+    """COLUMNS of one factor over `queries` (the small objects): one row a value and method (the mean over those named
+    alike), and of the controls `kept` with value '-'.
 
     standard: choices (see evaluation.accuracy) of the same methods as the profile has them, on these queries or more
+    candidates: the queries' own, unless others are given
     """
+    queries, named = e.small if queries is None else queries, list(named)
+    if candidates is None:
+        candidates = e.candidates(queries, maps=any(value == SPATIAL for value, _ in named))
     selectors = [replace(selector, name=f"{value}\t{selector.name}") for value, selector in named]
-    choices, draws = choices_by_method(candidates, run, selectors, study.profile.pool), study.profile.bootstrap
-    table = main_table(choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=draws)
+    choices, draws = choices_by_method(e, selectors, candidates), e.profile.bootstrap
+    table = main_table(choices, queries, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=draws)
     table = table[table["method"].str.contains("\t") | table["method"].isin(list(kept))]
     parts = table["method"].str.split("\t")
     gains = np.full((len(table), 3), np.nan)
@@ -231,78 +221,29 @@ def rows(
     return table.assign(method=parts.str[-1])[COLUMNS]
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What the factors of one LVLM share: the test split's small objects, D_c, and the regressor's settings."""
+def as_profiled(study: Study, e: Experiment) -> list[Selector]:
+    """ACS-Free and ACS-Learned, one a seed, as the study's profile has them, for an experiment's answers."""
+    finding = study.find_heads(e.lvlm)
+    frames = (study.predicted(e.lvlm, e.run, [seed]) for seed in _seeds(study))
+    learned = (acs_learned(stored_scores(frame, "predicted_iou")) for frame in frames)
+    return [acs_free(finding.head_set.heads, finding.head_set.coordinates), *learned]
 
-    study: Study
-    lvlm: LVLMSpec
-    head_set: HeadSet
-    layers: pd.DataFrame
-    head_table: pd.DataFrame
 
-    @classmethod
-    def open(cls, study: Study, lvlm: LVLMSpec) -> "Bench":
-        layers, table, head_set = study.head_table(lvlm)
-        return cls(study, lvlm, head_set, layers, table)
+def trained(study: Study, e: Experiment, change: Change | None = None, most: int | None = None, **settings) -> list:
+    """ACS-Learned with regressors of another input, training set or width, one a seed; with fewer shards they get more
+    epochs (at most four times as many), so that few queries do not mean few steps."""
+    known = study.profile.regressor.model_dump(exclude={"seeds"}) | settings
+    whole, validation = (study.run(e.lvlm, study.train_set, split) for split in ("train", "validation"))
+    train = TransformedRun(whole, change, most)
+    known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(whole.shards) // len(train.shards))
+    validation, test = TransformedRun(validation, change), TransformedRun(e.run, change)
+    models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in _seeds(study))
+    return [acs_learned(stored_scores(regressor.predict(model, test), "predicted_iou")) for model in models]
 
-    @property
-    def separation(self) -> np.ndarray:
-        """AUROC [layers, heads] of low entropy for good boxes, over all answers of the train split."""
-        return self.head_table.pivot(index="layer", columns="head", values="auroc").to_numpy()
 
-    def run(self, split: str) -> Run:
-        """The run of a split of the dataset that D_c comes from."""
-        return self.study.run(self.lvlm, self.study.train_set, split)
-
-    def candidates(self, queries: pd.DataFrame, maps: bool = False) -> list[Candidates]:
-        """The candidates of test queries."""
-        names = set(queries["query_id"])
-        return [c for c in self.run("test").candidates(maps) if c.query_id in names]
-
-    def small(self) -> pd.DataFrame:
-        """The test queries for small objects of that dataset."""
-        return self.study.test_queries(self.lvlm, self.study.train_set, "small")
-
-    def rows(self, factor: str, named: list[Named], queries: pd.DataFrame | None = None, **settings) -> pd.DataFrame:
-        """`rows` on test queries, by default the small objects and against this bench's own standard."""
-        queries = self.small() if queries is None else queries
-        needs_maps = any(value == "spatial entropy" for value, _ in named)
-        return rows(
-            factor, named, self.candidates(queries, needs_maps), self.run("test"), queries, self.study, self.lvlm,
-            self.study.train_set, **{"standard": self.choices, **settings},
-        )  # fmt: skip
-
-    @functools.cached_property
-    def choices(self) -> pd.DataFrame:
-        """`standard_choices` on the test split."""
-        return self.standard_choices(self.run("test"))
-
-    def standard_choices(self, run: Run) -> pd.DataFrame:
-        """Choices (see evaluation.accuracy) of the methods as the profile has them, and of the controls, on a run."""
-        return choices_by_method(run.candidates(), run, self.standard(run), self.study.profile.pool)
-
-    @property
-    def seeds(self) -> range:
-        """Of the regressors that each ACS-Learned is the mean over."""
-        return range(max(1, self.study.profile.seeds.regressor))
-
-    def learned(self, change: Callable | None = None, most: int | None = None, **settings) -> list[Selector]:
-        """ACS-Learned with regressors of another input, training set or width, one a seed; with fewer shards they get
-        more epochs (at most four times as many), so that few queries do not mean few steps."""
-        known = self.study.profile.regressor.model_dump(exclude={"seeds"}) | settings
-        train = TransformedRun(self.run("train"), change, most)
-        known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(self.run("train").shards) // len(train.shards))
-        validation, test = TransformedRun(self.run("validation"), change), TransformedRun(self.run("test"), change)
-        models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in self.seeds)
-        return [acs_learned(stored_scores(regressor.predict(model, test), "predicted")) for model in models]
-
-    def standard(self, run: Run | None = None) -> list[Selector]:
-        """ACS-Free and ACS-Learned, one a seed, as the profile has them, for a run (by default the test split's)."""
-        run = run or self.run("test")
-        predicted = (regressor.predict(self.study.fit(self.lvlm, seed), run) for seed in self.seeds)
-        free = acs_free(self.head_set.heads, self.head_set.coordinates)
-        return [free, *(acs_learned(stored_scores(frame, "predicted")) for frame in predicted)]
+def _seeds(study: Study) -> range:
+    """Of the regressors that each ACS-Learned is the mean over."""
+    return range(max(1, study.profile.seeds.regressor))
 
 
 def _named(options: Mapping[object, Iterable[Selector]]) -> list[Named]:
@@ -310,63 +251,41 @@ def _named(options: Mapping[object, Iterable[Selector]]) -> list[Named]:
     return [(str(value), selector) for value, selectors in options.items() for selector in selectors]
 
 
-def stored(bench: Bench) -> pd.DataFrame:
-    """COLUMNS of the factors that need no new sampling, one LVLM, the dataset that it was calibrated on."""
-    study, spec = bench.study, bench.study.profile.ablations
-    free, *learned = bench.standard()
-    by_count = counts_of_heads(bench.layers["attribution"].to_numpy(), bench.separation, bench.head_set)
-    inputs = {"maps (the paper's)": learned} | {name: bench.learned(change) for name, change in INPUTS.items()}
-    widths = {width: bench.learned(width=width) for width in spec.widths} | {study.profile.regressor.width: learned}
-    run = bench.run("train")
-    fewer = [shards for shards in spec.train_shards if shards < len(run.shards)]
-    sizes = {shards * SHARD: bench.learned(most=shards) for shards in fewer} | {len(run.queries): learned}
-    parts = [
-        bench.rows(STANDARD, [("-", selector) for selector in (free, *learned)], kept=KEPT),
-        bench.rows("coordinates", coordinates(bench.head_set, study.profile.heads.coordinates)),
-        *(bench.rows(factor, named) for factor, named in by_count.items()),
-        bench.rows("signal of the same heads", signals(bench.head_set)),
-        bench.rows("regressor's input", _named(inputs)),
-    ]
+def stored(study: Study, e: Experiment, own: list[Selector], standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The factors that need no new sampling. own, standard: the selectors as the profile has them and their choices."""
+    spec, finding, learned = study.profile.ablations, study.find_heads(e.lvlm), own[1:]
+    train = study.run(e.lvlm, study.train_set, "train")
+
+    def against(factor: str, named: Iterable[Named], **settings) -> pd.DataFrame:
+        return rows(e, factor, named, standard=standard, **settings)
+
+    yield against(STANDARD, [("-", selector) for selector in own], kept=KEPT)
+    yield against("coordinates", coordinates(finding.head_set, study.profile.heads.coordinates))
+    for factor, named in counts_of_heads(finding.layer_scores, finding.auroc, finding.head_set).items():
+        yield against(factor, named)
+    yield against("signal of the same heads", signals(finding.head_set))
+    inputs = {"maps (the paper's)": learned} | {name: trained(study, e, change) for name, change in INPUTS.items()}
+    yield against("regressor's input", _named(inputs))
     if spec.widths:
-        parts.append(bench.rows("regressor's width", _named(dict(sorted(widths.items())))))
-    if fewer:
-        parts.append(bench.rows("training queries", _named(sizes)))
-    queries = study.test_queries(bench.lvlm, study.train_set)
-    by_size = {size: queries[queries["size"] == size] for size in SIZES}
-    by_threshold = small_parts(queries, study.train_set.kind == "coco")
-    for factor, groups in (("threshold of small", by_threshold), ("applied to size", by_size)):
+        widths = {width: trained(study, e, width=width) for width in spec.widths}
+        widths[study.profile.regressor.width] = learned
+        yield against("regressor's width", _named(dict(sorted(widths.items()))))
+    if fewer := [shards for shards in spec.train_shards if shards < len(train.shards)]:
+        sizes = {shards * SHARD: trained(study, e, most=shards) for shards in fewer}
+        yield against("training queries", _named(sizes | {len(train.queries): learned}))
+    by_threshold = small_parts(e.queries(), e.dataset.kind == "coco")
+    for factor, groups in (
+        ("threshold of small", by_threshold),
+        ("applied to size", {size: e.queries(size) for size in SIZES}),
+    ):
         for value, part in groups.items():
             if len(part):
-                found = bench.rows(factor, _named({value: [free, *learned]}), part, kept=KEPT, standard=None)
-                parts.append(found.assign(value=value))
-    return pd.concat(parts, ignore_index=True)
-
-
-def variant(
-    study: Study, name: str, sampling: dict | None = None, size: str | None = None, train_on: str | None = None
-) -> Study:
-    """The study with other settings of sampling, with training and validation objects of another size, or with another
-    dataset to train on; its runs and regressors lie in a folder of their own below the profile's."""
-    profile = study.profile
-    changes = {"name": f"{profile.name}/{name}", "train_on": train_on or profile.train_on}
-    if sampling:
-        changes["sampling"] = profile.sampling.model_copy(update=sampling)
-    datasets = []
-    for dataset in profile.datasets:
-        if dataset.name != changes["train_on"]:
-            continue
-        splits = dict(dataset.splits)
-        for split, spec in splits.items():
-            small = spec.queries.get("small", 0)
-            sizes = {size: small} if size and split != "test" else {"small": small}
-            splits[split] = spec.model_copy(update={"queries": sizes})
-        datasets.append(dataset.model_copy(update={"splits": splits}))
-    return type(study)(profile.model_copy(update=changes | {"datasets": tuple(datasets)}))
+                yield rows(e, factor, _named({value: own}), part, kept=KEPT).assign(value=value)
 
 
 def unread_rows(records: pd.DataFrame) -> dict[str, str]:
-    """Row (see method.sampling.Sampling) -> why it is no row of its own for an LVLM; records of a run whose rows are
-    the numbers' own."""
+    """Row (see profiles.Sampling) -> why it is no row of its own for an LVLM; records of a run whose rows are the
+    numbers' own."""
     tokens = records.loc[records["failure"] == "", "coordinate_tokens"]
     reasons = {}
     if (tokens.map(len) == len(COORDINATES)).all():
@@ -376,76 +295,89 @@ def unread_rows(records: pd.DataFrame) -> dict[str, str]:
     return reasons
 
 
-def counted(bench: Bench) -> pd.DataFrame:
-    """COLUMNS of the number of samples, 1 to `ablations.samples` (at least the profile's own number): the first so many
-    answers, whose noise does not depend on how many follow. Heads and regressor are the profile's."""
-    study, own = bench.study, bench.study.profile.sampling.samples
-    most = max(own, study.profile.ablations.samples)
-    if most > own:
-        study = variant(study, f"samples-{most}", {"samples": most})
-    run, small = study.run(bench.lvlm, study.train_set, "test"), bench.small()
-    names, selectors = set(small["query_id"]), bench.standard(run)
-    candidates = [c for c in run.candidates() if c.query_id in names]
-    parts = []
+def changed(study: Study, name: str, size: str = "small", train_on: str | None = None, **sampling) -> Study:
+    """The study with other settings of sampling, training and validation objects of another size, or another dataset
+    to train on: that dataset alone, and of its test split the small objects."""
+    sizes = {"train": size, "validation": size, "test": "small"}
+    datasets = [restricted(d, sizes) for d in study.profile.datasets if d.name == (train_on or study.profile.train_on)]
+    return study.with_changes(name, datasets, train_on, **sampling)
+
+
+def _answers(study: Study, e: Experiment) -> Experiment:
+    """The same LVLM's answers to the test split of another study's train set."""
+    return Experiment(study.profile, e.lvlm, study.train_set, study.run(e.lvlm, study.train_set, "test"))
+
+
+def counted(study: Study, e: Experiment, standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The number of samples, 1 to `ablations.samples` (at least the profile's own number): the first so many answers,
+    whose noise does not depend on how many follow. Heads and regressor are the profile's."""
+    most = max(study.profile.sampling.samples, study.profile.ablations.samples)
+    answered = e
+    if most > study.profile.sampling.samples:
+        answered = _answers(changed(study, f"samples-{most}", samples=most), e)
+    selectors, candidates = as_profiled(study, answered), list(answered.candidates(e.small))
     for n in range(1, most + 1):
-        found = rows(
-            "samples", [(str(n), selector) for selector in selectors], (c.first(n + 1) for c in candidates), run, small,
-            study, bench.lvlm, study.train_set, kept=KEPT, standard=bench.choices,
-        )  # fmt: skip
-        parts.append(found.assign(value=str(n)))
-    return pd.concat(parts, ignore_index=True)
+        first = (c.first(n + 1) for c in candidates)
+        named = [(str(n), selector) for selector in selectors]
+        found = rows(answered, "samples", named, e.small, standard=standard, kept=KEPT, candidates=first)
+        yield found.assign(value=str(n))
 
 
-def crossed(bench: Bench) -> pd.DataFrame:
-    """COLUMNS of heads and regressor found on the train split of one dataset and applied to the test split of each;
-    only the dataset that the profile trains on has to have a train split."""
-    study, lvlm = bench.study, bench.lvlm
-    benches = {study.train_set.name: bench}
-    for dataset in study.profile.datasets:
-        if dataset.name not in benches and "train" in dataset.splits:
-            other = variant(study, f"found-on-{dataset.name}", train_on=dataset.name)
-            benches[dataset.name] = Bench.open(other, lvlm)
-    parts = []
-    for dataset in study.profile.datasets if len(study.profile.datasets) > 1 else ():
-        run, small = study.run(lvlm, dataset, "test"), study.test_queries(lvlm, dataset, "small")
-        candidates = [c for c in run.candidates() if c.query_id in set(small["query_id"])]
-        standard = bench.standard_choices(run)
-        for found_on, other in benches.items():
-            value = f"{found_on}, on {dataset.name}"
-            named = [(value, selector) for selector in other.standard(run)]
-            found = rows(
-                "found on one dataset, applied to another", named, candidates, run, small, study, lvlm, dataset,
-                kept=KEPT, standard=standard,
-            )  # fmt: skip
-            parts.append(found.assign(value=value))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
-
-
-def sampled(bench: Bench) -> pd.DataFrame:
-    """COLUMNS of temperature, top-p, row read and training size; heads and regressor are found anew in each case. A row
-    that `unread_rows` names is left out."""
-    study, spec, parts = bench.study, bench.study.profile.ablations, []
-    sampling = study.profile.sampling
-    own = {"temperature": f"{sampling.temperature:g}", "top-p": f"{sampling.top_p:g}", "row read": sampling.row}
-    left_out = unread_rows(bench.run("test").records())
+def sampled(study: Study, e: Experiment, own: list[Selector], standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Temperature, top-p, row read and training size; heads and regressor are found anew in each case. A row that
+    `unread_rows` names is left out."""
+    spec, sampling = study.profile.ablations, study.profile.sampling
+    profiled = {"temperature": f"{sampling.temperature:g}", "top-p": f"{sampling.top_p:g}", "row read": sampling.row}
+    left_out = unread_rows(e.run.records())
     cases = [("temperature", f"{t:g}", {"temperature": t}) for t in spec.temperatures]
     cases += [("top-p", f"{p:g}", {"top_p": p}) for p in spec.top_ps]
     cases += [("row read", row, {"row": row}) for row in spec.rows if row not in left_out]
     for factor in dict.fromkeys(factor for factor, _, _ in cases):
-        named = [(own[factor], selector) for selector in bench.standard()]
-        parts.append(bench.rows(factor, named, kept=KEPT).assign(value=own[factor]))
-    for factor, value, changed in cases:
-        other = Bench.open(variant(study, f"{factor.split()[0]}-{value}", changed), bench.lvlm)
-        named = [(value, selector) for selector in other.standard()]
-        parts.append(other.rows(factor, named, kept=KEPT, standard=bench.choices).assign(value=value))
+        value = profiled[factor]
+        yield rows(e, factor, _named({value: own}), standard=standard, kept=KEPT).assign(value=value)
+    for factor, value, settings in cases:
+        other = changed(study, f"{factor.split()[0]}-{value}", **settings)
+        answered = _answers(other, e)
+        named = _named({value: as_profiled(other, answered)})
+        yield rows(answered, factor, named, e.small, standard=standard, kept=KEPT).assign(value=value)
     if spec.trained_on:
-        parts.append(bench.rows("trained on size", [("small", selector) for selector in bench.standard()]))
+        yield rows(e, "trained on size", _named({"small": own}), standard=standard)
     for size in spec.trained_on:
-        other = Bench.open(variant(study, f"trained-on-{size}", size=size), bench.lvlm)
-        parts.append(
-            bench.rows("trained on size", [(size, selector) for selector in other.standard(bench.run("test"))])
-        )
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+        other = changed(study, f"trained-on-{size}", size=size)
+        yield rows(e, "trained on size", _named({size: as_profiled(other, e)}), standard=standard)
+
+
+def crossed(study: Study, experiments: list[Experiment]) -> Iterator[pd.DataFrame]:
+    """Heads and regressor found on the train split of one dataset and applied to the test split of each; only the
+    dataset that the profile trains on has to have a train split. experiments: those of one LVLM."""
+    if len(experiments) < 2:
+        return
+    found_on = {
+        e.dataset.name: changed(study, f"found-on-{e.dataset.name}", train_on=e.dataset.name)
+        for e in experiments
+        if "train" in e.dataset.splits
+    } | {study.train_set.name: study}
+    for e in experiments:
+        standard = choices_by_method(e, as_profiled(study, e), e.candidates())
+        for name in sorted(found_on, key=lambda name: name != study.train_set.name):
+            value = f"{name}, on {e.dataset.name}"
+            named = _named({value: as_profiled(found_on[name], e)})
+            factor = "found on one dataset, applied to another"
+            yield rows(e, factor, named, standard=standard, kept=KEPT).assign(value=value)
+
+
+def ablation_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
+    """ablations.csv: every factor, for every LVLM, on the dataset that it was calibrated on (and on the others where a
+    factor says so)."""
+    parts = []
+    for e in (e for e in experiments if e.dataset.name == study.profile.train_on):
+        own = as_profiled(study, e)
+        standard = choices_by_method(e, own, e.candidates())
+        parts += stored(study, e, own, standard)
+        parts += counted(study, e, standard)
+        parts += sampled(study, e, own, standard)
+        parts += crossed(study, [other for other in experiments if other.lvlm == e.lvlm])
+    return pd.concat(parts, ignore_index=True)
 
 
 def numeric(table: pd.DataFrame) -> pd.DataFrame:
@@ -453,16 +385,3 @@ def numeric(table: pd.DataFrame) -> pd.DataFrame:
     value = pd.to_numeric(table["value"], errors="coerce")
     whole = value.notna().groupby(table["factor"]).transform("all")
     return table.assign(value=value)[whole]
-
-
-def ablation_table(benches: list[Bench]) -> pd.DataFrame:
-    """ablations.csv: every factor of study.ablations, for every LVLM, on the dataset that it was calibrated on (and
-    on the others where a factor says so)."""
-    factors = (stored, counted, sampled, crossed)
-    parts = [part(bench) for bench in benches for part in factors]
-    return pd.concat([part for part in parts if len(part)], ignore_index=True)
-
-
-def benches(study: Study) -> list[Bench]:
-    """What the ablations and analyses of every LVLM share (D_c found once)."""
-    return [Bench.open(study, lvlm) for lvlm in study.profile.lvlms]

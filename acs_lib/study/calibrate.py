@@ -2,7 +2,6 @@
 (`acs_lib.study.stages`), or taken over from a finished run of a profile."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -11,18 +10,13 @@ from acs_lib import paths
 from acs_lib.core.files import replacing
 from acs_lib.datasets import coco
 from acs_lib.datasets.splits import load_split
-from acs_lib.grounding.api import sampling_of
 from acs_lib.lvlms.load import calibration_folder, load_spec
 from acs_lib.method.heads import HeadSet
-from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SamplingSpec, SplitSpec
+from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SplitSpec, sampling_of
 from acs_lib.study.stages import Study
 
 NAME = "calibrate"  # of the profile, and of its folder of runs
-
-
 TRAIN_SHARE = 0.8  # of the images; the others choose the number of heads and the regressor's epoch
-
-
 LEAST = 8  # queries in either split, below which nothing can be told
 
 
@@ -65,7 +59,7 @@ def make_profile(
         name=NAME, description=f"D_c of {lvlm.name} from {annotations.name}", duration="not measured", lvlms=(lvlm,),
         datasets=(DatasetSpec(name=annotations.stem, kind="coco", splits=splits),), train_on=annotations.stem,
         small=small, large=max(small, 0.05), batch_queries=1,
-        sampling=SamplingSpec(**asdict(sampling_of(lvlm.name, samples, temperature, top_p, seed))),
+        sampling=sampling_of(lvlm.name, samples, temperature, top_p, seed),
         heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),
     )  # fmt: skip
     counts = {split: len(load_split(profile, profile.datasets[0], split)[0]) for split in splits}
@@ -90,13 +84,13 @@ def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
             raise ValueError(
                 f"all answers of {lvlm.name} to the {split} images are equally good or bad: nothing to learn from"
             )
-    _, table, head_set = study.head_table(lvlm)
-    if not table["auroc"].notna().any():
+    finding = study.find_heads(lvlm)
+    if not finding.heads["auroc"].notna().any():
         raise ValueError(
             f"{lvlm.name} gave no good box (IoU over 0.6) or no miss (IoU 0) to tell heads apart by; give more images"
         )
-    chosen = table[table["selected"]]
-    return head_set, chosen.drop(columns=["lvlm", "selected"]), float(study.fit_history(lvlm)["pearson"].max())
+    chosen = finding.heads[finding.heads["selected"]]
+    return finding.head_set, chosen.drop(columns=["lvlm", "selected"]), float(study.fit_history(lvlm)["pearson"].max())
 
 
 def publish(profile: Profile, folder: Path | None = None, regressor: bool = True) -> list[Path]:

@@ -21,7 +21,6 @@ import pandas as pd
 import psutil
 import torch
 
-from acs_lib.core.candidates import Heads
 from acs_lib.core.files import query_key
 from acs_lib.datasets import coco
 from acs_lib.lvlms.load import load_spec
@@ -29,22 +28,15 @@ from acs_lib.method import sampling
 from acs_lib.method.baselines import SELECTORS
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import acs_free
-from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import join_parts, write_part
-from acs_lib.study.stages import Study
+from acs_lib.study.experiment import Experiment
 
 EVERY = 0.002  # seconds between two looks at the memory
-
-
 BATCHES, MEMORY_BATCHES = 8, 2  # that are timed, and whose memory is watched
-
-
 STAGES = (
     "prompt", "prefill and decoding", "rows", "store", "selection: ACS-Free", "selection: ACS-Learned",
     "selection: all others",
 )  # fmt: skip
-
-
 Measure = Callable[[], AbstractContextManager[dict[str, float]]]  # a dictionary that holds `value` when the block ends
 
 
@@ -80,13 +72,10 @@ def peak_memory() -> Iterator[dict[str, float]]:
     found["value"] = float(max(peak, process.memory_info().rss) - start)
 
 
-def stages(
-    study: Study, lvlm_spec: LVLMSpec, queries: pd.DataFrame, model: AttentionIoURegressor, heads: Heads,
-    measure: Measure,
-) -> pd.Series:  # fmt: skip
-    """STAGES -> seconds (`timed`) or bytes (`grown`) of one batch of queries. 'rows' is what reading the rows and
+def stages(e: Experiment, queries: pd.DataFrame, model: AttentionIoURegressor, measure: Measure) -> pd.Series:
+    """STAGES -> seconds (`timed`) or bytes (`peak_memory`) of one batch of queries. 'rows' is what reading the rows and
     making maps and statistics of them takes beyond decoding: a second decoding that does, less the first one."""
-    lvlm, how = load_spec(lvlm_spec), sampling.Sampling(**study.profile.sampling.model_dump())
+    lvlm, how = load_spec(e.lvlm), e.profile.sampling
     keys, found = [query_key(name) for name in queries["query_id"]], {}
     with measure() as found["prompt"]:
         prompts = [
@@ -105,7 +94,7 @@ def stages(
         write_part(Path(folder), 0, range(len(answers)), answers)
         join_parts(Path(folder), 0)
     candidates = [c for c, _ in answers]
-    free = acs_free(heads)
+    free = acs_free(e.head_set.heads)
     with measure() as found["selection: ACS-Free"]:
         for c in candidates:
             free.score(c)
@@ -119,26 +108,30 @@ def stages(
     return pd.Series({stage: found[stage]["value"] for stage in STAGES})
 
 
-def cost_of_lvlm(study: Study, lvlm_spec: LVLMSpec, heads: Heads) -> pd.DataFrame:
-    """cost.csv of one LVLM, small test objects of the train set's dataset: stage, seconds_per_query (median over
-    BATCHES; a first one warms up), share_of_seconds (of their sum), peak_mb (growth of memory for a batch, the largest
-    of MEMORY_BATCHES), peak_mb_per_query and batch_queries. A difference that noise makes negative is 0."""
-    queries, model = study.test_queries(lvlm_spec, study.train_set, "small"), study.fit(lvlm_spec)
-    batch = min(len(queries), study.profile.batch_queries)
-    parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:BATCHES]
-    measured = [stages(study, lvlm_spec, part, model, heads, timed) / len(part) for part in (parts[0], *parts)][1:]
-    seconds = pd.DataFrame(measured).median().clip(lower=0)
-    watched = [stages(study, lvlm_spec, part, model, heads, peak_memory) for part in parts[:MEMORY_BATCHES]]
-    peak = pd.DataFrame(watched).max().clip(lower=0) / 1e6
-    rows = [(lvlm_spec.name, stage, seconds[stage], peak[stage], peak[stage] / batch, batch) for stage in STAGES]
-    names = ["lvlm", "stage", "seconds_per_query", "peak_mb", "peak_mb_per_query", "batch_queries"]
-    frame = pd.DataFrame(rows, columns=names)
-    frame.insert(3, "share_of_seconds", frame["seconds_per_query"] / frame["seconds_per_query"].sum())
-    return frame
+def cost_table(experiments: list[Experiment], models: list[AttentionIoURegressor]) -> pd.DataFrame:
+    """cost.csv, small test objects: lvlm, stage, seconds_per_query (median over BATCHES; a first one warms up),
+    share_of_seconds (of their sum), peak_mb (growth of memory for a batch, the largest of MEMORY_BATCHES),
+    peak_mb_per_query and batch_queries. A difference that noise makes negative is 0.
 
-
-def cost_table(study: Study) -> pd.DataFrame:
-    """cost.csv: see acs_lib.study.cost.cost_of_lvlm."""
-    return pd.concat(
-        [cost_of_lvlm(study, lvlm, study.head_set(lvlm).heads) for lvlm in study.profile.lvlms], ignore_index=True
-    )
+    models: the regressor of each experiment's LVLM
+    """
+    tables = []
+    for e, model in zip(experiments, models, strict=True):
+        queries = e.small
+        batch = min(len(queries), e.profile.batch_queries)
+        parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:BATCHES]
+        measured = [stages(e, part, model, timed) / len(part) for part in (parts[0], *parts)][1:]
+        seconds = pd.DataFrame(measured).median().clip(lower=0)
+        peak = pd.DataFrame([stages(e, part, model, peak_memory) for part in parts[:MEMORY_BATCHES]])
+        peak = peak.max().clip(lower=0) / 1e6
+        numbers = {
+            "lvlm": e.lvlm.name,
+            "stage": STAGES,
+            "seconds_per_query": seconds[list(STAGES)].to_numpy(),
+            "share_of_seconds": (seconds / seconds.sum())[list(STAGES)].to_numpy(),
+            "peak_mb": peak[list(STAGES)].to_numpy(),
+            "peak_mb_per_query": peak[list(STAGES)].to_numpy() / batch,
+            "batch_queries": batch,
+        }
+        tables.append(pd.DataFrame(numbers))
+    return pd.concat(tables, ignore_index=True)

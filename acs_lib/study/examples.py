@@ -1,4 +1,4 @@
-"""TODO study.examples."""
+"""Single queries to look at, picked by their ground truth for illustration alone."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,22 @@ from PIL import Image
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import Candidates
 from acs_lib.evaluation.accuracy import hits
+from acs_lib.method.selection import Selector
 from acs_lib.runs.store import BOX, Run
-from acs_lib.study.stages import Study
+from acs_lib.study.experiment import Experiment
+
+
+def most_varied_query(run: Run, size: str = "small") -> str:
+    """The query of that size with the largest spread of IoU among its sampled answers.
+
+    ValueError where no query of that size has two sampled answers with a box.
+    """
+    queries = run.queries.set_index("query_id")["size"]
+    sampled = run.records().query("candidate > 0 and failure == ''")
+    spread = sampled[sampled["query_id"].map(queries) == size].groupby("query_id")["iou"].std().dropna()
+    if spread.empty:
+        raise ValueError(f"no {size} object has two sampled answers with a box; ask for more queries (--limit)")
+    return spread.idxmax()
 
 
 def answers_of(run: Run, query_id: str) -> pd.DataFrame:
@@ -29,19 +43,6 @@ def image_of(run: Run, query_id: str) -> tuple[Image.Image, np.ndarray]:
         return image.convert("RGB"), run.truth[query_id]
 
 
-def mixed_query(run: Run, size: str = "small") -> str:
-    """A query of that size for illustration: the one with the largest spread of IoU among its sampled answers.
-
-    ValueError where no query of that size has two sampled answers with a box.
-    """
-    queries = run.queries.set_index("query_id")["size"]
-    sampled = run.records().query("candidate > 0 and failure == ''")
-    spread = sampled[sampled["query_id"].map(queries) == size].groupby("query_id")["iou"].std().dropna()
-    if spread.empty:
-        raise ValueError(f"no {size} object has two sampled answers with a box; ask for more queries (--limit)")
-    return spread.idxmax()
-
-
 def candidates_of(run: Run, query_id: str) -> Candidates:
     """The candidates of one query, with their maps."""
     return next(found for found in run.candidates(maps=True) if found.query_id == query_id)
@@ -54,45 +55,38 @@ def good_and_bad(candidates: Candidates, truth: np.ndarray) -> tuple[int, int]:
     return int(np.nanargmax(iou)), int(np.nanargmin(iou))
 
 
-def rank_candidates(candidates: Candidates, selector, truth: np.ndarray) -> pd.DataFrame:
+def rank_candidates(candidates: Candidates, selector: Selector, truth: np.ndarray) -> pd.DataFrame:
     """The sampled candidates of one query, best score first: candidate, score, IoU."""
-    table = pd.DataFrame(
-        {
-            "candidate": range(len(candidates)),
-            "score": selector.score(candidates),
-            "iou": bx.iou(candidates.boxes, truth),
-        }
-    )
+    scores, iou = selector.score(candidates), bx.iou(candidates.boxes, truth)
+    table = pd.DataFrame({"candidate": range(len(candidates)), "score": scores, "iou": iou})
     return table[1:].sort_values("score", ascending=False, kind="stable", key=lambda s: s.round(5), ignore_index=True)
 
 
-def outcome_cases(study: Study, lvlm, dataset, choices: pd.DataFrame, outcome: str, count: int) -> list[dict]:
+def outcome_cases(e: Experiment, outcome: str, count: int) -> list[dict]:
     """Small test objects that ACS-Learned 'gained', 'lost' or left 'unchanged' against greedy, the largest change of
-    IoU first; keys as report.figures.qualitative takes them."""
-    run = study.run(lvlm, dataset, "test")
-    small = set(study.test_queries(lvlm, dataset, "small")["query_id"])
-    wide = choices[choices["query_id"].isin(small)].pivot(
-        index="query_id", columns="method", values=["iou", "candidate"]
-    )
-    change = wide["iou"]["ACS-Learned"] - wide["iou"]["greedy"]
-    hit = hits(wide["iou"]["ACS-Learned"]) - hits(wide["iou"]["greedy"])
+    IoU first; keys as report.pictures.qualitative takes them."""
+    wide = e.choices_on("small").pivot(index="query_id", columns="method", values=["iou", "candidate"])
+    iou, candidate = wide["iou"], wide["candidate"]["ACS-Learned"]
+    change = iou["ACS-Learned"] - iou["greedy"]
+    hit = hits(iou["ACS-Learned"]) - hits(iou["greedy"])
     chosen = {"gained": hit > 0, "lost": hit < 0, "unchanged": hit == 0}[outcome]
     order = change[chosen].abs().sort_values(ascending=False, kind="stable").index[:count]
-    records = run.records().set_index(["query_id", "candidate"])
+    records = e.run.records().set_index(["query_id", "candidate"])
+    category = e.run.queries.set_index("query_id")["category"]
     cases = []
     for query_id in order:
-        image, truth = image_of(run, query_id)
-        pick = int(wide["candidate"]["ACS-Learned"][query_id])
+        image, truth = image_of(e.run, query_id)
+        pick = int(candidate[query_id])
         cases.append(
             {
                 "query_id": query_id,
                 "image": image,
-                "category": run.queries.set_index("query_id").loc[query_id, "category"],
+                "category": category[query_id],
                 "truth": truth,
                 "greedy": records.loc[(query_id, 0), BOX].to_numpy(float),
                 "chosen": records.loc[(query_id, pick), BOX].to_numpy(float),
-                "greedy_iou": wide["iou"]["greedy"][query_id],
-                "chosen_iou": wide["iou"]["ACS-Learned"][query_id],
+                "greedy_iou": iou["greedy"][query_id],
+                "chosen_iou": iou["ACS-Learned"][query_id],
                 "candidate": pick,
             }
         )

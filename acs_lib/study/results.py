@@ -1,9 +1,10 @@
-"""What the notebooks look at: small frames made of runs and choices, and sentences that follow from their numbers."""
+"""The tables of the paper: frames that are functions of experiments (see study.experiment)."""
 
 import numpy as np
 import pandas as pd
 
 from acs_lib.core.candidates import COORDINATES, ENTROPY, STATISTICS
+from acs_lib.datasets.splits import other_boxes
 from acs_lib.evaluation import published
 from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, main_table, make_choices, make_fusions
 from acs_lib.evaluation.bootstrap import correlation_interval, image_counts, paired_difference
@@ -14,65 +15,170 @@ from acs_lib.evaluation.confidence import (
     score_frame,
     within_query_r,
 )
-from acs_lib.evaluation.mistakes import ranked_right
-from acs_lib.evaluation.published import BASELINE_FAMILIES, BEST_BASELINE, main_results
+from acs_lib.evaluation.mistakes import KINDS, makeup, mixed_only, ranked_right
 from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, same_hits, significance
 from acs_lib.method import regressor
-from acs_lib.method.baselines import SELECTORS
-from acs_lib.method.baselines.consensus import FUSIONS
+from acs_lib.method.baselines import FUSIONS, SELECTORS
 from acs_lib.method.heads import GROUPS, in_group
 from acs_lib.method.selection import ALL_HEADS
 from acs_lib.runs.store import Run
+from acs_lib.study.experiment import Experiment
 from acs_lib.study.stages import Study
 
 CONTROLS = 3  # regressors trained on shuffled labels, each with its own seed
+COSTLY_DRAWS = 1000  # at most, of the bootstraps that take long
+COMPARED = (  # method, reference, size: what the paper's claims rest on
+    ("ACS-Learned", "greedy", "small"),
+    ("ACS-Learned", RANDOM, "small"),
+    ("ACS-Learned", published.BEST_BASELINE, "small"),
+    ("ACS-Free", "greedy", "small"),
+    ("ACS-Free", RANDOM, "small"),
+    ("ACS-Free", "entropy, all heads", "small"),
+    ("ACS-Free", ALL_HEADS, "small"),
+    ("ACS-Learned", "greedy", "large"),
+)
+SWEPT = ("greedy", "ACS-Free", "ACS-Learned", "sequence log-prob", "medoid")
+RANKED = ("box area, small first", "sequence log-prob", "medoid", "entropy, all heads", "ACS-Free", "ACS-Learned")
+RISKED = ("sequence log-prob", "medoid", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned")
 
 
-def answer_rates(study: Study) -> pd.DataFrame:
-    """One row an LVLM, dataset and split: queries, those whose image could not be read, answers to the others, and the
-    share of answers that hold a box."""
+def _draws(e: Experiment, most: int = COSTLY_DRAWS) -> int:
+    return min(most, e.profile.bootstrap)
+
+
+def _main_table(e: Experiment, choices: pd.DataFrame) -> pd.DataFrame:
+    """evaluation.accuracy.main_table of choices on small objects."""
+    return main_table(
+        choices, e.small, lvlm=e.lvlm.name, dataset=e.dataset.name, published=published.main_results(),
+        draws=e.profile.bootstrap,
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- answers
+
+
+def answer_rates(runs: list[tuple[str, str, str, Run]]) -> pd.DataFrame:
+    """One row an LVLM, dataset and split of `Study.runs`: queries, those whose image could not be read, answers to the
+    others, and the share of answers that hold a box."""
     table = []
-    for lvlm, dataset, split, run in study.runs():
+    for lvlm, dataset, split, run in runs:
         unanswered, records = run.unanswered(), run.records()
         records = records[~records["query_id"].isin(unanswered)]
         parsed = records["failure"] == ""
-        greedy = records["candidate"] == 0
-        table.append(
-            (
-                lvlm,
-                dataset,
-                split,
-                len(run.queries),
-                len(unanswered),
-                len(records),
-                parsed[greedy].mean(),
-                parsed.mean(),
-            )
-        )
-    names = ["lvlm", "dataset", "split", "queries", "unanswered", "answers", "greedy_parsed", "all_parsed"]
+        counts = len(run.queries), len(unanswered), len(records)
+        table.append((lvlm, dataset, split, *counts, parsed[records["candidate"] == 0].mean(), parsed.mean()))
+    names = ["lvlm", "dataset", "split", "n_queries", "unanswered", "n_answers", "greedy_parsed", "all_parsed"]
     return pd.DataFrame(table, columns=names)
 
 
-def failures(study: Study) -> pd.DataFrame:
+def failures(runs: list[tuple[str, str, str, Run]]) -> pd.DataFrame:
     """failures.csv: how many answers of an LVLM on a split have no box, by reason; a split without any has one row
     with 0. What follows a colon in a reason is of one query alone and left out."""
     table = []
-    for lvlm, dataset, split, run in study.runs():
+    for lvlm, dataset, split, run in runs:
         reasons = run.records()["failure"].str.split(":").str[0]
         counts = reasons[reasons != ""].value_counts().sort_index()
         table += [(lvlm, dataset, split, *count) for count in counts.items()] or [(lvlm, dataset, split, "none", 0)]
-    return pd.DataFrame(table, columns=["lvlm", "dataset", "split", "failure", "answers"])
+    return pd.DataFrame(table, columns=["lvlm", "dataset", "split", "failure", "n_answers"])
 
 
-def greedy_to_oracle(study: Study) -> pd.DataFrame:
-    """Acc@0.5 and mIoU of the greedy answer, the mean sample and the oracle, by size, on every test split."""
+def greedy_to_oracle(experiments: list[Experiment]) -> pd.DataFrame:
+    """room_to_choose.csv: Acc@0.5 and mIoU of the greedy answer, the mean sample and the oracle, by size."""
     parts = []
+    for e in experiments:
+        choices = make_choices(e.run.candidates(), e.run.truth, [SELECTORS["greedy"]], e.profile.pool)
+        parts.append(size_table(e, choices))
+    return pd.concat(parts, ignore_index=True)
+
+
+def statistics_by_layer(run: Run) -> pd.DataFrame:
+    """Layer, the mean of each head statistic over the n answers with a box, coordinates and heads, and n."""
+    kept = (run.records()["failure"] == "").to_numpy()
+    means = run.statistics()[kept].mean((0, 1, 3))
+    return pd.DataFrame(means, columns=list(STATISTICS)).rename_axis("layer").reset_index().assign(n=kept.sum())
+
+
+# ------------------------------------------------------------------------------------------- regressor and entropy
+
+
+def regressor_table(study: Study) -> pd.DataFrame:
+    """regressor.csv, small objects: Pearson with its 95 % interval over images, Spearman, MAE, r inside queries and n
+    by split, and the mean of CONTROLS controls on shuffled labels, with the standard deviation of their r."""
+    table = []
     for lvlm, dataset in study.columns:
-        run = study.run(lvlm, dataset, "test")
-        choices = make_choices(run.candidates(), run.truth, [SELECTORS["greedy"]], study.profile.pool)
-        parts.append(
-            accuracy_by_size(choices, run.queries, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap)
-        )
+        for split in dataset.splits:
+            run = study.run(lvlm, dataset, split)
+            found = _of_small(study.predicted(lvlm, run), run)
+            images = run.queries.set_index("query_id")["image_id"]
+            interval = correlation_interval(
+                found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float),
+                pd.factorize(found["query_id"].map(images))[0], draws=study.profile.bootstrap,
+            )  # fmt: skip
+            table.append((lvlm.name, dataset.name, split, *_quality(found), *interval, np.nan))
+    for lvlm in study.profile.lvlms:
+        run = study.run(lvlm, study.train_set, "test")
+        models = (study.fit(lvlm, seed, shuffle_labels=True) for seed in range(CONTROLS))
+        controls = [_quality(_of_small(regressor.predict(model, run), run)) for model in models]
+        *scores, n = np.mean(controls, axis=0)
+        spread = np.std([pearson for pearson, *_ in controls], ddof=1)
+        numbers = (*scores, int(n), np.nan, np.nan, spread)
+        table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *numbers))
+    names = ["pearson", "spearman", "mae", "within_query_pearson", "n", "pearson_lo", "pearson_hi", "pearson_sd"]
+    found = pd.DataFrame(table, columns=["lvlm", "dataset", "split", *names])
+    return found[["lvlm", "dataset", "split", "pearson", "pearson_lo", "pearson_hi", *names[1:5], "pearson_sd"]]
+
+
+def _of_small(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """The rows about small objects, which are what the regressor is trained on."""
+    return predictions[predictions["query_id"].map(run.queries.set_index("query_id")["size"]) == "small"]
+
+
+def _quality(predictions: pd.DataFrame) -> tuple:
+    scores = regressor.iou_correlation(predictions)
+    return scores["pearson"], scores["spearman"], scores["mae"], within_query_r(predictions), scores["n"]
+
+
+def predicted_answers(experiments: list[Experiment]) -> pd.DataFrame:
+    """lvlm, dataset, image (its id), query_id, candidate, iou, predicted_iou of every answer to small test objects that
+    holds a box."""
+    parts = []
+    for e in experiments:
+        found, image_of = _of_small(e.predictions, e.run), e.small.set_index("query_id")["image_id"]
+        parts.append(e.labelled(found.assign(image=found["query_id"].map(image_of))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def calibration_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """calibration.csv (bins) and calibration_error.csv (lvlm, dataset, ece, lo, hi, predicted_iou, iou, n): the
+    regressor's predicted IoU of all answers to small test objects."""
+    bins, errors = [], []
+    for e in experiments:
+        found = predicted_answers([e])
+        predicted, iou = found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float)
+        frame, error = reliability(predicted, iou, pd.factorize(found["image"])[0], e.profile.bootstrap)
+        bins.append(e.labelled(frame))
+        errors.append((e.lvlm.name, e.dataset.name, *error, predicted.mean(), iou.mean(), len(iou)))
+    names = ["lvlm", "dataset", "ece", "ece_lo", "ece_hi", "predicted_iou", "iou", "n"]
+    return pd.concat(bins, ignore_index=True), pd.DataFrame(errors, columns=names)
+
+
+def head_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, list]:
+    """layers.csv, heads.csv and the D_c of every LVLM (see study.stages.HeadFinding)."""
+    found = [study.find_heads(lvlm) for lvlm in study.profile.lvlms]
+    layers, heads = (pd.concat(parts, ignore_index=True) for parts in zip(*((f.layers, f.heads) for f in found)))
+    return layers, heads, [finding.head_set for finding in found]
+
+
+def entropy_table(experiments: list[Experiment]) -> pd.DataFrame:
+    """entropy_by_layer.csv: small objects of every test split, sampled and greedy answers together."""
+    parts = []
+    for e in experiments:
+        records, image_of = e.run.records(), e.small.set_index("query_id")["image_id"]
+        kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
+        images, names = pd.factorize(records["query_id"][kept].map(image_of))
+        counts = image_counts(max(1, len(names)), _draws(e))
+        entropy, iou = e.run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept]
+        parts.append(e.labelled(entropy_by_layer(entropy, iou, images, counts)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -102,254 +208,143 @@ def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, c
     )
 
 
-def entropy_table(study: Study) -> pd.DataFrame:
-    """entropy_by_layer.csv: small objects of every test split, sampled and greedy answers together."""
-    parts = []
-    for lvlm, dataset in study.columns:
-        run = study.run(lvlm, dataset, "test")
-        records = run.records()
-        image_of = study.test_queries(lvlm, dataset, "small").set_index("query_id")["image_id"]
-        kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
-        images, names = pd.factorize(records["query_id"][kept].map(image_of))
-        counts = image_counts(max(1, len(names)), min(1000, study.profile.bootstrap))
-        entropy, iou = run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept]
-        table = entropy_by_layer(entropy, iou, images, counts)
-        table.insert(0, "dataset", dataset.name)
-        table.insert(0, "lvlm", lvlm.name)
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True)
+# ----------------------------------------------------------------------------------------------------- main table
 
 
-def regressor_table(study: Study) -> pd.DataFrame:
-    """regressor.csv, small objects: Pearson with its 95 % interval over images, Spearman, MAE, r inside queries and n
-    by split, and the mean of CONTROLS controls on shuffled labels, with the standard deviation of their r."""
-    table = []
-    for lvlm, dataset in study.columns:
-        for split in dataset.splits:
-            found = small_predictions(study, lvlm, dataset, split)
-            images = study.run(lvlm, dataset, split).queries.set_index("query_id")["image_id"]
-            interval = correlation_interval(
-                found["predicted"].to_numpy(float), found["iou"].to_numpy(float),
-                pd.factorize(found["query_id"].map(images))[0], draws=study.profile.bootstrap,
-            )  # fmt: skip
-            table.append((lvlm.name, dataset.name, split, *_quality(found), *interval, np.nan))
-    for lvlm in study.profile.lvlms:
-        controls = [
-            _quality(small_predictions(study, lvlm, study.train_set, "test", control=seed)) for seed in range(CONTROLS)
-        ]
-        *scores, n = np.mean(controls, axis=0)
-        spread = np.std([pearson for pearson, *_ in controls], ddof=1)
-        numbers = (*scores, int(n), np.nan, np.nan, spread)
-        table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *numbers))
-    names = ["pearson", "spearman", "mae", "within_query_pearson", "n", "pearson_lo", "pearson_hi", "pearson_sd"]
-    found = pd.DataFrame(table, columns=["lvlm", "dataset", "split", *names])
-    return found[["lvlm", "dataset", "split", "pearson", "pearson_lo", "pearson_hi", *names[1:5], "pearson_sd"]]
+def main_results(experiments: list[Experiment]) -> pd.DataFrame:
+    """main_results.csv: every method on the small objects of every test split."""
+    return pd.concat([_main_table(e, e.choices_on("small")) for e in experiments], ignore_index=True)
 
 
-def small_predictions(study: Study, lvlm, dataset, split: str, control: int | None = None) -> pd.DataFrame:
-    """Study.predictions for small objects alone, which is what the regressor is trained on."""
-    queries = study.run(lvlm, dataset, split).queries.set_index("query_id")["size"]
-    found = study.predictions(lvlm, dataset, split, control)
-    return found[found["query_id"].map(queries) == "small"]
+def size_table(e: Experiment, choices: pd.DataFrame) -> pd.DataFrame:
+    """evaluation.accuracy.accuracy_by_size of choices on objects of all sizes."""
+    return accuracy_by_size(
+        choices, e.queries(), lvlm=e.lvlm.name, dataset=e.dataset.name, draws=e.profile.bootstrap
+    )  # fmt: skip
 
 
-def _quality(predictions: pd.DataFrame) -> tuple:
-    scores = regressor.iou_correlation(predictions)
-    return (
-        *(scores[name] for name in ("pearson", "spearman", "mae")),
-        within_query_r(predictions),
-        scores["n"],
-    )
+def by_size(experiments: list[Experiment]) -> pd.DataFrame:
+    """by_size.csv: every method, by object size."""
+    return pd.concat([size_table(e, e.choices) for e in experiments], ignore_index=True)
 
 
-def comparisons(study: Study, columns: list[tuple]) -> pd.DataFrame:
+def comparisons(experiments: list[Experiment]) -> pd.DataFrame:
     """Paired differences of Acc@0.5 that the paper's claims rest on, 95 % bootstrap over images, and Holm's correction
     over the comparisons of a column.
 
     On small test objects, one on large ones. The best sampling baseline is the one with the highest Acc@0.5 on these
     very objects, as in the paper's table, which favours it.
     """
-    pairs = [
-        ("ACS-Learned", "greedy", "small"),
-        ("ACS-Learned", RANDOM, "small"),
-        ("ACS-Learned", published.BEST_BASELINE, "small"),
-        ("ACS-Learned", "greedy", "large"),
-        ("ACS-Free", "greedy", "small"),
-        ("ACS-Free", RANDOM, "small"),
-        ("ACS-Free", "entropy, all heads", "small"),
-        ("ACS-Free", ALL_HEADS, "small"),
-    ]
     table = []
-    for size in ("small", "large"):
-        for lvlm, dataset, frame, queries in _sized(study, columns, size):
-            best = _best_baseline(frame)
-            for method, reference, _ in (pair for pair in pairs if pair[2] == size and len(frame)):
-                name = best if reference == published.BEST_BASELINE else reference
-                found = paired_difference(frame, queries, method, name, draws=study.profile.bootstrap)
-                told = f"{reference}: {name}" if reference == published.BEST_BASELINE else reference
-                table.append((lvlm.name, dataset.name, size, method, told, *found, len(queries)))
+    for e in experiments:
+        for method, reference, size in COMPARED:
+            choices, queries = e.choices_on(size), e.queries(size)
+            if queries.empty:
+                continue
+            told = name = reference
+            if reference == published.BEST_BASELINE:
+                baselines = choices[choices["family"].isin(published.BASELINE_FAMILIES)]
+                name = baselines.groupby("method", sort=False)["hit"].mean().idxmax()
+                told = f"{reference}: {name}"
+            found = paired_difference(choices, queries, method, name, draws=e.profile.bootstrap)
+            table.append((e.lvlm.name, e.dataset.name, size, method, told, *found, len(queries)))
     names = ["lvlm", "dataset", "size", "method", "reference", "delta", "delta_lo", "delta_hi", "p_value", "n_queries"]
     compared = pd.DataFrame(table, columns=names)
     compared["p_holm"] = compared.groupby(["lvlm", "dataset"])["p_value"].transform(holm)
     return compared
 
 
-def _best_baseline(choices: pd.DataFrame) -> str | None:
-    """The likelihood or consensus method with the highest Acc@0.5; None without choices."""
-    baselines = choices[choices["family"].isin(published.BASELINE_FAMILIES)]
-    return baselines.groupby("method", sort=False)["hit"].mean().idxmax() if len(baselines) else None
-
-
-def _sized(study: Study, columns: list[tuple], size: str = "small") -> list[tuple]:
-    """(lvlm, dataset, choices, queries) of the test objects of a size, of every column (lvlm, dataset, choices)."""
-    found = []
-    for lvlm, dataset, frame in columns:
-        queries = study.test_queries(lvlm, dataset, size)
-        found.append((lvlm, dataset, frame[frame["query_id"].isin(queries["query_id"])], queries))
-    return found
-
-
-def significance_table(study: Study, columns: list[tuple]) -> pd.DataFrame:
-    """significance.csv: evaluate.significance of every column, small test objects."""
+def significance_table(experiments: list[Experiment]) -> pd.DataFrame:
+    """significance.csv: evaluation.significance of every column, small test objects."""
     parts = [
-        significance(frame, small, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap)
-        for lvlm, dataset, frame, small in _sized(study, columns)
+        significance(
+            e.choices_on("small"), e.small, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=e.profile.bootstrap
+        )
+        for e in experiments
     ]
     return pd.concat(parts, ignore_index=True)
 
 
-def rank_table(study: Study, main: pd.DataFrame, columns: list[tuple]) -> pd.DataFrame:
-    """ranks.csv: evaluate.mean_ranks of the main table, with the interval of the mean rank. A method that is not in
-    every column (P(True), where one LVLM cannot be asked) has no rank; methods that hit the same queries everywhere
-    have one rank together (`same` names the others)."""
-    main = main[main.groupby("method")["method"].transform("size") == len(columns)]
-    drawn = [(dataset.name, frame, small) for _, dataset, frame, small in _sized(study, columns)]
-    first = same_hits(frame[frame["method"].isin(main["method"])] for _, frame, _ in drawn)
+def rank_table(experiments: list[Experiment], main: pd.DataFrame) -> pd.DataFrame:
+    """ranks.csv: mean ranks of the methods in main_results.csv, with their intervals. A method that is not in every
+    column (P(True), where one LVLM cannot be asked) has no rank; methods that hit the same queries everywhere have one
+    rank together (`same` names the others)."""
+    main = main[main.groupby("method")["method"].transform("size") == len(experiments)]
+    columns = [(e.dataset.name, e.choices_on("small"), e.small) for e in experiments]
+    first = same_hits(frame[frame["method"].isin(main["method"])] for _, frame, _ in columns)
     ranks = mean_ranks(main[main["method"].map(first) == main["method"]])
-    found = rank_intervals(ranks, drawn, draws=study.profile.bootstrap)
+    found = rank_intervals(ranks, columns, draws=experiments[0].profile.bootstrap)
     others = [", ".join(m for m, of in first.items() if of == method != m) for method in found["method"]]
     found.insert(1, "same", others)
     return found
 
 
-def fusion_table(study: Study) -> pd.DataFrame:
+def fusion_table(experiments: list[Experiment]) -> pd.DataFrame:
     """The methods whose box is outside the pool against greedy; columns and statistics of main_results.csv."""
     parts = []
-    for lvlm, dataset in study.columns:
-        run = study.run(lvlm, dataset, "test")
-        small = study.test_queries(lvlm, dataset, "small")
-        names = set(small["query_id"])
-        candidates = [found for found in run.candidates() if found.query_id in names]
-        choices = [
-            make_choices(candidates, run.truth, [SELECTORS["greedy"]], study.profile.pool),
-            make_fusions(candidates, run.truth, FUSIONS.values()),
-        ]
-        parts.append(
-            main_table(pd.concat(choices), small, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap)
-        )
+    for e in experiments:
+        fused = make_fusions(e.candidates(), e.run.truth, FUSIONS.values())
+        parts.append(_main_table(e, pd.concat([e.choose(["greedy"], e.small), fused])))
     return pd.concat(parts, ignore_index=True)
 
 
-def candidates_sweep(study: Study, lvlm, dataset, methods=("ACS-Free", "ACS-Learned", "sequence log-prob", "medoid")):
-    """candidates_sweep.csv: Acc@0.5 on small test objects when only the first N sampled answers are there."""
-    run = study.run(lvlm, dataset, "test")
-    small = study.test_queries(lvlm, dataset, "small")
-    names = set(small["query_id"])
-    selectors = [
-        selector
-        for selector in study.selectors(lvlm, study.predictions(lvlm, dataset, "test"))
-        if selector.name in ("greedy", *methods)
-    ]
-    candidates = [found for found in run.candidates() if found.query_id in names]
+def candidates_sweep(experiments: list[Experiment]) -> pd.DataFrame:
+    """candidates_sweep.csv: Acc@0.5 on small test objects when only the first n_samples sampled answers are there."""
     parts = []
-    for n in range(1, study.profile.sampling.samples + 1):
-        choices = make_choices((found.first(n + 1) for found in candidates), run.truth, selectors, study.profile.pool)
-        table = main_table(choices, small, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap)
-        parts.append(table.assign(n=n))
-    kept = ["lvlm", "dataset", "n", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou"]
+    for e in experiments:
+        candidates, selectors = list(e.candidates()), [e.selectors[name] for name in SWEPT]
+        for n in range(1, e.profile.sampling.samples + 1):
+            first = (found.first(n + 1) for found in candidates)
+            table = _main_table(e, make_choices(first, e.run.truth, selectors, e.profile.pool))
+            parts.append(table.assign(n_samples=n))
+    kept = ["lvlm", "dataset", "n_samples", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou"]
     return pd.concat(parts, ignore_index=True)[kept]
 
 
-def statistics_by_layer(run: Run) -> pd.DataFrame:
-    """Layer, the mean of each head statistic over the n answers with a box, coordinates and heads, and n."""
-    kept = (run.records()["failure"] == "").to_numpy()
-    means = run.statistics()[kept].mean((0, 1, 3))
-    return pd.DataFrame(means, columns=list(STATISTICS)).rename_axis("layer").reset_index().assign(n=kept.sum())
+# ------------------------------------------------------------------------------------------ mistakes and confidence
 
 
-def ranked_table(study: Study, lvlm, dataset, kinds: pd.DataFrame) -> pd.DataFrame:
-    """ranked_right.csv of one column: mistakes.ranked_right of size, a likelihood, a consensus and the ACS scores."""
-    run = study.run(lvlm, dataset, "test")
-    names = (
-        "box area, small first", "sequence log-prob", "medoid", "entropy, all heads", "ACS-Free", "ACS-Learned",
-    )  # fmt: skip
-    found = {s.name: s for s in study.selectors(lvlm, study.predictions(lvlm, dataset, "test"))}
-    wanted = set(kinds["query_id"])
-    table = ranked_right(
-        (c for c in run.candidates() if c.query_id in wanted), kinds, [found[name] for name in names],
-        dict(zip(run.queries["query_id"], run.queries["image_id"])), draws=study.profile.bootstrap,
-    )  # fmt: skip
-    table.insert(0, "dataset", dataset.name)
-    table.insert(0, "lvlm", lvlm.name)
-    return table
+def kind_table(e: Experiment) -> pd.DataFrame:
+    """Kind of mistake (see evaluation.mistakes.makeup) of every sampled answer to a small test object."""
+    others = other_boxes(e.dataset, "test", e.small)
+    return makeup(e.candidates(), e.run.truth, others)
 
 
-SHOWN = ("sequence log-prob", "medoid", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned")
+def kind_shares(experiments: list[Experiment]) -> pd.DataFrame:
+    """mistakes.csv: the shares of evaluation.mistakes.KINDS among the sampled answers, to all queries for small objects
+    and to the mixed ones."""
+    table = []
+    for e in experiments:
+        frame = kind_table(e)
+        for queries, part in (("all", frame), ("mixed", mixed_only(frame))):
+            shares = part["kind"].value_counts(normalize=True).reindex(KINDS, fill_value=0.0)
+            table.append((e.lvlm.name, e.dataset.name, queries, part["query_id"].nunique(), *shares))
+    return pd.DataFrame(table, columns=["lvlm", "dataset", "queries", "n_queries", *KINDS])
 
 
-DRAWS = 1000  # of the analyses whose draws are costly
-
-
-def placed(frame: pd.DataFrame, lvlm, dataset=None) -> pd.DataFrame:
-    """The frame with leading columns lvlm and, where one is given, dataset."""
-    if dataset is not None:
-        frame.insert(0, "dataset", dataset.name)
-    frame.insert(0, "lvlm", lvlm.name)
-    return frame
-
-
-def costly_draws(study: Study) -> int:
-    return min(DRAWS, study.profile.bootstrap)
-
-
-def confidence_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """confidence.csv and risk_coverage.csv: small objects of every test split, every selector but greedy itself."""
-    tables, curves = [], []
-    for lvlm, dataset in study.columns:
-        run, small = study.run(lvlm, dataset, "test"), study.test_queries(lvlm, dataset, "small")
-        selectors = study.selectors(lvlm, study.predictions(lvlm, dataset, "test"), study.asked(lvlm, dataset))
-        selectors = [selector for selector in selectors if selector.name != "greedy"]
-        images = dict(zip(small["query_id"], small["image_id"]))
-        candidates = (c for c in run.candidates(maps=True) if c.query_id in images)
-        scores = score_frame(candidates, run.truth, selectors)
-        tables.append(placed(confidence_table(scores, selectors, images, study.profile.bootstrap), lvlm, dataset))
-        curves.append(placed(risk_coverage_table(scores, SHOWN, images, costly_draws(study)), lvlm, dataset))
-    return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
-
-
-def predicted_answers(study: Study) -> pd.DataFrame:
-    """lvlm, dataset, image (its id), query_id, candidate, iou, predicted of every answer to small test objects that
-    holds a box."""
+def ranked_table(experiments: list[Experiment]) -> pd.DataFrame:
+    """ranked_right.csv: evaluation.mistakes.ranked_right of size, a likelihood, a consensus and the ACS scores."""
     parts = []
-    for lvlm, dataset in study.columns:
-        image_of = study.test_queries(lvlm, dataset, "small").set_index("query_id")["image_id"]
-        found = small_predictions(study, lvlm, dataset, "test")
-        parts.append(placed(found.assign(image=found["query_id"].map(image_of)), lvlm, dataset))
+    for e in experiments:
+        images = dict(zip(e.run.queries["query_id"], e.run.queries["image_id"]))
+        scores = [e.selectors[name] for name in RANKED]
+        parts.append(e.labelled(ranked_right(e.candidates(), kind_table(e), scores, images, draws=e.profile.bootstrap)))
     return pd.concat(parts, ignore_index=True)
 
 
-def calibration_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """calibration.csv (bins) and calibration_error.csv (lvlm, dataset, ece, lo, hi, predicted, iou, n): the regressor's
-    predicted IoU of all answers to small test objects."""
-    bins, errors = [], []
-    for column, found in predicted_answers(study).groupby(["lvlm", "dataset"], sort=False):
-        predicted, iou = found["predicted"].to_numpy(float), found["iou"].to_numpy(float)
-        images = pd.factorize(found["image"])[0]
-        frame, error = reliability(predicted, iou, images, study.profile.bootstrap)
-        bins.append(frame.assign(lvlm=column[0], dataset=column[1])[["lvlm", "dataset", *frame]])
-        errors.append((*column, *error, predicted.mean(), iou.mean(), len(iou)))
-    names = ["lvlm", "dataset", "ece", "ece_lo", "ece_hi", "predicted", "iou", "n"]
-    return pd.concat(bins, ignore_index=True), pd.DataFrame(errors, columns=names)
+def confidence_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """confidence.csv and risk_coverage.csv: small objects of every test split, every selector but greedy itself."""
+    tables, curves = [], []
+    for e in experiments:
+        selectors = [selector for name, selector in e.selectors.items() if name != "greedy"]
+        images = dict(zip(e.small["query_id"], e.small["image_id"]))
+        scores = score_frame(e.candidates(maps=True), e.run.truth, selectors)
+        tables.append(e.labelled(confidence_table(scores, selectors, images, e.profile.bootstrap)))
+        curves.append(e.labelled(risk_coverage_table(scores, RISKED, images, _draws(e))))
+    return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
+
+
+# ------------------------------------------------------------------------------------------ published and measured
 
 
 def measured_text(rate: float, lo: float, hi: float, n: int) -> str:
@@ -366,10 +361,10 @@ def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
     paper; else the method itself, empty where it was not run.
     """
     rows = []
-    for cell in main_results().itertuples():
+    for cell in published.main_results().itertuples():
         part = main_table[(main_table["lvlm"] == cell.lvlm) & (main_table["dataset"] == cell.dataset)]
-        if cell.method == BEST_BASELINE:
-            part = part[part["family"].isin(BASELINE_FAMILIES)].sort_values("acc50", kind="stable").tail(1)
+        if cell.method == published.BEST_BASELINE:
+            part = part[part["family"].isin(published.BASELINE_FAMILIES)].sort_values("acc50", kind="stable").tail(1)
         else:
             part = part[part["method"] == cell.method]
         text, method = "not run", ""

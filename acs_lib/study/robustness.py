@@ -4,6 +4,7 @@ Nothing here chooses anything. `transfer` and `overlap` look at test images of t
 for analysis alone. Intervals are 95 %, from drawing images with replacement.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,14 +22,13 @@ from acs_lib.method import heads
 from acs_lib.method.heads import HeadSet, in_group
 from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import Selector, acs_free
+from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, Run
-from acs_lib.study.ablations import Bench
-from acs_lib.study.results import costly_draws, placed
+from acs_lib.study.experiment import Experiment
+from acs_lib.study.results import COSTLY_DRAWS
 from acs_lib.study.stages import Study
 
 ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")
-
-
 Model = Callable[[torch.Tensor], torch.Tensor]  # maps [n, 4, layers, heads, h, w] -> [n]
 
 
@@ -188,18 +188,15 @@ def _on_own_heads(name: str, given: dict[str, Heads] | Heads, coordinates: tuple
 
 
 def transfer_rows(
-    run: Run, queries: pd.DataFrame, sets: dict[str, dict[str, Heads] | Heads], coordinates: tuple[int, ...],
-    pool: str, draws: int,
-) -> pd.DataFrame:  # fmt: skip
-    """found_on, acc50, lo, hi, n_queries of ACS-Free on `queries` with each named set of heads: one for all queries,
-    or one a query (a query without one takes the first)."""
-    names = set(queries["query_id"])
+    e: Experiment, sets: dict[str, dict[str, Heads] | Heads], coordinates: tuple[int, ...], draws: int
+) -> pd.DataFrame:
+    """found_on, acc50, lo, hi, n_queries of ACS-Free on small test objects with each named set of heads: one for all
+    queries, or one a query (a query without one takes the first)."""
     selectors = [_on_own_heads(name, given, coordinates) for name, given in sets.items()]
-    choices = make_choices((c for c in run.candidates() if c.query_id in names), run.truth, selectors, pool)
-    table = main_table(
-        choices[choices["method"].isin(sets)], queries, lvlm="", dataset="", reference=next(iter(sets)), draws=draws
-    ).rename(columns={"method": "found_on"})
-    return table[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
+    choices = make_choices(e.candidates(), e.run.truth, selectors, e.profile.pool)
+    choices = choices[choices["method"].isin(sets)]
+    table = main_table(choices, e.small, lvlm="", dataset="", reference=next(iter(sets)), draws=draws)
+    return table.rename(columns={"method": "found_on"})[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
 
 
 def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
@@ -241,40 +238,40 @@ def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, d
         values = read[:, layer, head]
         r = float(pearsonr(values, iou)[0])
         table.append(("one head", layer, head, r, partial_correlation(values, iou, given), None, None, len(iou)))
-    names = ["heads", "layer", "head", "r", "partial_r", "partial_r_lo", "partial_r_hi", "n"]
+    ends = ["pearson", "partial_pearson", "partial_pearson_lo", "partial_pearson_hi"]
+    names = ["heads", "layer", "head", *ends, "n"]
     return pd.DataFrame(table, columns=names).astype({"layer": "Int64", "head": "Int64"})
 
 
-def attribution_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def attribution_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split,
     intervals over its images. Heads are compared inside as few layers as D_c may be taken from."""
     tables, agreements = [], []
-    for bench in benches:
-        table = attributions(bench.study.fit(bench.lvlm), bench.run("train"), costly_draws(bench.study))
-        layers, count = min(bench.study.profile.heads.layers), len(bench.head_set.heads)
-        agreement = attribution_agreement(table, bench.separation, layers, count).assign(layers=layers)
-        agreements.append(placed(agreement, bench.lvlm))
-        tables.append(placed(table, bench.lvlm))
+    for lvlm in study.profile.lvlms:
+        finding, train = study.find_heads(lvlm), study.run(lvlm, study.train_set, "train")
+        table = attributions(study.fit(lvlm), train, _draws(study))
+        layers, count = min(study.profile.heads.layers), len(finding.head_set.heads)
+        agreement = attribution_agreement(table, finding.auroc, layers, count)
+        agreements.append(_of(lvlm, agreement.assign(layers=layers)))
+        tables.append(_of(lvlm, table))
     return pd.concat(tables, ignore_index=True), pd.concat(agreements, ignore_index=True)
 
 
-def stability_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """head_stability.csv and head_set_stability.csv (lvlm, kept, lo, hi): train split, images drawn anew."""
+def stability_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """head_stability.csv and head_set_stability.csv (lvlm, n_heads, kept, lo, hi): train split, images drawn anew."""
     tables, sets = [], []
-    for bench in benches:
-        study, lvlm, head_set = bench.study, bench.lvlm, bench.head_set
-        records, entropy = sampled_answers(bench.run("train"))
-        entropy = entropy[:, list(head_set.coordinates)].mean(1)
-        table, kept = stability(
-            entropy, records, bench.layers["attribution"].to_numpy(), max(study.profile.heads.layers),
-            len(head_set.heads), costly_draws(study),
-        )  # fmt: skip
-        tables.append(placed(table, lvlm))
-        sets.append({"lvlm": lvlm.name, "heads": len(head_set.heads), **kept})
+    for lvlm in study.profile.lvlms:
+        finding = study.find_heads(lvlm)
+        records, entropy = sampled_answers(study.run(lvlm, study.train_set, "train"))
+        entropy, count = entropy[:, list(finding.head_set.coordinates)].mean(1), len(finding.head_set.heads)
+        layers = max(study.profile.heads.layers)
+        table, kept = stability(entropy, records, finding.layer_scores, layers, count, _draws(study))
+        tables.append(_of(lvlm, table))
+        sets.append({"lvlm": lvlm.name, "n_heads": count, **kept})
     return pd.concat(tables, ignore_index=True), pd.DataFrame(sets)
 
 
-def transfer_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def transfer_tables(study: Study, experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """head_overlap.csv and head_transfer.csv: D_c's counterpart found on the test images of each dataset.
 
     overlap: lvlm, a, b, jaccard (0-1), spearman of the heads' AUROCs. transfer: lvlm, found_on, applied_to, acc50,
@@ -282,36 +279,45 @@ def transfer_tables(benches: list[Bench]) -> tuple[pd.DataFrame, pd.DataFrame]:
     those found on the other half. This reads test images for analysis alone; nothing is chosen by it.
     """
     overlaps, transfers = [], []
-    for bench in benches:
-        study, lvlm, head_set = bench.study, bench.lvlm, bench.head_set
-        settings = (bench.layers["attribution"].to_numpy(), max(study.profile.heads.layers), len(head_set.heads))
-        runs = {"train split": bench.run("train")}
-        runs |= {f"{dataset.name}, test": study.run(lvlm, dataset, "test") for dataset in study.profile.datasets}
-        found = {name: found_on(run, *settings, head_set.coordinates) for name, run in runs.items()}
-        names = list(found)
-        for index, a in enumerate(names):
-            for b in names[index + 1 :]:
-                both = pd.Series(found[a]["auroc"].ravel()).corr(pd.Series(found[b]["auroc"].ravel()), "spearman")
-                overlaps.append((lvlm.name, a, b, jaccard(found[a]["all"], found[b]["all"]), both))
-        for dataset in study.profile.datasets:
-            own = f"{dataset.name}, test"
+    for lvlm in study.profile.lvlms:
+        finding, own = study.find_heads(lvlm), [e for e in experiments if e.lvlm == lvlm]
+        head_set, layers = finding.head_set, max(study.profile.heads.layers)
+        runs = {"train split": study.run(lvlm, study.train_set, "train")}
+        runs |= {f"{e.dataset.name}, test": e.run for e in own}
+        found = {
+            name: found_on(run, finding.layer_scores, layers, len(head_set.heads), head_set.coordinates)
+            for name, run in runs.items()
+        }
+        for a, b in itertools.combinations(found, 2):
+            both = pd.Series(found[a]["auroc"].ravel()).corr(pd.Series(found[b]["auroc"].ravel()), "spearman")
+            overlaps.append((lvlm.name, a, b, jaccard(found[a]["all"], found[b]["all"]), both))
+        for e in own:
             sets: dict[str, Heads | dict[str, Heads]] = {"D_c": head_set.heads}
-            sets |= {name: found[name]["crossed"] if name == own else found[name]["all"] for name in names}
-            table = transfer_rows(
-                runs[own], study.test_queries(lvlm, dataset, "small"), sets, head_set.coordinates, study.profile.pool,
-                costly_draws(study),
-            )  # fmt: skip
-            table.insert(1, "applied_to", dataset.name)
-            transfers.append(placed(table, lvlm))
+            sets |= {
+                name: part["crossed"] if name == f"{e.dataset.name}, test" else part["all"]
+                for name, part in found.items()
+            }
+            table = transfer_rows(e, sets, head_set.coordinates, _draws(study))
+            table.insert(1, "applied_to", e.dataset.name)
+            transfers.append(_of(lvlm, table))
     overlap = pd.DataFrame(overlaps, columns=["lvlm", "a", "b", "jaccard", "spearman"])
     return overlap, pd.concat(transfers, ignore_index=True)
 
 
-def size_table(study: Study) -> pd.DataFrame:
+def size_table(experiments: list[Experiment]) -> pd.DataFrame:
     """partial_correlation.csv: small objects of every test split, sampled answers."""
     parts = []
-    for lvlm, dataset in study.columns:
-        records, entropy = sampled_answers(study.run(lvlm, dataset, "test"))
-        found = size_effect(records, entropy, study.head_set(lvlm), min(200, costly_draws(study)))
-        parts.append(placed(found, lvlm, dataset))
+    for e in experiments:
+        records, entropy = sampled_answers(e.run)
+        draws = min(200, e.profile.bootstrap)
+        parts.append(e.labelled(size_effect(records, entropy, e.head_set, draws)))
     return pd.concat(parts, ignore_index=True)
+
+
+def _of(lvlm: LVLMSpec, frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a leading column lvlm."""
+    return frame.assign(lvlm=lvlm.name)[["lvlm", *frame]]
+
+
+def _draws(study: Study) -> int:
+    return min(COSTLY_DRAWS, study.profile.bootstrap)

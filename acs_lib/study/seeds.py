@@ -7,24 +7,20 @@ The first seed of either is the profile's own. What images were drawn is a third
 every other table, and acc50_lo and acc50_hi here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pandas as pd
 
-from acs_lib.evaluation.accuracy import ORACLE, RANDOM, main_table, make_choices
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM, main_table
 from acs_lib.method import regressor
-from acs_lib.profiles import DatasetSpec, LVLMSpec
-from acs_lib.runs.store import Run
-from acs_lib.study.stages import Study
+from acs_lib.study.experiment import Experiment
+from acs_lib.study.stages import Study, restricted
 
 LEARNED = "ACS-Learned"
-
-
 METHODS = (
     "greedy", "random", RANDOM, "sequence log-prob", "self-certainty", "ACS-Free", LEARNED, ORACLE,
 )  # fmt: skip
-
-
 COLUMNS = [
     "lvlm", "dataset", "source", "seed", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "pearson",
 ]  # fmt: skip
@@ -32,54 +28,35 @@ COLUMNS = [
 
 def resampled(study: Study, seed: int) -> Study:
     """The study with test answers drawn by another seed, for small objects alone; its runs lie below the profile's."""
-    profile = study.profile
-    if seed == profile.sampling.seed:
+    if seed == study.profile.sampling.seed:
         return study
-    datasets = []
-    for dataset in profile.datasets:
-        test = dataset.splits["test"]
-        small = {size: count for size, count in test.queries.items() if size == "small"}
-        datasets.append(
-            dataset.model_copy(update={"splits": {"test": test.model_copy(update={"queries": small})}}),
-        )
-    changes = {
-        "name": f"{profile.name}/sampling-seed-{seed}",
-        "datasets": tuple(datasets),
-        "sampling": profile.sampling.model_copy(update={"seed": seed}),
-    }
-    return type(study)(profile.model_copy(update=changes))
+    datasets = [restricted(dataset, {"test": "small"}) for dataset in study.profile.datasets]
+    return study.with_changes(f"sampling-seed-{seed}", datasets, seed=seed)
 
 
-def seeds_table(study: Study) -> pd.DataFrame:
+def seeds_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
     """COLUMNS (seeds.csv), one row an LVLM, dataset, source, seed and method, for as many seeds as `profile.seeds`
     names; pearson, of predicted and true IoU over the answers to small objects, in ACS-Learned's rows alone."""
-    parts = [part for lvlm, dataset in study.columns for part in _column(study, lvlm, dataset)]
+    parts, first = [], study.profile.sampling.seed
+    for e in experiments:
+        for seed in range(first, first + study.profile.seeds.sampling):
+            run = resampled(study, seed).run(e.lvlm, e.dataset, "test")
+            drawn = replace(e, run=run, predictions=study.predicted(e.lvlm, run))
+            parts.append(_rows(drawn, e.small, METHODS, "sampling", seed))
+        for seed in range(study.profile.seeds.regressor):
+            trained = replace(e, predictions=study.predicted(e.lvlm, e.run, [seed]))
+            parts.append(_rows(trained, e.small, [LEARNED], "regressor", seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
 
-def _column(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec) -> Iterator[pd.DataFrame]:
-    first, own = study.profile.sampling.seed, study.run(lvlm, dataset, "test")
-    for seed in range(first, first + study.profile.seeds.sampling):
-        run = resampled(study, seed).run(lvlm, dataset, "test")
-        yield _rows(study, lvlm, dataset, run, study.predicted(lvlm, run), METHODS, "sampling", seed)
-    for seed in range(study.profile.seeds.regressor):
-        yield _rows(study, lvlm, dataset, own, study.predicted(lvlm, own, [seed]), [LEARNED], "regressor", seed)
-
-
-def _rows(
-    study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, run: Run, predictions: pd.DataFrame, methods: Iterable[str],
-    source: str, seed: int,
-) -> pd.DataFrame:  # fmt: skip
-    """COLUMNS of `methods` on one run's answers."""
-    small = study.test_queries(lvlm, dataset, "small")
-    names = set(small["query_id"])
-    predictions = predictions[predictions["query_id"].isin(names)]
-    selectors = [found for found in study.selectors(lvlm, predictions) if found.name in ("greedy", *methods)]
-    candidates = (found for found in run.candidates() if found.query_id in names)
-    choices = make_choices(candidates, run.truth, selectors, study.profile.pool)
-    rows = main_table(choices, small, lvlm=lvlm.name, dataset=dataset.name, draws=study.profile.bootstrap)
+def _rows(e: Experiment, small: pd.DataFrame, methods: Iterable[str], source: str, seed: int) -> pd.DataFrame:
+    """COLUMNS of `methods` on one run's answers to the small objects."""
+    rows = main_table(
+        e.choose(("greedy", *methods), small), small, lvlm=e.lvlm.name, dataset=e.dataset.name,
+        draws=e.profile.bootstrap,
+    )  # fmt: skip
     rows = rows.set_index("method").loc[list(methods)].reset_index().assign(source=source, seed=seed)
-    r = regressor.iou_correlation(predictions)["pearson"]
+    r = regressor.iou_correlation(e.predictions[e.predictions["query_id"].isin(small["query_id"])])["pearson"]
     return rows.assign(pearson=[r if method == LEARNED else float("nan") for method in rows["method"]])[COLUMNS]
 
 

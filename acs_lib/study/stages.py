@@ -1,9 +1,9 @@
-"""One profile's study, as the notebooks tell it: runs, regressors, D_c, choices, and where tables and figures go."""
+"""The stages of one profile, each kept on disk: runs, regressors, the discriminative heads (D_c), P(True)."""
 
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,30 +13,47 @@ from transformers import AutoTokenizer
 from acs_lib import paths
 from acs_lib.core.candidates import ENTROPY, Heads
 from acs_lib.core.files import digest, write_text
-from acs_lib.evaluation import published
-from acs_lib.evaluation.accuracy import accuracy_by_size, main_table, make_choices
+from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.evaluation.bootstrap import share_interval
 from acs_lib.lvlms.load import load_spec, lvlm_source
 from acs_lib.method import heads, regressor
-from acs_lib.method.baselines import SELECTORS
-from acs_lib.method.baselines import p_true as p_true_
-from acs_lib.method.baselines.attention import spatial_entropy
-from acs_lib.method.baselines.likelihood import p_true
+from acs_lib.method.baselines import p_true
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.regressor import AttentionIoURegressor
-from acs_lib.method.selection import Selector, acs_free, acs_learned, all_heads, stored_scores
+from acs_lib.method.selection import acs_free
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
 from acs_lib.runs.collect import collect_p_true, collect_run, run_folder
 from acs_lib.runs.store import Run
 
 
 @dataclass(frozen=True)
+class HeadFinding:
+    """How D_c was found. layers: attribution by layer with its interval, rank, selected (has heads in D_c); heads:
+    attribution and AUROC by head, selected; head_set: D_c."""
+
+    layers: pd.DataFrame
+    heads: pd.DataFrame
+    head_set: HeadSet
+
+    @property
+    def layer_scores(self) -> np.ndarray:
+        """Share [layers] of the gradient attribution."""
+        return self.layers["attribution"].to_numpy()
+
+    @property
+    def auroc(self) -> np.ndarray:
+        """AUROC [layers, heads] of low entropy for good boxes, over all answers of the train split."""
+        return self.heads.pivot(index="layer", columns="head", values="auroc").to_numpy()
+
+
+@dataclass(frozen=True)
 class Study:
-    """The stages of one profile. Runs, regressors and P(True) are kept on disk and redone when something that they
-    depend on changed. D_c has no key: `head_table` finds and writes it at every call, `head_set` reads the last one."""
+    """The stages of one profile. Runs, regressors and P(True) are redone when something that they depend on changed.
+    D_c has no key: `find_heads` finds and writes it, `head_set` reads the last one."""
 
     profile: Profile
     _runs: dict[tuple[str, str, str], Run] = field(default_factory=dict, repr=False)  # checked once a process
+    _found: dict[str, HeadFinding] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, name: str) -> "Study":
@@ -51,19 +68,21 @@ class Study:
     @property
     def columns(self) -> list[tuple[LVLMSpec, DatasetSpec]]:
         """The (LVLM, dataset) columns of the main table."""
-        return [(lvlm, dataset) for lvlm in self.profile.lvlms for dataset in self.profile.datasets]
+        return list(itertools.product(self.profile.lvlms, self.profile.datasets))
 
-    def runs(self, engine: Callable = map) -> Iterator[tuple[str, str, str, Run]]:
+    def runs(self, backend: Callable = map) -> list[tuple[str, str, str, Run]]:
         """(lvlm, dataset, split, run) of every split of every dataset; sampled now unless they are there."""
-        for lvlm, dataset in self.columns:
-            for split in dataset.splits:
-                yield lvlm.name, dataset.name, split, self.run(lvlm, dataset, split, engine)
+        return [
+            (lvlm.name, dataset.name, split, self.run(lvlm, dataset, split, backend))
+            for lvlm, dataset in self.columns
+            for split in dataset.splits
+        ]
 
-    def run(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map) -> Run:
-        """The run of one split; sampled now by `engine` (see store.collect) unless it is there."""
+    def run(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, backend: Callable = map) -> Run:
+        """The run of one split; sampled now by `backend` (see runs.store.fill) unless it is there."""
         name = lvlm.name, dataset.name, split
         if name not in self._runs:
-            self._runs[name] = collect_run(self.profile, lvlm, dataset, split, engine)
+            self._runs[name] = collect_run(self.profile, lvlm, dataset, split, backend)
         return self._runs[name]
 
     def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:
@@ -93,29 +112,26 @@ class Study:
         info = paths.runs(self.profile.name) / lvlm.name / "regressor-0.json"
         return pd.DataFrame(json.loads(info.read_text())["history"])
 
-    def predictions(self, lvlm: LVLMSpec, dataset: DatasetSpec, split: str, control: int | None = None) -> pd.DataFrame:
-        """query_id, candidate, iou, predicted of every answer with a box; the mean over the profile's seeds, or those
-        of the control on shuffled labels with the seed `control`."""
-        run = self.run(lvlm, dataset, split)
-        if control is not None:
-            return regressor.predict(self.fit(lvlm, control, shuffle_labels=True), run)
-        return self.predicted(lvlm, run)
-
     def predicted(self, lvlm: LVLMSpec, run: Run, seeds: Iterable[int] | None = None) -> pd.DataFrame:
-        """query_id, candidate, iou, predicted of every answer of a run that holds a box: the mean over the regressors
-        of `seeds`, by default the profile's."""
+        """query_id, candidate, iou, predicted_iou of every answer of a run that holds a box: the mean over the
+        regressors of `seeds`, by default the profile's."""
         seeds = range(self.profile.regressor.seeds) if seeds is None else seeds
         frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in seeds]
-        return frames[0].assign(predicted=np.mean([frame["predicted"] for frame in frames], axis=0))
+        return frames[0].assign(predicted_iou=np.mean([frame["predicted_iou"] for frame in frames], axis=0))
 
-    def head_table(self, lvlm: LVLMSpec) -> tuple[pd.DataFrame, pd.DataFrame, HeadSet]:
-        """(layers, heads, D_c): attribution by layer with 95 % intervals over images, separation by head over D_c's
-        coordinates, and D_c.
+    def find_heads(self, lvlm: LVLMSpec) -> HeadFinding:
+        """D_c, and what it was found by: attribution by layer with 95 % intervals over images, AUROC by head over D_c's
+        coordinates. Found once a process, and written to where `head_set` reads it.
 
-        Attribution, separation and the coordinates (those at which the best head separates best inside queries) come
-        from the train split; of the sets that the profile's `heads` names, the one with the best Acc@0.5 of ACS-Free
-        on the validation split is D_c.
+        Attribution, AUROC and the coordinates (those at which the best head separates best inside queries) come from
+        the train split; of the sets that the profile's `heads` names, the one with the best Acc@0.5 of ACS-Free on the
+        validation split is D_c.
         """
+        if lvlm.name not in self._found:
+            self._found[lvlm.name] = self._find_heads(lvlm)
+        return self._found[lvlm.name]
+
+    def _find_heads(self, lvlm: LVLMSpec) -> HeadFinding:
         train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
         scores, each, images = heads.attribution(self.fit(lvlm), train)
         records, statistics = train.records(), train.statistics()
@@ -132,14 +148,21 @@ class Study:
         }
         best = self._most_accurate(validation, list(sets), coordinates)
         head_set = HeadSet(lvlm.name, self.train_set.name, best, coordinates)
-        head_set.save(paths.runs(self.profile.name) / lvlm.name / "head_set.json")
+        head_set.save(self._head_set_file(lvlm))
+        lo, hi = share_interval(each, images, min(2000, self.profile.bootstrap))
+        share = scores.sum(1) / scores.sum()
         layers = pd.DataFrame(
-            {"lvlm": lvlm.name, "layer": range(len(scores)), "attribution": scores.sum(1) / scores.sum()}
+            {
+                "lvlm": lvlm.name,
+                "layer": range(len(scores)),
+                "attribution": share,
+                "attribution_lo": lo,
+                "attribution_hi": hi,
+                "rank": pd.Series(share).rank(ascending=False, method="first").astype(int),
+                "selected": [layer in {chosen for chosen, _ in best} for layer in range(len(scores))],
+            }
         )
-        ends = share_interval(each, images, min(2000, self.profile.bootstrap))
-        layers["attribution_lo"], layers["attribution_hi"] = ends
-        layers["rank"] = layers["attribution"].rank(ascending=False, method="first").astype(int)
-        grid = [(layer, head) for layer in range(scores.shape[0]) for head in range(scores.shape[1])]
+        grid = list(np.ndindex(scores.shape))
         table = pd.DataFrame(
             {
                 "lvlm": lvlm.name,
@@ -151,18 +174,7 @@ class Study:
                 "selected": [pair in best for pair in grid],
             }
         )
-        return layers, table, head_set
-
-    def head_tables(self) -> tuple[pd.DataFrame, pd.DataFrame, list[HeadSet]]:
-        """`head_table` of every LVLM, one under the other; layers with heads in D_c are `selected`."""
-        layers, tables, head_sets = zip(*(self.head_table(lvlm) for lvlm in self.profile.lvlms))
-        table = pd.concat(tables, ignore_index=True)
-        chosen = table.groupby(["lvlm", "layer"])["selected"].any().rename("selected")
-        return pd.concat(layers, ignore_index=True).join(chosen, on=["lvlm", "layer"]), table, list(head_sets)
-
-    def head_set(self, lvlm: LVLMSpec) -> HeadSet:
-        """D_c as notebook 04 found it."""
-        return HeadSet.load(paths.runs(self.profile.name) / lvlm.name / "head_set.json", lvlm.name)
+        return HeadFinding(layers, table, head_set)
 
     def _most_accurate(self, run: Run, sets: list[Heads], coordinates: tuple[int, ...]) -> Heads:
         """The head set with which ACS-Free has the best Acc@0.5; the first on ties."""
@@ -171,68 +183,56 @@ class Study:
         accuracy = choices.groupby("method")["hit"].mean()
         return sets[max(range(len(sets)), key=lambda index: accuracy[str(index)])]
 
+    def _head_set_file(self, lvlm: LVLMSpec):
+        return paths.runs(self.profile.name) / lvlm.name / "head_set.json"
+
+    def head_set(self, lvlm: LVLMSpec) -> HeadSet | None:
+        """D_c as notebook 04 found it; None before that."""
+        path = self._head_set_file(lvlm)
+        return HeadSet.load(path, lvlm.name) if path.exists() else None
+
     @functools.cached_property
-    def unasked(self) -> dict[str, str]:
+    def p_true_unavailable(self) -> dict[str, str]:
         """LVLM's name -> why P(True) has no row for it; only those LVLMs that are not asked."""
         reasons = {}
         for lvlm in self.profile.lvlms:
             try:
-                p_true_.yes_no_tokens(AutoTokenizer.from_pretrained(lvlm_source(lvlm), revision=lvlm.revision))
-            except p_true_.CannotBeAsked as error:
+                p_true.yes_no_tokens(AutoTokenizer.from_pretrained(lvlm_source(lvlm), revision=lvlm.revision))
+            except p_true.CannotBeAsked as error:
                 reasons[lvlm.name] = str(error)
             else:
                 if not self.profile.p_true:
                     reasons[lvlm.name] = f"the profile {self.profile.name} does not ask"
         return reasons
 
-    def asked(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame | None:
+    def p_true(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame | None:
         """query_id, candidate, p_true of every answer to the test split; None for an LVLM that is not asked."""
-        if lvlm.name in self.unasked:
+        if lvlm.name in self.p_true_unavailable:
             return None
         folder = run_folder(self.profile, lvlm, dataset, "test")
         run = self.run(lvlm, dataset, "test")
         return collect_p_true(load_spec(lvlm), run, folder.with_name(f"{folder.name}-p-true"))
 
-    def selectors(self, lvlm: LVLMSpec, predictions: pd.DataFrame, asked: pd.DataFrame | None = None) -> list[Selector]:
-        """All methods of the main table; `predictions` are those of the split that they will choose on, and so is
-        `asked`, without which P(True) is left out."""
-        chosen = self.head_set(lvlm)
-        return [
-            *SELECTORS.values(),
-            *([] if asked is None else [p_true(stored_scores(asked, "p_true"))]),
-            spatial_entropy(chosen.heads),
-            all_heads(chosen.coordinates),
-            acs_free(chosen.heads, chosen.coordinates),
-            acs_learned(stored_scores(predictions, "predicted")),
-        ]
+    def with_changes(
+        self, name: str, datasets: Iterable[DatasetSpec], train_on: str | None = None, **sampling
+    ) -> "Study":
+        """The study with other data, another dataset to train on, or other settings of sampling; its runs and
+        regressors lie in a folder of their own, `name` below the profile's."""
+        changes = {
+            "name": f"{self.profile.name}/{name}",
+            "datasets": tuple(datasets),
+            "train_on": train_on or self.profile.train_on,
+            "sampling": self.profile.sampling.model_copy(update=sampling),
+        }
+        return type(self)(self.profile.model_copy(update=changes))
 
-    def choices(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
-        """The choice of every method on every test query (all sizes): see acs_lib.evaluation.accuracy.make_choices."""
-        run = self.run(lvlm, dataset, "test")
-        selectors = self.selectors(lvlm, self.predictions(lvlm, dataset, "test"), self.asked(lvlm, dataset))
-        return make_choices(run.candidates(maps=True), run.truth, selectors, self.profile.pool)
 
-    def all_choices(self) -> list[tuple[LVLMSpec, DatasetSpec, pd.DataFrame]]:
-        """(lvlm, dataset, choices) of every column of the main table."""
-        return [(lvlm, dataset, self.choices(lvlm, dataset)) for lvlm, dataset in self.columns]
-
-    def sizes(self, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.DataFrame) -> pd.DataFrame:
-        """by_size.csv of one column."""
-        return accuracy_by_size(
-            choices, self.test_queries(lvlm, dataset), lvlm=lvlm.name, dataset=dataset.name,
-            draws=self.profile.bootstrap,
-        )  # fmt: skip
-
-    def main_table(self, lvlm: LVLMSpec, dataset: DatasetSpec, choices: pd.DataFrame) -> pd.DataFrame:
-        """main_results.csv of one column: small objects of the test split."""
-        small = self.test_queries(lvlm, dataset, "small")
-        return main_table(
-            choices[choices["query_id"].isin(small["query_id"])], small, lvlm=lvlm.name, dataset=dataset.name,
-            published=published.main_results(), draws=self.profile.bootstrap,
-        )  # fmt: skip
-
-    def test_queries(self, lvlm: LVLMSpec, dataset: DatasetSpec, size: str | None = None) -> pd.DataFrame:
-        """The test queries whose image could be read, of one size or of all."""
-        run = self.run(lvlm, dataset, "test")
-        queries = run.queries[~run.queries["query_id"].isin(run.unanswered())]
-        return queries if size is None else queries[queries["size"] == size]
+def restricted(dataset: DatasetSpec, sizes: Mapping[str, str]) -> DatasetSpec:
+    """The dataset with the splits of `sizes` (split -> size of object) that it has, each asking for objects of that
+    size alone, as often as it has queries for small ones."""
+    splits = {
+        split: spec.model_copy(update={"queries": {sizes[split]: spec.queries.get("small", 0)}})
+        for split, spec in dataset.splits.items()
+        if split in sizes
+    }
+    return dataset.model_copy(update={"splits": splits})

@@ -10,7 +10,8 @@ from harness import picture, scripted
 from test_prompt import SHAPES, image_tokens_that_change, spot
 
 from acs_lib.lvlms.attention_rows import NAME, Rows
-from acs_lib.method.sampling import Sampling, generate, sample_candidates
+from acs_lib.method.sampling import generate, sample_candidates
+from acs_lib.profiles import Sampling
 
 HOW = Sampling(samples=3, temperature=0.8, max_new_tokens=14)
 

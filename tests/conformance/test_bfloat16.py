@@ -9,7 +9,8 @@ from harness import picture, scripted
 
 from acs_lib.lvlms.attention_rows import Rows
 from acs_lib.lvlms.load import load_checkpoint
-from acs_lib.method.sampling import Sampling, generate, sample_candidates
+from acs_lib.method.sampling import generate, sample_candidates
+from acs_lib.profiles import Sampling
 
 
 @pytest.fixture(scope="module")

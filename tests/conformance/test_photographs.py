@@ -16,8 +16,8 @@ from acs_lib.evaluation.accuracy import main_table, make_choices
 from acs_lib.lvlms.load import load_spec
 from acs_lib.method.baselines import SELECTORS
 from acs_lib.method.maps import box_coverage
-from acs_lib.method.sampling import Sampling, sample_candidates
-from acs_lib.profiles import Profile
+from acs_lib.method.sampling import sample_candidates
+from acs_lib.profiles import Profile, Sampling
 from acs_lib.report.tables import write_comparison, write_table
 from acs_lib.study import results
 from acs_lib.study.stages import Study
@@ -53,7 +53,7 @@ def test_a_random_model_answers_without_a_box_and_nothing_is_lost(lvlm, photogra
     assert found.maps.shape == (5, 4, lvlm.layers, lvlm.heads, *prompt.grid.cells.shape)
     for index, record in enumerate(records):
         assert (not record["failure"]) == found.parsed[index] == np.isfinite(found.maps[index]).all()
-        for values in (found.logprobs, found.entropies, found.self_certainty, found.confidence):
+        for values in (found.logprobs, found.entropies, found.mean_log_vp, found.top20_logprob):
             assert len(values[index]) == len(record["token_ids"]) and np.isfinite(values[index]).all()
         assert lvlm.image_token_id not in record["token_ids"]
 

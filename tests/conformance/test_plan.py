@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from acs_lib.lvlms.configurations import ImageTokens, image_tokens, meta_model, published_config
-from acs_lib.method.sampling import Sampling, generate
-from acs_lib.profiles import GPUSpec, LVLMSpec
+from acs_lib.method.sampling import generate
+from acs_lib.profiles import GPUSpec, LVLMSpec, Sampling
 from acs_lib.runs import plan
 
 CHECKPOINTS = {

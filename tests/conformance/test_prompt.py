@@ -10,7 +10,8 @@ from PIL import Image
 
 from acs_lib.lvlms.load import load_checkpoint
 from acs_lib.lvlms.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
-from acs_lib.method.sampling import Sampling, generate
+from acs_lib.method.sampling import generate
+from acs_lib.profiles import Sampling
 
 SHAPES = {
     "landscape": (640, 480),

@@ -7,7 +7,8 @@ import torch
 from harness import picture
 from test_attention import HOW, eager_rows, every_row, tokens_of  # noqa: F401 (a fixture)
 
-from acs_lib.method.sampling import Sampling, branch_mask, generate
+from acs_lib.method.sampling import branch_mask, generate
+from acs_lib.profiles import Sampling
 
 WINDOW = 9  # shorter than the question after the image, and than the answer
 

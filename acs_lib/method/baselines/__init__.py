@@ -1,13 +1,20 @@
-"""Selection methods: one registry, one signature.
+"""Every other way to choose: one registry, one signature.
 
 `SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads, a regressor or a
-second question are made by `spatial_entropy`, `all_heads`, `acs_free`, `acs_learned` and `p_true`; `FUSIONS` holds
-those whose box is outside the pool. `METHODS` has the names as one writes them on a command line, without `all_heads`.
+second question are made by `spatial_entropy` and `likelihood.p_true`, and in method.selection by `acs_free`,
+`acs_learned` and `all_heads`; `FUSIONS` holds those whose box is outside the pool. `METHODS` has the names as one writes
+them on a command line, without `all_heads`.
 """
 
 import re
 
-from acs_lib.method.baselines.attention import attention_mass, entropy_all_heads, entropy_random_heads, mass_in_box
+from acs_lib.method.baselines.attention import (
+    attention_mass,
+    entropy_all_heads,
+    entropy_random_heads,
+    mass_in_box,
+    spatial_entropy,
+)
 from acs_lib.method.baselines.consensus import FUSIONS, medoid
 from acs_lib.method.baselines.controls import area_large, area_small, greedy, random
 from acs_lib.method.baselines.likelihood import (
@@ -22,24 +29,7 @@ from acs_lib.method.baselines.likelihood import (
 )
 from acs_lib.method.selection import Selector
 
-__all__ = [
-    "ALL_HEADS",
-    "FAMILIES",
-    "FUSIONS",
-    "METHODS",
-    "POOLS",
-    "SELECTORS",
-    "Fusion",
-    "Selector",
-    "acs_free",
-    "acs_learned",
-    "all_heads",
-    "choose",
-    "p_true",
-    "slug",
-    "spatial_entropy",
-]
-
+__all__ = ["FUSIONS", "METHODS", "SELECTORS", "slug", "spatial_entropy"]
 
 SELECTORS: dict[str, Selector] = {
     selector.name: selector
@@ -50,7 +40,7 @@ SELECTORS: dict[str, Selector] = {
         Selector("box area, small first", "control", area_small, "-"),
         Selector("sequence log-prob", "likelihood", sequence_logprob, "standard"),
         Selector("sequence log-prob, all tokens", "likelihood", sequence_logprob_all, "standard"),
-        Selector("perplexity", "likelihood", mean_token_logprob, "standard"),
+        Selector("mean token log-prob", "likelihood", mean_token_logprob, "standard"),
         Selector("min-token probability", "likelihood", min_token_probability, "standard"),
         Selector("token entropy", "likelihood", token_entropy, "standard"),
         Selector("self-certainty", "likelihood", self_certainty, "arXiv 2502.18581"),

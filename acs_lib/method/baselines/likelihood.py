@@ -54,7 +54,7 @@ def self_certainty(c: Candidates) -> np.ndarray:
 
     The candidates hold the mean of log(V p), which falls as the distribution sharpens; hence the minus.
     """
-    return _over_coordinates(c, [-np.asarray(row, float) for row in c.self_certainty])
+    return _over_coordinates(c, [-np.asarray(row, float) for row in c.mean_log_vp])
 
 
 def deepconf_mean(c: Candidates) -> np.ndarray:
@@ -62,7 +62,7 @@ def deepconf_mean(c: Candidates) -> np.ndarray:
 
     A sharp distribution leaves the k - 1 next tokens very little, so that C_t is high.
     """
-    return _over_coordinates(c, [-np.asarray(row, float) for row in c.confidence])
+    return _over_coordinates(c, [-np.asarray(row, float) for row in c.top20_logprob])
 
 
 def deepconf_lowest_window(c: Candidates, window: int = WINDOW) -> np.ndarray:
@@ -75,7 +75,7 @@ def deepconf_lowest_window(c: Candidates, window: int = WINDOW) -> np.ndarray:
         size = min(window, len(confidence))
         return np.lib.stride_tricks.sliding_window_view(confidence, size).mean(axis=1).min()
 
-    return _over_coordinates(c, [-np.asarray(row, float) for row in c.confidence], lowest)
+    return _over_coordinates(c, [-np.asarray(row, float) for row in c.top20_logprob], lowest)
 
 
 def p_true(asked: Callable[[Candidates], np.ndarray]) -> Selector:

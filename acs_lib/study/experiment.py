@@ -1,0 +1,106 @@
+"""One LVLM on one dataset, resolved once: what every table, figure and ablation is a function of."""
+
+import functools
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from acs_lib.core.candidates import Candidates
+from acs_lib.evaluation.accuracy import make_choices
+from acs_lib.method.baselines import SELECTORS, spatial_entropy
+from acs_lib.method.baselines.likelihood import p_true
+from acs_lib.method.heads import HeadSet
+from acs_lib.method.selection import Selector, acs_free, acs_learned, all_heads, stored_scores
+from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
+from acs_lib.runs.store import Run
+from acs_lib.study.stages import Study
+
+NEEDS_MAPS = spatial_entropy(()).name  # of the selectors, this one
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The answers of one LVLM to the test split of one dataset, and what was learned to choose among them with.
+
+    profile: whose settings hold (pool, draws of the bootstrap)
+    run: the answers
+    predictions: query_id, candidate, iou, predicted_iou of every answer with a box; None before a regressor is trained
+    head_set: D_c; None before it was found
+    p_true: query_id, candidate, p_true; None for an LVLM that is not asked
+    """
+
+    profile: Profile
+    lvlm: LVLMSpec
+    dataset: DatasetSpec
+    run: Run
+    predictions: pd.DataFrame | None = None
+    head_set: HeadSet | None = None
+    p_true: pd.DataFrame | None = None
+
+    def __str__(self) -> str:
+        return f"{self.lvlm.name} on {self.dataset.name}"
+
+    def labelled(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with leading columns lvlm and dataset."""
+        return frame.assign(lvlm=self.lvlm.name, dataset=self.dataset.name)[["lvlm", "dataset", *frame]]
+
+    def queries(self, size: str | None = None) -> pd.DataFrame:
+        """The queries whose image could be read, of one size or of all."""
+        queries = self.run.queries[~self.run.queries["query_id"].isin(self.run.unanswered())]
+        return queries if size is None else queries[queries["size"] == size]
+
+    @functools.cached_property
+    def small(self) -> pd.DataFrame:
+        """The queries for small objects."""
+        return self.queries("small")
+
+    def candidates(self, queries: pd.DataFrame | None = None, maps: bool = False) -> Iterator[Candidates]:
+        """The candidates of some queries (by default of those for small objects), one query after the other."""
+        names = set((self.small if queries is None else queries)["query_id"])
+        return (found for found in self.run.candidates(maps) if found.query_id in names)
+
+    @functools.cached_property
+    def selectors(self) -> dict[str, Selector]:
+        """All methods of the main table by name; ValueError before the regressor is trained and D_c is found."""
+        if self.predictions is None or self.head_set is None:
+            raise ValueError(f"{self}: no regressor or no D_c yet; run the notebooks up to 04 first")
+        chosen = self.head_set
+        found = [
+            *SELECTORS.values(),
+            *([] if self.p_true is None else [p_true(stored_scores(self.p_true, "p_true"))]),
+            spatial_entropy(chosen.heads),
+            all_heads(chosen.coordinates),
+            acs_free(chosen.heads, chosen.coordinates),
+            acs_learned(stored_scores(self.predictions, "predicted_iou")),
+        ]
+        return {selector.name: selector for selector in found}
+
+    def choose(self, methods: Container[str], queries: pd.DataFrame) -> pd.DataFrame:
+        """The choices (see evaluation.accuracy) of the named methods and of the controls, on some queries."""
+        selectors = [selector for name, selector in self.selectors.items() if name in methods]
+        candidates = self.candidates(queries, NEEDS_MAPS in methods)
+        return make_choices(candidates, self.run.truth, selectors, self.profile.pool)
+
+    @functools.cached_property
+    def choices(self) -> pd.DataFrame:
+        """The choices of every method on every query (all sizes)."""
+        return self.choose(self.selectors, self.queries())
+
+    def choices_on(self, size: str) -> pd.DataFrame:
+        """The choices of every method on the queries of one size."""
+        return self.choices[self.choices["query_id"].isin(self.queries(size)["query_id"])]
+
+
+def resolve(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec) -> Experiment:
+    """What a study has of one LVLM on one dataset; sampled and trained now unless it is there, D_c as found last."""
+    run = study.run(lvlm, dataset, "test")
+    predictions, asked = study.predicted(lvlm, run), study.p_true(lvlm, dataset)
+    return Experiment(study.profile, lvlm, dataset, run, predictions, study.head_set(lvlm), asked)
+
+
+def experiments(study: Study, learned: bool = True) -> list[Experiment]:
+    """Every (LVLM, dataset) column of a study, resolved; without `learned` the answers alone."""
+    if learned:
+        return [resolve(study, *column) for column in study.columns]
+    return [Experiment(study.profile, *column, study.run(*column, "test")) for column in study.columns]
