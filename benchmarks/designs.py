@@ -16,8 +16,9 @@ import typer
 from acs_lib.core.files import replacing
 from acs_lib.method.baselines import slug
 from acs_lib.profiles import DatasetSpec, LVLMSpec, SplitSpec, load_profile
+from acs_lib.study.experiment import resolve
 from acs_lib.study.stages import Study
-from acs_lib.study.training_variants import LOG, kind_table, variant_row
+from acs_lib.study.training_variants import LOG, variant_row
 
 RESEARCH = SplitSpec(images=260, seed=31, queries={"small": 500, "large": 60})
 
@@ -43,8 +44,8 @@ def main(
     kept_as = f"designs-{name}-{slug(design)}-{temperature:g}-{top_p:g}"
     changed = {"name": kept_as, "lvlms": (lvlm,), "datasets": (dataset,), "sampling": sampling, "bootstrap": 2000}
     study = Study(profile.model_copy(update=changed))
-    _, heads, _ = study.head_table(lvlm)
-    row = variant_row(study, lvlm, dataset, study.choices(lvlm, dataset), kind_table(study, lvlm, dataset))
+    heads = study.find_heads(lvlm).heads
+    row = variant_row(resolve(study, lvlm, dataset))
     row = {"design": design, **row, "auroc": heads["auroc"].max(), "auroc_within": heads["auroc_within_query"].max()}
     keys = ["lvlm", "design", "temperature", "top_p"]
     log = pd.read_csv(LOG) if LOG.exists() else pd.DataFrame(columns=keys)

@@ -47,6 +47,7 @@ def folder_of(profile: str, setting: str) -> Path:
 def compute(name: str, setting: str) -> None:
     """Sample, train and choose as the profile does; writes FRAMES into the setting's folder."""
     from acs_lib.profiles import load_profile
+    from acs_lib.study.experiment import experiments
     from acs_lib.study.stages import Study
 
     profile = load_profile(name)
@@ -55,13 +56,10 @@ def compute(name: str, setting: str) -> None:
     for lvlm, dataset, split, run in study.runs():
         records = run.records()[["query_id", "candidate", "text"]]
         kept["answers"].append(records.assign(lvlm=lvlm, dataset=dataset, split=split))
-    for lvlm in profile.lvlms:
-        _, table, _ = study.head_table(lvlm)
-        kept["heads"].append(table)
-    for lvlm, dataset in study.columns:
-        column = {"lvlm": lvlm.name, "dataset": dataset.name}
-        kept["choices"].append(study.choices(lvlm, dataset).assign(**column))
-        kept["predictions"].append(study.predictions(lvlm, dataset, "test").assign(**column))
+    kept["heads"] = [study.find_heads(lvlm).heads for lvlm in profile.lvlms]
+    for e in experiments(study):
+        kept["choices"].append(e.labelled(e.choices))
+        kept["predictions"].append(e.labelled(e.predictions))
     for frame, parts in kept.items():
         with replacing(folder_of(name, setting) / f"{frame}.parquet") as aside:
             pd.concat(parts, ignore_index=True).to_parquet(aside)
@@ -98,8 +96,8 @@ def compared(name: str, setting: str) -> dict:
     found = ours["predictions"].merge(
         own["predictions"], on=["lvlm", "dataset", "query_id", "candidate"], suffixes=("", "_own")
     )
-    row["predicted_iou_moves_by"] = (found["predicted"] - found["predicted_own"]).abs().max()
-    row["predicted_iou_moves_by_median"] = (found["predicted"] - found["predicted_own"]).abs().median()
+    row["predicted_iou_moves_by"] = (found["predicted_iou"] - found["predicted_iou_own"]).abs().max()
+    row["predicted_iou_moves_by_median"] = (found["predicted_iou"] - found["predicted_iou_own"]).abs().median()
     heads = ours["heads"].merge(own["heads"], on=["lvlm", "layer", "head"], suffixes=("", "_own"))
     row["heads_differ"] = int((heads["selected"] != heads["selected_own"]).sum())
     row["auroc_moves_by"] = (heads["auroc"] - heads["auroc_own"]).abs().max()

@@ -9,7 +9,9 @@ from test_evaluate import candidates
 from acs_lib.core.candidates import ENTROPY
 from acs_lib.evaluation.bootstrap import image_counts, share_interval
 from acs_lib.method import heads
+from acs_lib.profiles import load_profile
 from acs_lib.study import robustness
+from acs_lib.study.experiment import Experiment
 
 SHAPE = (4, 3, 2, 2, 2)  # coordinates, layers, heads, h, w
 
@@ -109,8 +111,12 @@ class FakeRun:
     """Two queries; head (0, 0) has the lower entropy on the good box, head (0, 1) on the bad one."""
 
     truth = {"a": [0, 0, 10, 10], "b": [0, 0, 10, 10]}
+    queries = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2], "size": "small"})
 
-    def candidates(self):
+    def unanswered(self):
+        return set()
+
+    def candidates(self, maps=False):
         for name in self.truth:
             found = candidates(name, [[0, 0, 1, 1], [0, 0, 10, 10], [50, 50, 60, 60]])
             found.statistics[1, :, 0, 1, ENTROPY] = found.statistics[2, :, 0, 0, ENTROPY] = 1
@@ -118,9 +124,10 @@ class FakeRun:
 
 
 def test_transfer_takes_each_querys_own_heads():
-    queries = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
+    profile = load_profile("smoke")
+    e = Experiment(profile, profile.lvlms[0], profile.datasets[0], FakeRun())
     sets = {"right": ((0, 0),), "wrong": ((0, 1),), "crossed": {"a": ((0, 1),), "b": ((0, 0),)}}
-    table = robustness.transfer_rows(FakeRun(), queries, sets, (0, 1, 2, 3), "sampled", 50).set_index("found_on")
+    table = robustness.transfer_rows(e, sets, (0, 1, 2, 3), 50).set_index("found_on")
     assert table["acc50"].to_dict() == {"right": 1, "wrong": 0, "crossed": 0.5}
     assert (table["n_queries"] == 2).all()
 
@@ -155,6 +162,6 @@ def test_size_effect_has_every_head_and_both_means():
     assert table["heads"].tolist() == ["all heads", "D_c", *["one head"] * 4]
     assert (table["n"] == 119).all()
     chosen = table.set_index("heads").loc["D_c"]
-    assert chosen["r"] == pytest.approx(-1) and chosen["partial_r"] == pytest.approx(-1)
-    single = table[table["heads"] == "one head"].set_index(["layer", "head"])["r"]
+    assert chosen["pearson"] == pytest.approx(-1) and chosen["partial_pearson"] == pytest.approx(-1)
+    single = table[table["heads"] == "one head"].set_index(["layer", "head"])["pearson"]
     assert single[(1, 0)] == pytest.approx(-1) and single.abs().nsmallest(3).max() < 0.5

@@ -10,7 +10,7 @@ from PIL import Image
 from acs_lib.method.baselines import p_true
 from acs_lib.profiles import load_profile
 from acs_lib.runs.collect import collect_p_true
-from acs_lib.study import stages as study
+from acs_lib.study import stages
 from acs_lib.study.stages import Study
 
 
@@ -80,8 +80,8 @@ def test_who_is_asked(monkeypatch):
     closed = {lvlm.name: "its vocabulary has no Yes and No" for lvlm in profile.lvlms}
     for wanted in (False, True):
         assert Study(profile.model_copy(update={"p_true": wanted})).p_true_unavailable == closed
-    monkeypatch.setattr(study.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: None)
-    monkeypatch.setattr(study.p_true_, "yes_no_tokens", lambda tokenizer: (1, 2))
+    monkeypatch.setattr(stages.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: None)
+    monkeypatch.setattr(p_true, "yes_no_tokens", lambda tokenizer: (1, 2))
     assert Study(profile).p_true_unavailable == dict.fromkeys(closed, "the profile smoke does not ask")
     assert Study(profile.model_copy(update={"p_true": True})).p_true_unavailable == {}
     assert load_profile("paper").p_true and not load_profile("embedded").p_true

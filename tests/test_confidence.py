@@ -115,7 +115,7 @@ def test_table_and_curves():
     selectors = [Selector("mass inside the box (MTLA)", "attention", None, "test")]
     table = confidence_table(scores, selectors, {"a": 1, "b": 2, "c": 2}, draws=50).set_index("answers")
     assert table["n"].to_dict() == {"all": 6, "greedy": 3}
-    assert table["right"].to_dict() == pytest.approx({"all": 0.5, "greedy": 2 / 3})
+    assert table["acc50"].to_dict() == pytest.approx({"all": 0.5, "greedy": 2 / 3})
     assert table["auroc"].to_dict() == {"all": 1, "greedy": 1}
     assert table.loc["greedy", "aurc"] == pytest.approx((0 + 0 + 1 / 3) / 3)
     assert table["published_auroc"].tolist() == ["0.890 and 0.916"] * 2
@@ -131,7 +131,7 @@ def test_reliability_by_hand():
     predicted, iou = np.array([0.11, 0.19, 0.95, 1.0]), np.array([0.1, 0.4, 0.95, 0.6])
     bins, (error, lo, hi) = reliability(predicted, iou, np.arange(4), draws=200)
     assert bins["n"].tolist() == [2, 2]
-    assert bins["predicted"].tolist() == pytest.approx([0.15, 0.975])
+    assert bins["predicted_iou"].tolist() == pytest.approx([0.15, 0.975])
     assert bins["iou"].tolist() == pytest.approx([0.25, 0.775])
     assert error == pytest.approx(0.5 * 0.1 + 0.5 * 0.2)
     assert lo <= error <= hi

@@ -7,8 +7,9 @@ from acs_lib import paths
 from acs_lib.evaluation.mistakes import MISTAKES
 from acs_lib.profiles import load_profile
 from acs_lib.report import sentences
+from acs_lib.study.experiment import resolve
 from acs_lib.study.stages import Study
-from acs_lib.study.training_variants import kind_table, variant_log, variant_row
+from acs_lib.study.training_variants import variant_log, variant_row
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +19,9 @@ def row(tmp_path_factory):
     patch.setattr(paths, "DATA", tmp_path_factory.mktemp("data"))
     profile = load_profile("smoke-first-24").model_copy(update={"bootstrap": 200})
     study = Study(profile)
-    (lvlm, dataset), *_ = study.columns
-    study.head_table(lvlm)
-    choices, kinds = study.choices(lvlm, dataset), kind_table(study, lvlm, dataset)
-    yield variant_row(study, lvlm, dataset, choices, kinds)
+    column, *_ = study.columns
+    study.find_heads(column[0])
+    yield variant_row(resolve(study, *column))
     patch.undo()
 
 
@@ -29,8 +29,8 @@ def test_a_row_is_consistent(row):
     assert row["n_queries"] == 24 and row["temperature"] == load_profile("smoke").sampling.temperature
     assert row["oracle"] >= max(row["acs_learned"], row["acs_free"], row["log_prob"], row["random"])
     for gain, (method, reference) in {
-        "learned_vs_greedy": ("acs_learned", "greedy"),
-        "free_vs_all": ("acs_free", "entropy_all"),
+        "delta_learned_vs_greedy": ("acs_learned", "greedy"),
+        "delta_free_vs_all": ("acs_free", "entropy_all"),
     }.items():
         assert row[gain] == pytest.approx(row[method] - row[reference])
         assert row[f"{gain}_lo"] <= row[gain] <= row[f"{gain}_hi"]
@@ -41,13 +41,21 @@ def test_the_shipped_log_has_one_row_a_setting_and_the_control():
     log = variant_log()
     assert not log.duplicated(["lvlm", "design", "temperature", "top_p"]).any() and (log["n_queries"] >= 400).all()
     assert (log[log["design"] == "no habit"].groupby("lvlm").size() > 0).all()
-    assert (log["oracle"] >= log["greedy"]).all() and log["r"].between(-1, 1).all()
+    assert (log["oracle"] >= log["greedy"]).all() and log["pearson"].between(-1, 1).all()
 
 
 def test_the_takeaway_counts_wins_and_losses_from_the_log():
     rows = [("a", 0.4, 0.03, 0.01, 0.05, 0.5), ("b", 0.4, -0.03, -0.05, -0.01, 0.1), ("c", 0.3, 0.0, -0.1, 0.1, 0.3)]
-    names = ["design", "temperature", "learned_vs_greedy", "learned_vs_greedy_lo", "learned_vs_greedy_hi"]
-    log = pd.DataFrame(rows, columns=[*names, "share another object"]).assign(r=[0.6, 0.7, 0.65], top_p=0.8, lvlm="x")
-    text = sentences.say_training_variants(log.assign(r_within=[0.5, 0.4, 0.3])).data
+    names = [
+        "design",
+        "temperature",
+        "delta_learned_vs_greedy",
+        "delta_learned_vs_greedy_lo",
+        "delta_learned_vs_greedy_hi",
+    ]
+    log = pd.DataFrame(rows, columns=[*names, "share another object"]).assign(
+        pearson=[0.6, 0.7, 0.65], top_p=0.8, lvlm="x"
+    )
+    text = sentences.say_training_variants(log.assign(within_query_pearson=[0.5, 0.4, 0.3])).data
     assert "above greedy in 1 of 3 rows (x, a, T 0.4, top-p 0.8) and below in 1 (x, b, T 0.4, top-p 0.8)" in text
     assert "correlation of +1.00 with the share" in text and "of -1.00 with the pooled r" in text

@@ -174,10 +174,10 @@ def test_an_unreadable_image_is_one_failure_row_that_the_report_counts(tmp_path,
     assert records.groupby("query_id").size().tolist() == [1, 1, 1, 1, 3, 3]
     for number, reason in enumerate(["0.png: no such file", "1.png: ", "2.png: cannot identify", "it has 90x100 px"]):
         assert reasons.iloc[number].startswith(store.UNREADABLE) and reason in reasons.iloc[number]
-    study = SimpleNamespace(runs=lambda: [("lvlm", "scenes", "test", run)])
-    counted = results.failures(study).set_index("failure")["answers"].to_dict()
+    runs = [("lvlm", "scenes", "test", run)]
+    counted = results.failures(runs).set_index("failure")["n_answers"].to_dict()
     assert counted == {store.UNREADABLE: 4, "no box in the answer": 2}
-    assert results.answer_rates(study).iloc[0][["queries", "unanswered", "answers"]].tolist() == [6, 4, 6]
+    assert results.answer_rates(runs).iloc[0][["n_queries", "unanswered", "n_answers"]].tolist() == [6, 4, 6]
 
 
 REGRESSOR_MEMORY = """

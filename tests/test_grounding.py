@@ -122,7 +122,7 @@ def test_predicted_iou_is_what_the_notebooks_predict_from_stored_maps(lvlm, scen
         query |= {"x1": 0, "y1": 0, "x2": 9, "y2": 9}
         answers = [(found.candidates, records)]
         run = store.fill(tmp_path / str(grid), pd.DataFrame([query]), lambda _, answers=answers: answers, {}, 1)
-        stored = regressor.predict(model, run).set_index("candidate")["predicted"]
+        stored = regressor.predict(model, run).set_index("candidate")["predicted_iou"]
         kept = found.candidates.parsed
         assert list(stored.index) == list(np.flatnonzero(kept)) and kept.any()
         np.testing.assert_allclose(found.table["predicted_iou"][kept], stored, atol=1e-6)

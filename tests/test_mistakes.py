@@ -57,8 +57,8 @@ def test_ranked_right_counts_pairs_inside_queries(scores, right):
     kinds = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "kind": ["good", "another object"]})
     selector = Selector("by hand", "control", lambda c: np.array(scores, float), "-")
     (row,) = ranked_right([query], kinds, [selector], {"a": 1}, draws=50).to_dict("records")
-    assert (row["method"], row["kind"], row["pairs"], row["queries"]) == ("by hand", "another object", 1, 1)
-    assert row["right"] == row["lo"] == row["hi"] == right
+    assert (row["method"], row["kind"], row["pairs"], row["n_mixed"]) == ("by hand", "another object", 1, 1)
+    assert row["pair_auroc"] == row["lo"] == row["hi"] == right
 
 
 def test_ranked_right_draws_images():
@@ -72,7 +72,7 @@ def test_ranked_right_draws_images():
     selector = Selector("by hand", "control", lambda c: np.array([9, c.query_id in "ab", 0.5]), "-")
     one = ranked_right(queries, kinds, [selector], dict(zip("abcd", [1, 1, 2, 2])), draws=500)
     four = ranked_right(queries, kinds, [selector], dict(zip("abcd", range(4))), draws=500)
-    assert one["right"].tolist() == four["right"].tolist() == [0.5] and one["queries"].tolist() == [4]
+    assert one["pair_auroc"].tolist() == four["pair_auroc"].tolist() == [0.5] and one["n_mixed"].tolist() == [4]
     # one of two images may be missing in a draw, hardly two of four
     assert one[["lo", "hi"]].to_numpy().tolist() == [[0, 1]] and four["lo"][0] == 0
     eight = dict.fromkeys("abcd", 1)

@@ -67,8 +67,8 @@ def test_the_regressor_learns_a_planted_signal_and_the_control_does_not(runs, mo
         runs["train"], runs["validation"], width=16, epochs=2, batch=64, lr=3e-3, seed=0, shuffle_labels=True
     )
     shuffled = regressor.predict(control, runs["test"])
-    assert (predictions["iou"] - predictions["predicted"]).abs().mean() < 0.5 * (
-        shuffled["iou"] - shuffled["predicted"]
+    assert (predictions["iou"] - predictions["predicted_iou"]).abs().mean() < 0.5 * (
+        shuffled["iou"] - shuffled["predicted_iou"]
     ).abs().mean()
 
 
@@ -199,7 +199,9 @@ def test_it_computes_where_its_weights_are(tmp_path, model, monkeypatch):
 
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_the_quality_of_hardly_any_answers_is_nan(n):
-    predictions = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "iou": [0.2, 0.8], "predicted": [0.3, 0.4]})[:n]
+    predictions = pd.DataFrame({"query_id": "a", "candidate": [1, 2], "iou": [0.2, 0.8], "predicted_iou": [0.3, 0.4]})[
+        :n
+    ]
     found = {**regressor.iou_correlation(predictions), "within": within_query_r(predictions)}
     assert found.pop("n") == n
     if n == 2:

@@ -9,15 +9,15 @@ import pytest
 
 from acs_lib.core.candidates import Candidates
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM
-from acs_lib.method.baselines import SELECTORS
-from acs_lib.method.selection import acs_free, acs_learned
+from acs_lib.method.heads import HeadSet
 from acs_lib.profiles import load_profile
-from acs_lib.report import figures_beyond_paper, sentences
+from acs_lib.report import figures_beyond_paper
+from acs_lib.study.experiment import experiments
 from acs_lib.study.seeds import COLUMNS, METHODS, resampled, seed_spread, seeds_table
 from acs_lib.study.stages import Study
 
 TRUTH = [0.0, 0.0, 10.0, 10.0]
-QUERIES = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2]})
+QUERIES = pd.DataFrame({"query_id": ["a", "b"], "image_id": [1, 2], "size": "small"})
 
 
 def answers(seed: int) -> list[Candidates]:
@@ -39,23 +39,19 @@ class Stub(Study):
 
     asked: list = field(default_factory=list)
 
-    def run(self, lvlm, dataset, split, engine=map):
+    def run(self, lvlm, dataset, split, backend=map):
         self.asked.append((self.profile.name, self.profile.sampling.seed, split))
         found = answers(self.profile.sampling.seed)
-        return SimpleNamespace(candidates=lambda: found, truth={"a": TRUTH, "b": TRUTH})
+        truth = {"a": TRUTH, "b": TRUTH}
+        return SimpleNamespace(candidates=lambda maps: found, truth=truth, queries=QUERIES, unanswered=set)
 
     def predicted(self, lvlm, run, seeds=None):
         preferred = 1 + (list(seeds)[0] if seeds is not None else 0)
         rows = [(q, c, abs(c - 1) / 3, float(c == preferred)) for q in ("a", "b", "large") for c in range(3)]
-        return pd.DataFrame(rows, columns=["query_id", "candidate", "iou", "predicted"])
+        return pd.DataFrame(rows, columns=["query_id", "candidate", "iou", "predicted_iou"])
 
-    def selectors(self, lvlm, predictions):
-        scores = predictions.set_index(["query_id", "candidate"])["predicted"]
-        learned = acs_learned(lambda c: scores[c.query_id].to_numpy())
-        return [*SELECTORS.values(), acs_free([(0, 0)]), learned]
-
-    def test_queries(self, lvlm, dataset, size=None):
-        return QUERIES
+    def head_set(self, lvlm):
+        return HeadSet(lvlm.name, "scenes", ((0, 0),))
 
 
 @pytest.fixture
@@ -72,7 +68,7 @@ def study():
 
 
 def test_every_seed_of_both_sources_has_its_rows(study):
-    found = seeds_table(study)
+    found = seeds_table(study, experiments(study))
     assert list(found.columns) == COLUMNS
     accuracy = found.pivot(index=["source", "method"], columns="seed", values="acc50")
     drawn = accuracy.loc["sampling", [7, 8, 9]]
@@ -98,19 +94,16 @@ def test_other_seeds_sample_the_small_test_objects_into_runs_of_their_own(study)
 
 
 def test_the_spread_by_hand(study):
-    spread = seed_spread(seeds_table(study)).set_index(["source", "method"])
+    spread = seed_spread(seeds_table(study, experiments(study))).set_index(["source", "method"])
     learned = spread.loc[("sampling", "ACS-Learned")]
     assert (learned["seeds"], learned["acc50_mean"], learned["acc50_sd"]) == (3, 0.5, 0.5)
     assert (learned["acc50_lowest"], learned["acc50_highest"]) == (0, 1)
     assert spread.loc[("sampling", "greedy"), "acc50_sd"] == 0
     assert spread.loc[("regressor", "ACS-Learned"), "acc50_sd"] == pytest.approx(0.5**0.5)
-    text = sentences.say_seeds(spread.reset_index()).data
-    assert "internvl-embedded on scenes, 3 seeds of sampling: greedy 50.0 to 50.0" in text
-    assert "2 seeds of regressor" in text and "ACS-Learned 0.0 to 100.0" in text
 
 
 def test_the_figure_has_a_point_a_seed(study):
-    found = seeds_table(study)
+    found = seeds_table(study, experiments(study))
     axes = figures_beyond_paper.seeds(found).axes[0]
     points = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata())}
     assert points == {"seeds of sampling": 3 * len(METHODS), "seeds of regressor": 2}
@@ -119,4 +112,4 @@ def test_the_figure_has_a_point_a_seed(study):
 def test_a_profile_without_seeds_has_an_empty_table(study):
     none = study.profile.model_copy(update={"seeds": study.profile.seeds.model_copy(update=dict.fromkeys(
         ("sampling", "regressor"), 0))})  # fmt: skip
-    assert seeds_table(Stub(none)).empty and not Stub(none).asked
+    assert seeds_table(Stub(none), experiments(study)).empty and not Stub(none).asked

@@ -110,7 +110,7 @@ def test_area_prior():
     [
         ("sequence log-prob", "logprobs", -6),  # -1 - 2 - 3
         ("sequence log-prob, all tokens", "logprobs", -106),
-        ("perplexity", "logprobs", -2),
+        ("mean token log-prob", "logprobs", -2),
         ("min-token probability", "logprobs", np.exp(-3)),
         ("token entropy", "entropies", 2),  # of (-1, -2, -3); a mean entropy of x scores -x
         ("self-certainty", "mean_log_vp", 2),

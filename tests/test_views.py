@@ -1,5 +1,7 @@
 """Verdicts and sentences follow from the numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,7 @@ from acs_lib.method.selection import ALL_HEADS
 from acs_lib.profiles import load_profile
 from acs_lib.report import page, sentences
 from acs_lib.study import results
-from acs_lib.study.stages import Study
+from acs_lib.study.experiment import Experiment
 
 HIGH, _, ZERO = GROUPS
 DATASETS = ("a", "b")
@@ -117,7 +119,7 @@ def test_an_iou_group_without_answers_is_no_error():
 
 def test_methods_that_hit_the_same_queries_have_one_rank():
     rows = {"greedy": ("control", [0, 0, 0, 1]), "sequence log-prob": ("likelihood", [1, 1, 0, 1]),
-            "perplexity": ("likelihood", [1, 1, 0, 1]), "ACS-Free": ("acs-free", [1, 1, 1, 1])}  # fmt: skip
+            "mean token log-prob": ("likelihood", [1, 1, 0, 1]), "ACS-Free": ("acs-free", [1, 1, 1, 1])}  # fmt: skip
     choices = pd.DataFrame(
         [(q, method, family, 1, float(hit), float(hit)) for method, (family, hits) in rows.items()
          for q, hit in enumerate(hits)],
@@ -125,24 +127,25 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
     )  # fmt: skip
     queries = pd.DataFrame({"query_id": range(4), "image_id": range(4)})
 
-    class Given(Study):
-        def test_queries(self, lvlm, dataset, size=None):
-            return queries
-
-    study = Given(load_profile("smoke"))
-    lvlm, dataset = study.columns[0]
-    main = main_table(choices, queries, lvlm=lvlm.name, dataset=dataset.name, draws=50)
-    ranks = results.rank_table(study, main, [(lvlm, dataset, choices)])
+    profile = load_profile("smoke")
+    run = SimpleNamespace(queries=queries.assign(size="small"), unanswered=set)
+    e = Experiment(profile, profile.lvlms[0], profile.datasets[0], run)
+    e.__dict__["choices"] = choices
+    main = main_table(choices, queries, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=50)
+    ranks = results.rank_table([e], main)
     assert ranks[["method", "same", "mean_rank"]].to_numpy().tolist() == [
-        ["ACS-Free", "", 1], ["sequence log-prob", "perplexity", 2], ["greedy", "", 3],
+        ["ACS-Free", "", 1], ["sequence log-prob", "mean token log-prob", 2], ["greedy", "", 3],
     ]  # fmt: skip
-    assert "mean rank of 1.0" in (said := sentences.say_ranks(ranks).data) and "same queries as perplexity" in said
+    assert (
+        "mean rank of 1.0" in (said := sentences.say_ranks(ranks).data)
+        and "same queries as mean token log-prob" in said
+    )
 
 
 def test_a_report_on_embedded_lvlms_says_that_their_mistakes_are_planted():
-    assert "taught a habit on purpose" in (said := sentences.planted(Study(load_profile("embedded"))))
+    assert "taught a habit on purpose" in (said := sentences.planted(load_profile("embedded")))
     assert "with internvl-embedded" in said and "with qwen2.5-vl-embedded" in said
-    assert sentences.planted(Study(load_profile("paper"))) == ""
+    assert sentences.planted(load_profile("paper")) == ""
 
 
 def test_the_control_is_named_with_its_spread():

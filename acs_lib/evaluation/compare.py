@@ -10,7 +10,7 @@ changed answer does to it:
     p-values, shares of draws    0.7, and after Holm's correction 1: where few queries decide, one moves p as far
     odds ratios o                0.5 of o / (1 + o); where one query decides there may be none
     ranks of methods             3 places
-    counts of answers, of pairs  2 and 10
+    counts of answers, mixed queries, pairs   2, 2 and 10
     seconds and memory           not at all: they are a machine's own
 
 One answer moves few numbers. So, besides, less than three quarters of a column may have moved by more than 0.001: other
@@ -30,10 +30,12 @@ FEWEST = 48  # queries, where a table does not say of how many a number is the m
 SIZES = ("n_queries", "pairs", "n")  # the columns that say it
 
 
-COUNTS = {"n": 2, "answers": 2, "queries": 2, "gained": 2, "lost": 2, "pairs": 10}
+COUNTS = {"n": 2, "n_answers": 2, "n_mixed": 2, "gained": 2, "lost": 2, "pairs": 10}
 
 
-KEYS = ("layer", "head", "seed", "epoch", "candidate", "coverage", "from", "temperature", "top_p")  # they name a row
+KEYS = (  # they name a row
+    "layer", "head", "seed", "epoch", "candidate", "n_samples", "coverage", "from", "temperature", "top_p",
+)  # fmt: skip
 
 
 MACHINES_OWN = re.compile("seconds|^peak_mb")
@@ -116,9 +118,8 @@ def tables(reference: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     n = np.full(len(left), float(FEWEST)) if size is None else left[size].fillna(FEWEST).to_numpy(float)
     if "coverage" in numeric:  # a rate over that share of the queries
         n = n * left["coverage"].to_numpy(float)
-    keys = [*KEYS, "n"] if "n_queries" in numeric else KEYS
     names = []
-    for name in [*words, *(key for key in keys if key in numeric)]:
+    for name in [*words, *(key for key in KEYS if key in numeric)]:
         if left.duplicated(names).any() if names else len(left) > 1:
             names.append(name)
     left, right = (_by_name(frame, names) for frame in (left, right))

@@ -2,8 +2,8 @@
 
 `SELECTORS` holds the methods without parameters in the order of the tables. Those that need heads, a regressor or a
 second question are made by `spatial_entropy` and `likelihood.p_true`, and in method.selection by `acs_free`,
-`acs_learned` and `all_heads`; `FUSIONS` holds those whose box is outside the pool. `METHODS` has the names as one writes
-them on a command line, without `all_heads`.
+`acs_learned` and `all_heads`; `FUSIONS` holds those whose box is outside the pool. `METHODS` has the names as they are
+written on a command line, without `all_heads`.
 """
 
 import re
