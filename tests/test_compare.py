@@ -77,7 +77,9 @@ def test_what_changes_a_table_is_told(table, change, told):
 
 
 def test_a_row_is_known_by_its_words_and_by_the_numbers_that_name_it():
-    sweep = pd.DataFrame({"method": ["a", "a", "b"], "n_samples": [1, 2, 1], "n_queries": 1000, "acc50": [0.1, 0.2, 0.3]})
+    sweep = pd.DataFrame(
+        {"method": ["a", "a", "b"], "n_samples": [1, 2, 1], "n_queries": 1000, "acc50": [0.1, 0.2, 0.3]}
+    )
     assert compare.tables(sweep, sweep) == []
     assert compare.tables(sweep, sweep.sort_values("n_samples")) == []
     (told,) = compare.tables(sweep, sweep.assign(acc50=[0.1, 0.23, 0.3]))

@@ -33,9 +33,9 @@ def two_workers():
             yield engine
 
 
-def fill(folder, answer, engine=map, n=150):
+def fill(folder, answer, backend=map, n=150):
     """150 made-up queries are three shards of four batches (the last shard: two)."""
-    return store.fill(folder, make_queries(n), answer, {}, bytes_per_query=100, batch=16, engine=engine)
+    return store.fill(folder, make_queries(n), answer, {}, bytes_per_query=100, batch=16, backend=engine)
 
 
 def once(folder: Path, query_id: str) -> bool:
@@ -205,7 +205,7 @@ def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile
     def engine(answer, batches):
         return two_workers(functools.partial(dies_once, tmp_path, answer), batches)
 
-    run = collect_run(*column, engine=engine)
+    run = collect_run(*column, backend=engine)
     assert (tmp_path / "died").exists()
     assert len(run.queries) == 32 and run.shards == [0, 1]
     assert run.records().equals(local.records())

@@ -80,10 +80,12 @@ def bytes_per_query(samples: int, layers: int, heads: int, cells: float) -> int:
     return round((samples + 1) * 4 * layers * heads * (2 * cells + 4 * len(STATISTICS)))
 
 
-def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, engine: Callable = map) -> Run:
+def collect_run(
+    profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, backend: Callable = map
+) -> Run:
     """Answers and attention of one LVLM on one split; finished batches are reused if nothing they depend on changed.
 
-    `engine`: see store.collect. Raises ValueError if no image of the split is on disk.
+    `backend`: see runs.store.fill. Raises ValueError if no image of the split is on disk.
     """
     queries, _ = load_split(profile, dataset, split)
     if not any(Path(image).is_file() for image in queries["image"]):
@@ -107,7 +109,7 @@ def collect_run(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spl
         functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts,
         bytes_per_query=bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells),
         batch=profile.batch_queries,
-        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", engine=warn_if_unparsed(engine, lvlm_spec.name),
+        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", backend=warn_if_unparsed(backend, lvlm_spec.name),
     )  # fmt: skip
 
 
@@ -125,13 +127,13 @@ def unparsed(records: list[dict], name: str) -> str | None:
     )
 
 
-def warn_if_unparsed(engine: Callable, name: str, first: int = SHARD) -> Callable:
-    """The engine (see store.collect), which warns, once, if the answers to its first queries are `unparsed`."""
+def warn_if_unparsed(backend: Callable, name: str, first: int = SHARD) -> Callable:
+    """The backend (see runs.store.fill), which warns, once, if the answers to its first queries are `unparsed`."""
 
     def watching(answer: Callable, batches: list[pd.DataFrame]) -> Iterator[list[CandidatesWithRecords]]:
         seen = []
         enough = min(first, sum(len(batch) for batch in batches))
-        for answers in engine(answer, batches):
+        for answers in backend(answer, batches):
             if len(seen) < enough:
                 seen += [records for _, records in answers]
                 if len(seen) >= enough and (warning := unparsed(list(itertools.chain(*seen)), name)):

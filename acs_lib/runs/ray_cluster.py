@@ -1,9 +1,9 @@
 """`--engine ray`: sampling and extraction on many workers, by Ray Data's `map_batches` over stateful actors.
 
-Each actor keeps one warm LVLM and answers batches with the very function that the local engine calls; the answers come
-back in order, and `store.collect` keeps each batch at once and writes the same shards. So one process writes (no shared
+Each actor keeps one warm LVLM and answers batches with the very function that one process alone calls; the answers come
+back in order, and `store.fill` keeps each batch at once and writes the same shards. So one process writes (no shared
 disk is needed for results; images and weights must be readable on every node), a run that was stopped goes on with the
-batches that it had not received, under either engine, and the run directories of the two engines are equal.
+batches that it had not received, with Ray or without, and the run directories of both are equal.
 
 An actor that dies is started again and its batch is given to another one. A batch that takes longer than the time
 limit ends its actor, whatever hangs in it, and counts as such a death.
@@ -101,7 +101,7 @@ def _start(ray) -> None:
 
 @contextlib.contextmanager
 def cluster(workers: int | None = None):
-    """Within this context: the engine for `store.collect`, on the Ray cluster that RAY_ADDRESS names or on this
+    """Within this context: the backend of `store.fill`, on the Ray cluster that RAY_ADDRESS names or on this
     machine.
 
     One worker a GPU, or a CPU where the cluster has no GPU, unless `workers` says how many. Raises RuntimeError with
@@ -128,7 +128,7 @@ def cluster(workers: int | None = None):
     resource = "num_gpus" if ray.cluster_resources().get("GPU", 0) >= 1 else "num_cpus"
     count = workers or int(ray.cluster_resources().get("GPU" if resource == "num_gpus" else "CPU", 1))
 
-    def engine(
+    def backend(
         answer: Callable[[pd.DataFrame], list[CandidatesWithRecords]],
         batches: Sequence[pd.DataFrame],
         seconds: float = SECONDS,
@@ -160,6 +160,6 @@ def cluster(workers: int | None = None):
             ) from error
 
     try:
-        yield engine
+        yield backend
     finally:
         ray.shutdown()

@@ -78,15 +78,15 @@ def fill(
     bytes_per_query: int,
     batch: int = 16,
     progress: str = "sampling",
-    engine: Callable[..., Iterable[list[CandidatesWithRecords]]] = map,
+    backend: Callable[..., Iterable[list[CandidatesWithRecords]]] = map,
 ) -> "Run":
     """Fill a run directory with `answer(batch of queries)` for every query, and return it.
 
     `key_parts` is everything besides the queries that determines the answers; a directory with another key is emptied
     first. Where the images lie is no part of the key. `answer` gives, for each query, its Candidates and records (see
     `unread` for a query without answers, which is asked for again once its image has changed); of no query nothing.
-    `engine(answer, batches)` yields what `answer` gives for each batch, in order: `map` here, a cluster in
-    `ray_engine`. Raises OSError if the disk has no room for what is still to come (`bytes_per_query`; one shard twice,
+    `backend(answer, batches)` yields what `answer` gives for each batch, in order: `map` here, a cluster in
+    `ray_cluster`. Raises OSError if the disk has no room for what is still to come (`bytes_per_query`; one shard twice,
     while it is joined), or runs out of it.
     """
     folder = Path(folder)
@@ -128,7 +128,7 @@ def fill(
         with tqdm(total=len(queries), desc=f"{progress} ({need / 1e9:.1f} GB)", unit="query", mininterval=2) as bar:
             bar.update(len(queries) - left)
             batches = [shards[number].iloc[part.start : part.stop] for number in missing for part in asked[number]]
-            found = iter(engine(answer, batches))
+            found = iter(backend(answer, batches))
             for number in missing:
                 for part in asked[number]:
                     answers = next(found)

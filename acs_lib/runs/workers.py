@@ -1,4 +1,4 @@
-"""TODO runs.workers."""
+"""Who answers the batches of a run."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from acs_lib.runs.ray_cluster import cluster
 
 @contextlib.contextmanager
 def backend(name: str):
-    """Within this context: the engine 'local' (this process) or 'ray' for `store.collect`."""
+    """Within this context: the backend of `store.fill`: 'local' (this process) or 'ray'."""
     if name == "local":
         yield map
     elif name == "ray":
