@@ -42,3 +42,14 @@ def test_the_citation_names_this_version_and_the_paper():
     assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
     assert citation["version"] == acs_lib.__version__
     assert "arXiv:2606.01612" in [found["value"] for found in citation["references"][0]["identifiers"]]
+
+
+def test_the_architecture_names_every_module_and_the_readme_every_folder():
+    architecture = (paths.ROOT / "docs" / "architecture.md").read_text()
+    modules = [path.relative_to(paths.LIBRARY) for path in paths.LIBRARY.rglob("*.py") if path.name[0] != "_"]
+    assert [str(m) for m in modules if f"`{m}`" not in architecture and f"`{m.name}`" not in architecture] == []
+    named = re.findall(r"`([a-z_0-9/]+\.py)`", architecture)
+    assert [name for name in named if not list(paths.LIBRARY.rglob(name))] == [], "no module that is gone"
+    folders = [path.name for path in paths.LIBRARY.iterdir() if path.is_dir() and path.name[0] != "_"]
+    tree = README[README.index("## Where things are") :]
+    assert [name for name in folders if f"{name}/" not in tree] == []

@@ -33,7 +33,7 @@ def two_workers():
             yield engine
 
 
-def fill(folder, answer, backend=map, n=150):
+def fill(folder, answer, engine=map, n=150):
     """150 made-up queries are three shards of four batches (the last shard: two)."""
     return store.fill(folder, make_queries(n), answer, {}, bytes_per_query=100, batch=16, backend=engine)
 

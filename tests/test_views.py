@@ -101,7 +101,7 @@ def test_the_other_claims_are_judged_by_their_own_numbers():
     assert verdicts(r=(0.5, 0.7))["Attention predicts the box's IoU"] == "contradicted"
     entropy = "Good boxes have lower attention entropy, averaged over all heads"
     assert verdicts(entropy=((1.0, 2.0), (2.0, 1.0)))[entropy] == "contradicted", "not in the second column"
-    layers = "Gradient attribution finds the layers with the discriminative heads"
+    layers = "Gradient attribution finds the layers with the discriminative heads (D_c)"
     assert verdicts(rank=2)[layers] == "reproduced" and verdicts(rank=3)[layers] == "contradicted"
     best = "ACS-Free is the best method without training"
     assert verdicts(free_rank=1.9)[best] == "not shown" and verdicts(free_rank=4)[best] == "contradicted"

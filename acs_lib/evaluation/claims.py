@@ -139,7 +139,7 @@ def _layer_claim(layers: pd.DataFrame) -> tuple[str, str, str, str]:
     )
     first = chosen["rank"] <= chosen["lvlm"].map(counts) / 2
     return (
-        "Gradient attribution finds the layers with the discriminative heads",
+        "Gradient attribution finds the layers with the discriminative heads (D_c)",
         "D_c lies in the first 10 of 28 layers by attribution (Qwen2.5-VL-7B)",
         told,
         "reproduced" if first.all() else "in part" if first.any() else "contradicted",

@@ -289,7 +289,7 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
         axes.set_yticks(axes.get_yticks(), axes.get_yticklabels(), rotation=0)
         axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=0)
         axes.grid(visible=False)
-    legend_below(figure, [Patch(facecolor="none", edgecolor=BLACK, linewidth=2, label="discriminative heads $D_c$")])
+    legend_below(figure, [Patch(facecolor="none", edgecolor=BLACK, linewidth=2, label="discriminative heads ($D_c$)")])
     return figure
 
 
