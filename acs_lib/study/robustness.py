@@ -224,13 +224,10 @@ def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, d
     chosen = entropy[kept][:, list(head_set.coordinates)][:, :, layers, columns]
     means = {"all heads": read.mean((1, 2)), "D_c": chosen.mean((1, 2))}
     table = []
-    of_image = [np.flatnonzero(records["image"].to_numpy() == image) for image in records["image"].unique()]
-    rng = np.random.default_rng(0)
+    images, names = pd.factorize(records["image"])
+    drawn_rows = [np.repeat(np.arange(len(iou)), count[images]) for count in image_counts(len(names), draws)]
     for name, values in means.items():
-        drawn = []
-        for _ in range(draws):
-            index = np.concatenate([of_image[pick] for pick in rng.integers(len(of_image), size=len(of_image))])
-            drawn.append(partial_correlation(values[index], iou[index], given[index]))
+        drawn = [partial_correlation(values[rows], iou[rows], given[rows]) for rows in drawn_rows]
         ends = np.nanquantile(drawn, INTERVAL)
         r = float(pearsonr(values, iou)[0])
         table.append((name, None, None, r, partial_correlation(values, iou, given), *ends, len(iou)))
