@@ -33,20 +33,10 @@ from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.profiles import DatasetSpec, Profile
 
 AGENT = f"acs-kit/{__version__} (reproduction of arXiv 2606.01612; fetches single images, a few at a time)"
-
-
 THREADS = 8
-
-
 CHUNK = 1 << 20  # bytes
-
-
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or none left of the user's share of it
-
-
 STOPS = 5  # connections that may break off, one after the other, before a file is given up
 
 

@@ -1,4 +1,4 @@
-"""Is a method better than greedy decoding, or is it chance: McNemar, the bootstrap, Holm over all of them, and ranks."""
+"""Is a method better than greedy decoding, or is it chance? McNemar, the bootstrap, Holm over all rows; and ranks."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""TODO method.maps."""
+"""Attention maps of the four coordinates (paper, step 2): from rows to maps, what each head's map says, and their mean."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""TODO runs.workers."""
+"""Where queries are sampled: in this process, or on the machines of a Ray cluster."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from acs_lib.runs.ray_cluster import cluster
 
 @contextlib.contextmanager
 def backend(name: str):
-    """Within this context: the engine 'local' (this process) or 'ray' for `store.collect`."""
+    """Within this context: the engine 'local' (this process) or 'ray' for `collect.collect_run`."""
     if name == "local":
         yield map
     elif name == "ray":
