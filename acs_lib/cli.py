@@ -46,7 +46,7 @@ def report_user_errors() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
             message = f"out of memory ({str(error).partition('.')[0]}); ask for fewer --samples or take a smaller LVLM"
-        elif getattr(error, "errno", None) == errno.ENOSPC:
+        elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             message = f"the disk is full{f' at {error.filename}' if error.filename else ''}; free some space"
         elif getattr(error, "filename", None):
             message = f"{error.strerror}: {error.filename}"

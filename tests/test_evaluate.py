@@ -203,14 +203,11 @@ def test_accuracy_by_size():
 
 
 def test_mcnemar_by_hand():
-    a = [1] * 5 + [0] * 1 + [1, 0]
-    b = [0] * 5 + [1] * 1 + [1, 0]
     # six discordant pairs, 5 against 1: 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64
-    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(14 / 64)
-    assert mcnemar(a, a) == 1
-    assert mcnemar([1, 0], [0, 1]) == 1
-    with pytest.raises(ValueError, match="0 or 1"):
-        mcnemar([0.5, 1], [0, 1])
+    assert mcnemar(5, 1)[0] == pytest.approx(5) and mcnemar(1, 5)[0] == pytest.approx(1 / 5)
+    assert mcnemar(5, 1)[3] == mcnemar(1, 5)[3] == pytest.approx(14 / 64)
+    assert np.isnan(mcnemar(0, 0)[:3]).all() and mcnemar(0, 0)[3] == 1
+    assert mcnemar(1, 1)[3] == 1
 
 
 def test_holm_by_hand():
@@ -328,6 +325,8 @@ def test_significance_by_hand():
     np.testing.assert_allclose(found["p_bootstrap_holm"], holm(found["p_bootstrap"]))
     with pytest.raises(ValueError, match="reference"):
         significance(choices, queries, lvlm="a", dataset="b", reference="none")
+    with pytest.raises(ValueError, match="0 or 1"):
+        significance(choices, queries, lvlm="a", dataset="b", reference=RANDOM)
 
 
 def test_auroc_by_hand():

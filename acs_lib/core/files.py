@@ -1,4 +1,4 @@
-"""TODO core.files."""
+"""Files that appear whole or not at all, and digests of what is in them."""
 
 import hashlib
 import json

@@ -18,13 +18,8 @@ from pycocotools.coco import COCO
 from acs_lib.core import boxes as bx
 
 NO_FILE = "no such file"  # and how it ends where there was no image
-
-
 FAR = 1e9  # px; no coordinate is as large
-
-
 TRUTH = ["x1", "y1", "x2", "y2"]
-
 
 # Images of Objects365 v2 that are annotated and in none of the archives, as MMDetection's `objv2_ignore_list` has them.
 ABSENT = {"objects365_v2_00908726.jpg", "objects365_v1_00320532.jpg", "objects365_v1_00320534.jpg"}

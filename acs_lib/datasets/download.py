@@ -1,16 +1,15 @@
 """COCO and Objects365 for a profile: annotations, and only the images that the chosen queries need.
 
-    annotations -> pipeline.load_split (the profile's thresholds and limits) -> images
+    annotations -> splits.load_split (the profile's thresholds and limits) -> images
 
 A file is fetched to `<name>.part`, goes on where it stopped, and gets its name when it is whole; COCO's images come one
 by one, Objects365's out of the archives (patches) that hold them. An image that cannot be had is written down and the
-rest goes on.
+rest goes on; a disk that cannot be written, a full one above all, stops everything, and what came is kept.
 """
 
-import errno
+import gzip
 import hashlib
 import json
-import shutil
 import tarfile
 import zipfile
 import zlib
@@ -33,20 +32,9 @@ from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.profiles import DatasetSpec, Profile
 
 AGENT = f"acs-kit/{__version__} (reproduction of arXiv 2606.01612; fetches single images, a few at a time)"
-
-
 THREADS = 8
-
-
 CHUNK = 1 << 20  # bytes
-
-
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)  # no room on the disk, or none left of the user's share of it
-
-
 STOPS = 5  # connections that may break off, one after the other, before a file is given up
 
 
@@ -117,31 +105,30 @@ def fetch(asked: requests.Session, url: str, path: Path, sha256: str | None = No
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    stopped = 0
+    part, stopped = path.with_name(path.name + ".part"), 0
     while True:
-        before = _size(part)
+        before, cause = _size(part), "the connection broke off"
         try:
             if _stream(asked, url, part, progress):
                 break
-            cause = "the connection broke off"
         except (requests.RequestException, HTTPError) as error:
-            cause = str(error)
+            cause = error
         stopped = 0 if _size(part) > before else stopped + 1
         if stopped == STOPS:
             raise FetchError(f"{url}: {cause}; the same command goes on from here")
-    if sha256 is not None:
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            part.unlink()
-            raise FetchError(f"{url} has the SHA-256 {found}, not {sha256}: it was changed or damaged; nothing is kept")
-    part.rename(path)
-    return path
+    if sha256 is not None and (found := _sha256(part)) != sha256:
+        part.unlink()
+        raise FetchError(f"{url} has the SHA-256 {found}, not {sha256}: it was changed or damaged; nothing is kept")
+    return part.rename(path)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stream(asked: requests.Session, url: str, part: Path, progress: bool) -> bool:
@@ -149,25 +136,20 @@ def _stream(asked: requests.Session, url: str, part: Path, progress: bool) -> bo
     have = _size(part)
     with asked.get(url, headers={"Range": f"bytes={have}-"} if have else {}, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == 416:  # nothing after `have`: whole, unless the file is another one by now
-            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            if total != str(have):
+            whole = answer.headers.get("Content-Range") == f"bytes */{have}"
+            if not whole:
                 part.unlink()
-            return total == str(have)
+            return whole
         if answer.status_code not in (200, 206):
             raise FetchError(f"{url}: {answer.status_code} {answer.reason}")
         if answer.status_code == 200:
             have = 0  # the server does not send parts
         length = answer.headers.get("Content-Length")
         total = None if length is None else have + int(length)
-        with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(
-                total=total, initial=have, desc=part.stem, unit="B", unit_scale=True, disable=None if progress else True
-            ) as bar,
-        ):
+        bar = dict(total=total, initial=have, desc=part.stem, disable=None if progress else True)
+        with part.open("ab" if have else "wb") as file, tqdm.wrapattr(file, "write", **bar) as shown:
             while chunk := answer.raw.read1(CHUNK):  # what came before a break is kept, as iter_content would not
-                file.write(chunk)
-                bar.update(len(chunk))
+                shown.write(chunk)
     return total is None or _size(part) == total
 
 
@@ -183,10 +165,8 @@ def readable(path: Path) -> bool:
 
 @dataclass
 class Outcome:
-    """What came of a dataset: how many images the queries need, the paths of those that are there and whole, and for
-    the others the reason."""
+    """What came of a dataset: the paths of the images that are there and whole, and for the others the reason."""
 
-    needed: int = 0
     there: set[Path] = field(default_factory=set)
     missing: dict[Path, str] = field(default_factory=dict)
 
@@ -198,42 +178,28 @@ def images_of(queries: pd.DataFrame, annotations: Path) -> dict[Path, str]:
     return {Path(path): names[image_id] for path, image_id in zip(needed["image"], needed["image_id"])}
 
 
-def raise_if_full(error: Exception, path: Path) -> None:
-    """Stop at a full disk: what comes after it could not be kept either."""
-    if getattr(error, "errno", None) in FULL:
-        raise OSError(
-            error.errno, "no room on the disk; free some and run the same command again, what came is kept", str(path)
-        ) from error
-
-
 def leave_alone(images: dict[Path, str], outcome: Outcome) -> dict[Path, str]:
     """The images that may be written, in a folder of the user's own: those that are damaged are noted instead."""
     damaged = {path for path in images if path.exists() and not readable(path)}
-    for path in damaged:
-        outcome.needed += 1
-        outcome.missing[path] = "damaged, in a folder that is linked; mend it there, or delete it to have it fetched"
+    reason = "damaged, in a folder that is linked; mend it there, or delete it to have it fetched"
+    outcome.missing |= dict.fromkeys(damaged, reason)
     return {path: name for path, name in images.items() if path not in damaged}
 
 
 def fetch_images(asked: requests.Session, addresses: dict[Path, str], outcome: Outcome, label: str) -> None:
-    """Fetch single images, several at a time; a damaged one that is there is fetched anew.
-
-    Raises OSError if the disk is full.
-    """
+    """Fetch single images, several at a time; a damaged one that is there is fetched anew."""
 
     def one(path: Path) -> str | None:
-        if path.exists() and readable(path):
+        if readable(path):
             return None
         path.unlink(missing_ok=True)
         try:
-            fetch(asked, addresses[path], path)
-        except OSError as error:
-            raise_if_full(error, path)
+            if readable(fetch(asked, addresses[path], path)):
+                return None
+        except FetchError as error:
             return str(error)
-        if not readable(path):
-            path.unlink()
-            return f"{addresses[path]}: what came is no whole image"
-        return None
+        path.unlink()
+        return f"{addresses[path]}: what came is no whole image"
 
     _each(one, addresses, outcome, label)
 
@@ -243,7 +209,6 @@ def _each(check: Callable[[Path], str | None], images: Iterable[Path], outcome: 
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(check, images)
         for path, reason in tqdm(zip(images, found), total=len(images), desc=label, unit="image", disable=None):
-            outcome.needed += 1
             if reason is None:
                 outcome.there.add(path)
             else:
@@ -251,18 +216,14 @@ def _each(check: Callable[[Path], str | None], images: Iterable[Path], outcome: 
 
 
 def fetch_patches(asked: requests.Session, archives: dict[str, list[Path]], outcome: Outcome, folder: Path) -> None:
-    """Fetch archives one after the other; of each only the wanted images are unpacked, then it is deleted.
-
-    Raises OSError, and keeps the archive, if the disk is full.
-    """
+    """Fetch archives one after the other; of each only the wanted images are unpacked, then it is deleted."""
     for url, images in archives.items():
         reason = f"{url} does not hold it"
         if wanted := {path.name: path for path in images if not readable(path)}:
             archive = folder / "archives" / "-".join(url.split("/")[-2:])
             try:
                 unpack_images(fetch(asked, url, archive, progress=True), wanted)
-            except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-                raise_if_full(error, archive)
+            except (FetchError, gzip.BadGzipFile, EOFError, tarfile.TarError, zlib.error) as error:
                 reason = str(error)
             archive.unlink(missing_ok=True)
         _each(lambda path, reason=reason: None if readable(path) else reason, images, outcome, url.rpartition("/")[2])
@@ -274,17 +235,17 @@ def unpack_images(archive: Path, wanted: dict[str, Path]) -> None:
         for member in members:
             if member.isfile() and (path := wanted.get(Path(member.name).name)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as aside, aside.open("wb") as file:
-                    shutil.copyfileobj(members.extractfile(member), file)
+                with replacing(path) as aside:
+                    aside.write_bytes(members.extractfile(member).read())
 
 
 def unpack_annotations(archive: Path, wanted: Iterable[Path]) -> None:
     """Take the wanted files out of COCO's archive of annotations, by their names."""
     with zipfile.ZipFile(archive) as content:
         for path in wanted:
-            with content.open(f"annotations/{path.name}") as member, replacing(path) as aside:
-                with aside.open("wb") as file:
-                    shutil.copyfileobj(member, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as aside:
+                aside.write_bytes(content.read(f"annotations/{path.name}"))
 
 
 def source(name: str) -> Source:
@@ -308,15 +269,13 @@ def get(profile: Profile, name: str, base: str | None = None) -> tuple[dict[str,
     `link`) what is not there is fetched, too, but nothing in it is replaced.
 
     base: another address with the same files, a mirror for instance. Raises FetchError where the annotations cannot be
-    had, and OSError if the disk is full.
+    had, and OSError where the disk is full or cannot be written.
     """
     dataset, origin, asked = find_dataset(profile, name), source(name), session()
     base = (base or origin.base).rstrip("/") + "/"
     files = list(dict.fromkeys(split_files(dataset, split)[0] for split in dataset.splits))
     address, sha256 = origin.annotations
     if absent := [path for path in files if not path.exists()]:
-        for path in absent:
-            path.parent.mkdir(parents=True, exist_ok=True)
         if address.endswith(".zip"):
             archive = fetch(asked, base + address, absent[0].parent / Path(address).name, sha256, progress=True)
             unpack_annotations(archive, absent)
@@ -378,10 +337,8 @@ def link(profile: Profile, name: str, annotations: Path, images: Path) -> tuple[
 def say(funnels: dict[str, pd.DataFrame], outcome: Outcome) -> str:
     """The funnels of all splits side by side, and what became of the images."""
     table = pd.DataFrame({split: funnel.set_index("step")["count"] for split, funnel in funnels.items()})
-    lines = [
-        table.to_string(),
-        f"images that the queries need: {outcome.needed}, there and whole: {len(outcome.there)}",
-    ]
+    needed = len(outcome.there) + len(outcome.missing)
+    lines = [table.to_string(), f"images that the queries need: {needed}, there and whole: {len(outcome.there)}"]
     if outcome.missing:
         lines.append(f"not to be had: {len(outcome.missing)}, for instance")
         lines += [f"  {path.name}: {reason}" for path, reason in list(outcome.missing.items())[:3]]

@@ -1,4 +1,4 @@
-"""TODO datasets.splits."""
+"""A split of a dataset: its files, rendered if need be; the queries that a profile takes of it; and its digest."""
 
 import hashlib
 import json

@@ -18,25 +18,15 @@ from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, bootstrap_p,
 from acs_lib.method.selection import FAMILIES, Fusion, Selector, choose
 
 THRESHOLD = 0.5
-
-
 RANDOM = "random (mean over N)"
-
-
 ORACLE = "oracle best of N"
-
-
 SIZES = ("small", "medium", "large")
-
-
 CHOICE_COLUMNS = ["query_id", "method", "family", "candidate", "iou", "hit"]
-
 
 MAIN_COLUMNS = [
     "lvlm", "dataset", "method", "family", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi",
     "delta_vs_greedy", "p_value", "published_acc50",
 ]  # fmt: skip
-
 
 SIZE_COLUMNS = [
     "lvlm", "dataset", "method", "size", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi",

@@ -1,14 +1,15 @@
-"""TODO evaluation.bootstrap."""
+"""Intervals and p-values from drawing images with replacement, each with all its queries (percentile bootstrap).
 
-from collections.abc import Sequence
+One generator draws (`drawn_images`); everything else here and elsewhere weights by how often an image was drawn.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 CELLS = 4_000_000  # (draw, image) pairs held at once, 32 bytes each
-
-
 INTERVAL = (0.025, 0.975)
 
 
@@ -21,24 +22,38 @@ class Difference(NamedTuple):
     p: float
 
 
+def drawn_images(images: int, draws: int, seed: int | Sequence[int] = 0) -> Iterator[np.ndarray]:
+    """Parts [some draws, images] of how often each image occurs when as many are drawn with replacement.
+
+    They depend on the arguments alone, so that two statistics of the same images are paired.
+    """
+    rng, part = np.random.default_rng(seed), max(1, CELLS // images)
+    for start in range(0, draws, part):
+        rows = min(part, draws - start)
+        picks = rng.integers(images, size=(rows, images)) + np.arange(rows)[:, None] * images
+        yield np.bincount(picks.ravel(), minlength=rows * images).reshape(rows, images)
+
+
+def image_counts(images: int, draws: int, seed: int | Sequence[int] = 0) -> np.ndarray:
+    """[draws, images] `drawn_images`, all at once."""
+    return np.concatenate(list(drawn_images(images, draws, seed)))
+
+
+def image_sums(values: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """[m, columns] sums of values [n, columns] over the rows of each image; images: [n] codes 0..m-1."""
+    sums = np.zeros((int(images.max()) + 1, values.shape[1]))
+    np.add.at(sums, images, values)
+    return sums
+
+
 def bootstrap_means(values: np.ndarray, images: np.ndarray, draws: int, seed: int | Sequence[int]) -> np.ndarray:
     """[draws, columns] means over queries of values [queries, columns] when the images are drawn with replacement.
 
-    images: [queries] codes 0..m-1. A draw takes m images, each with all its queries. The draws depend on the seed and
-    the number of images alone, so that two calls on the same queries are paired. Means are rounded to 12 decimals: over
-    a pool, nothing comes out as 1e-17, on one processor above 0 and on another below.
+    images: [queries] codes 0..m-1. Means are rounded to 12 decimals: over a pool, nothing comes out as 1e-17, on one
+    processor above 0 and on another below.
     """
-    m = int(images.max()) + 1
-    sums = np.zeros((m, values.shape[1] + 1))
-    np.add.at(sums, images, np.column_stack([values, np.ones(len(values))]))
-    rng, parts = np.random.default_rng(seed), []
-    for start in range(0, draws, max(1, CELLS // m)):
-        rows = min(max(1, CELLS // m), draws - start)
-        picks = rng.integers(m, size=(rows, m))
-        picks += np.arange(rows)[:, None] * m
-        counts = np.bincount(picks.ravel(), minlength=rows * m).reshape(rows, m)
-        parts.append(counts @ sums)
-    drawn = np.concatenate(parts)
+    sums = image_sums(np.column_stack([values, np.ones(len(values))]), images)
+    drawn = np.concatenate([counts @ sums for counts in drawn_images(len(sums), draws, seed)])
     return (drawn[:, :-1] / drawn[:, -1:]).round(12)
 
 
@@ -92,16 +107,9 @@ def correlation_interval(
     return float(lo), float(hi)
 
 
-def image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
-    """[draws, images] how often each image occurs when as many are drawn with replacement."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
-
-
 def share_interval(values: np.ndarray, images: np.ndarray, draws: int) -> np.ndarray:
     """[2, layers] ends of the interval of each layer's share (0-1) of the total of values [n, layers] >= 0 when the
     images, images [n] ids, are drawn with replacement."""
-    codes = pd.factorize(images)[0]
-    sums = np.zeros((codes.max() + 1, values.shape[1]))
-    np.add.at(sums, codes, values)
+    sums = image_sums(values, pd.factorize(images)[0])
     drawn = image_counts(len(sums), draws) @ sums
     return np.quantile(drawn / drawn.sum(1, keepdims=True), INTERVAL, axis=0)

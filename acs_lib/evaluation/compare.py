@@ -25,43 +25,19 @@ import pandas as pd
 from pandas.api.types import is_float_dtype, is_numeric_dtype
 
 FEWEST = 48  # queries, where a table does not say of how many a number is the mean: those of the smoke profile
-
-
 SIZES = ("n_queries", "pairs", "n")  # the columns that say it
-
-
 COUNTS = {"n": 2, "n_answers": 2, "n_mixed": 2, "gained": 2, "lost": 2, "pairs": 10}
-
-
 KEYS = (  # they name a row
     "layer", "head", "seed", "epoch", "candidate", "n_samples", "coverage", "from", "temperature", "top_p",
 )  # fmt: skip
-
-
 MACHINES_OWN = re.compile("seconds|^peak_mb")
-
-
 HOLM = re.compile("_holm$")
-
-
 PROBABILITY = re.compile("^p_|^share_of_draws$")
-
-
 ODDS = re.compile("^odds_ratio")
-
-
 RANK = re.compile("^mean_rank")
-
-
 WITHIN = re.compile("^within_query")
-
-
 END = re.compile("(^|_)(lo|hi)$")
-
-
 NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?%?)(?!\w)")
-
-
 MOVED, MOST_MOVED, FEW_ROWS = 0.001, 0.75, 8  # of a column
 
 

@@ -22,10 +22,7 @@ PUBLISHED_AUROC = {  # arXiv 2607.05978, two LVLMs of 8B parameters; other LVLMs
     "attention mass (SVAR)": "0.763 and 0.803",
 }
 
-
 PART = 100  # draws held at once
-
-
 COVERAGES = np.arange(1, 21) / 20
 
 

@@ -12,8 +12,6 @@ from acs_lib.evaluation.bootstrap import INTERVAL, image_counts
 from acs_lib.method.selection import Selector, above
 
 KINDS = ("good", "near miss", "another object", "nothing")
-
-
 MISTAKES = KINDS[1:]
 
 

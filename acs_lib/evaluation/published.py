@@ -7,10 +7,7 @@ have none.
 import pandas as pd
 
 PAPER = "arXiv 2606.01612"
-
-
 HUB = {"Qwen2.5-VL-7B": "Qwen/Qwen2.5-VL-7B-Instruct", "InternVL-3.5-8B": "OpenGVLab/InternVL3_5-8B-HF"}
-
 
 COLUMNS = (
     ("Qwen2.5-VL-7B", "COCO"),
@@ -19,12 +16,8 @@ COLUMNS = (
     ("InternVL-3.5-8B", "Objects365"),
 )
 
-
 BEST_BASELINE = "best sampling baseline"
-
-
 BASELINE_FAMILIES = ("likelihood", "consensus")  # of the methods measured here that can be it
-
 
 SMALL_OBJECTS = {  # Acc@0.5 in %, one number a column
     "greedy": (61.4, 43.0, 49.1, 21.9),
@@ -32,7 +25,6 @@ SMALL_OBJECTS = {  # Acc@0.5 in %, one number a column
     "ACS-Free": (63.4, 43.0, 53.1, 24.8),
     "ACS-Learned": (65.3, 45.1, 58.6, 25.5),
 }
-
 
 REGRESSOR_PEARSON = 0.67  # the paper reports r above this
 

@@ -1,4 +1,4 @@
-"""TODO evaluation.significance."""
+"""Is a method better than greedy decoding, or is it chance? McNemar, the bootstrap, Holm over all rows; and ranks."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,8 +11,6 @@ from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, bootstrap_p,
 from acs_lib.method.selection import FAMILIES
 
 TRAINING_FREE = ("likelihood", "consensus", "attention", "acs-free")
-
-
 SIGNIFICANCE_COLUMNS = [
     "lvlm", "dataset", "method", "family", "n_queries", "delta_vs_greedy", "delta_lo", "delta_hi", "p_bootstrap",
     "p_bootstrap_holm", "gained", "lost", "odds_ratio", "odds_ratio_lo", "odds_ratio_hi", "p_mcnemar", "p_mcnemar_holm",
@@ -96,11 +94,12 @@ def significance(
 
     delta_vs_greedy, delta_lo, delta_hi, p_bootstrap: as `paired_difference`, images drawn
     gained, lost: queries that only the method hits, and that only the reference hits
-    odds_ratio: gained / lost, with its exact 95 % interval (Clopper-Pearson of gained / (gained + lost)); from 0 to
-        inf, 1 is no effect, NaN without a query that they differ on
-    p_mcnemar: as `mcnemar`, which takes queries of one image as independent; p_bootstrap does not
+    odds_ratio, odds_ratio_lo, odds_ratio_hi, p_mcnemar: as `mcnemar`, from 0 to inf, 1 is no effect; it takes queries
+        of one image as independent, p_bootstrap does not
     p_*_holm: `holm` over the rows, those that hit the same queries as one test. The reference, the oracle and the mean
         over the samples are no row.
+
+    Raises ValueError without choices of `reference`, or where a hit is neither 0 nor 1.
     """
     wide, images = per_query(choices, queries)
     if reference not in wide["hit"]:
@@ -108,14 +107,16 @@ def significance(
     methods = choices.drop_duplicates("method").set_index("method")["family"]
     methods = methods.drop([reference, RANDOM, ORACLE], errors="ignore")
     methods = methods.sort_values(key=lambda family: family.map(FAMILIES.index), kind="stable")
-    hit, other = wide["hit"][list(methods.index)].to_numpy(float), wide["hit"][reference].to_numpy(float)
-    gain = hit - other[:, None]
+    hit, other = wide["hit"][list(methods.index)].to_numpy(float), wide["hit"][[reference]].to_numpy(float)
+    if not np.isin(np.hstack([hit, other]), (0, 1)).all():
+        raise ValueError("McNemar's test needs hits of 0 or 1, not means over a pool")
+    gain = hit - other
     drawn = bootstrap_means(gain, images, draws, seed)
     lo, hi = np.quantile(drawn, INTERVAL, axis=0)
     gained, lost = (gain > 0).sum(axis=0), (gain < 0).sum(axis=0)
-    odds = np.array([_odds(*counts) for counts in zip(gained, lost)]).reshape(-1, 3)
+    exact = np.array([mcnemar(*counts) for counts in zip(gained, lost)]).reshape(-1, 4)
     _, tests, test_of = np.unique(gain, axis=1, return_index=True, return_inverse=True)
-    p_bootstrap, p_mcnemar = bootstrap_p(drawn), np.array([mcnemar(column, other) for column in hit.T])
+    p_bootstrap, p_mcnemar = bootstrap_p(drawn), exact[:, 3]
     table = pd.DataFrame(
         {
             "lvlm": lvlm,
@@ -130,9 +131,9 @@ def significance(
             "p_bootstrap_holm": holm(p_bootstrap[tests])[test_of],
             "gained": gained,
             "lost": lost,
-            "odds_ratio": odds[:, 0],
-            "odds_ratio_lo": odds[:, 1],
-            "odds_ratio_hi": odds[:, 2],
+            "odds_ratio": exact[:, 0],
+            "odds_ratio_lo": exact[:, 1],
+            "odds_ratio_hi": exact[:, 2],
             "p_mcnemar": p_mcnemar,
             "p_mcnemar_holm": holm(p_mcnemar[tests])[test_of],
         }
@@ -140,31 +141,19 @@ def significance(
     return table[SIGNIFICANCE_COLUMNS]
 
 
-def _odds(gained: int, lost: int) -> tuple[float, float, float]:
-    """gained / lost and its exact 95 % interval; inf where nothing was lost, NaN where nothing differs."""
+def mcnemar(gained: int, lost: int) -> tuple[float, float, float, float]:
+    """(odds ratio, lo, hi, p) of the exact McNemar test: are the queries that only one of two methods hits split
+    evenly? The odds ratio is gained / lost, inf where nothing was lost; lo and hi are the ends of its 95 % interval
+    (Clopper-Pearson), p is two-sided. NaN and p = 1 where nothing differs."""
     if not gained + lost:
-        return (np.nan,) * 3
-    shares = stats.binomtest(int(gained), int(gained + lost)).proportion_ci(INTERVAL[1] - INTERVAL[0], "exact")
-    return tuple(np.inf if share == 1 else share / (1 - share) for share in (gained / (gained + lost), *shares))
-
-
-def mcnemar(hit_a: np.ndarray, hit_b: np.ndarray) -> float:
-    """Exact two-sided McNemar p: are the queries that only one of two methods hits split evenly? 1 without any.
-
-    hit_a, hit_b: [queries] of 0 and 1; anything else raises ValueError.
-    """
-    a, b = np.asarray(hit_a, float), np.asarray(hit_b, float)
-    if not np.isin([a, b], (0, 1)).all():
-        raise ValueError("McNemar's test needs hits of 0 or 1, not means over a pool")
-    only_a, only_b = int((a > b).sum()), int((b > a).sum())
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+        return np.nan, np.nan, np.nan, 1.0
+    test = stats.binomtest(int(gained), int(gained + lost))
+    shares = test.statistic, *test.proportion_ci(INTERVAL[1] - INTERVAL[0], "exact")
+    return *(np.inf if share == 1 else share / (1 - share) for share in shares), test.pvalue
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """[k] p-values adjusted for the family-wise error (Holm), in the order given; NaN stays and is no test."""
-    p_values = np.asarray(p_values, float)
-    adjusted, tests = np.full(p_values.shape, np.nan), np.flatnonzero(~np.isnan(p_values))
-    order = tests[np.argsort(p_values[tests], kind="stable")]
-    steps = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return adjusted
+    rising = pd.Series(p_values, dtype=float).reset_index(drop=True).dropna().sort_values()
+    steps = (rising * np.arange(len(rising), 0, -1)).cummax().clip(upper=1)
+    return steps.reindex(range(len(p_values))).to_numpy()

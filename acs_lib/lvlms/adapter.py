@@ -1,7 +1,8 @@
 """What the kit needs of a large vision-language model (LVLM). A family is one subclass in one file.
 
-A subclass says how its family writes a prompt (`prompt`), where the image tokens lie (`Grid`), how an answer is read
-(`parse`) and in which units its coordinates are. Nothing else in the kit knows a family.
+A subclass says how its family writes a prompt (`prompt`), where the image tokens lie (`Grid`) and how many there are
+(`count_tokens`), how an answer is read (`parse`) and in which units its coordinates are. Nothing else in the kit knows
+a family.
 """
 
 import functools
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 
 from acs_lib.core import boxes as bx
 from acs_lib.lvlms.attention_rows import attach
@@ -32,6 +34,17 @@ class Grid:
 
     cells: torch.Tensor
     thumbnail: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What one image becomes: patches that the vision tower sees, sequences that they attend in (tiles; a Qwen tower
+    sees one), image tokens of the prompt, cells of the map."""
+
+    patches: int
+    sequences: int
+    image: int
+    cells: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,18 @@ class LVLM(ABC):
         self.name, self.question = name, question
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         attach(model)
+
+    @classmethod
+    def count_tokens(cls, config: PreTrainedConfig, width: int, height: int, **limits: int) -> ImageTokens:
+        """What an image of width x height px becomes, without a model: by the family's own resizing with the published
+        settings of the image processor, or with `limits` (see profiles.LVLMSpec).
+
+        Raises ValueError for a setting that the family does not have, or where the adapter cannot count.
+        """
+        raise ValueError(
+            f"the adapter {cls.__name__} does not say how many tokens an image has: write its `count_tokens`, or leave "
+            "`gpu` out of the profile"
+        )
 
     @classmethod
     def check_limits(cls, limits: Iterable[str]) -> None:

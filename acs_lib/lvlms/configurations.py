@@ -1,27 +1,20 @@
-"""TODO lvlms.configurations."""
-
-from dataclasses import dataclass
+"""The published configurations of the paper's LVLMs, so that a run can be planned without fetching anything."""
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from acs_lib.lvlms.internvl import tile_grid
-from acs_lib.lvlms.load import families, lvlm_config
+from acs_lib.lvlms.load import lvlm_config
 from acs_lib.profiles import LVLMSpec
 
 QWEN2_TEXT = dict(
     vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
     num_key_value_heads=4,
 )  # fmt: skip
-
-
 QWEN3_TEXT = dict(
     vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
     num_key_value_heads=8, head_dim=128,
 )  # fmt: skip
-
 
 # What decides the size of a model, from the `config.json` of the checkpoints. The models built from these have the
 # published number of parameters to the last one (the Qwen repositories' safetensors index and hub pages; InternVL's
@@ -56,13 +49,6 @@ CONFIGS = {
 }  # fmt: skip
 
 
-# From `preprocessor_config.json` of the same repositories.
-PIXELS = {"qwen2_vl": (3136, 12845056), "qwen2_5_vl": (3136, 12845056), "qwen3_vl": (65536, 16777216)}
-
-
-TILES = 1, 12
-
-
 def published_config(spec: LVLMSpec) -> PreTrainedConfig:
     """The configuration of an LVLM: the published numbers above, or the `config.json` of its folder or repository.
 
@@ -79,43 +65,3 @@ def meta_model(config: PreTrainedConfig) -> nn.Module:
     """The model of the real class, without weights."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
-
-
-@dataclass(frozen=True)
-class ImageTokens:
-    """What one image becomes: patches that the vision tower sees, sequences that they attend in (tiles; a Qwen tower
-    sees one), image tokens of the prompt, cells of the map."""
-
-    patches: int
-    sequences: int
-    image: int
-    cells: int
-
-
-def image_tokens(config: PreTrainedConfig, width: int, height: int, **limits: int) -> ImageTokens:
-    """The tokens of an image of that size, by the family's own resizing with the published settings, or with the
-    max_tiles or max_pixels of a profile (LVLMSpec.limits).
-
-    Raises ValueError for a family that is not known here, or that has no such setting.
-    """
-    vision = config.vision_config
-    if config.model_type in families():
-        families()[config.model_type].check_limits(limits)
-    if config.model_type == "internvl":
-        least, most = TILES
-        columns, rows = tile_grid(width, height, tuple(vision.image_size), least, limits.get("max_tiles", most))
-        tiles = columns * rows + (columns * rows > 1)
-        inside = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
-        length = config.image_seq_length
-        return ImageTokens(tiles * (inside + 1), tiles, tiles * length, columns * rows * length)
-    if config.model_type not in PIXELS:
-        raise ValueError(
-            f"runs.plan has no rule for the image tokens of {config.model_type!r}; add one, or leave `gpu` out of "
-            "the profile"
-        )
-    merge = vision.spatial_merge_size
-    pitch = vision.patch_size * merge
-    least, most = PIXELS[config.model_type]
-    sides = smart_resize(height, width, pitch, least, limits.get("max_pixels", most))
-    tokens = sides[0] * sides[1] // pitch**2
-    return ImageTokens(tokens * merge**2, 1, tokens, tokens)

@@ -1,17 +1,17 @@
 """InternVL-3 and 3.5 (transformers' own `-HF` classes): 448 px tiles and a thumbnail, 0-1000 of the original image."""
 
+import math
 import re
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from acs_lib.lvlms.adapter import LVLM, Grid, Prompt
+from acs_lib.lvlms.adapter import LVLM, Grid, ImageTokens, Prompt
 
 NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
-
-
 SEPARATOR = r"[\s,]+"
 
 
@@ -39,7 +39,17 @@ class InternVL(LVLM):
     image_token = "<IMG_CONTEXT>"
     model_types = ("internvl",)
     limits = ("max_tiles",)
+    tiles = 1, 12  # at least and at most, of `preprocessor_config.json` as published
     box_pattern = re.compile(rf"(?:<box>[\s\[]*|\[\s*\[\s*){SEPARATOR.join([NUMBER] * 4)}\s*(?:\]|</box>)")
+
+    @classmethod
+    def count_tokens(cls, config: PreTrainedConfig, width: int, height: int, **limits: int) -> ImageTokens:
+        cls.check_limits(limits)
+        vision, (least, most), length = config.vision_config, cls.tiles, config.image_seq_length
+        columns, rows = tile_grid(width, height, tuple(vision.image_size), least, limits.get("max_tiles", most))
+        tiles = columns * rows + (columns * rows > 1)
+        patches = 1 + math.prod(side // patch for side, patch in zip(vision.image_size, vision.patch_size))
+        return ImageTokens(tiles * patches, tiles, tiles * length, columns * rows * length)
 
     def limit(self, **limits: int) -> None:
         super().limit(**limits)

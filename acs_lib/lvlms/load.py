@@ -1,4 +1,9 @@
-"""TODO lvlms.load."""
+"""From a name to an LVLM: which one is meant, where its files lie, which adapter serves it, and the model in memory.
+
+    name -> lvlm_spec -> LVLMSpec -> load_spec -> load_checkpoint -> adapter with model, tokenizer, image processor
+
+The family is read from `config.json` (`adapter_of`); no code of the checkpoint's own is run.
+"""
 
 import contextlib
 import errno
@@ -19,19 +24,84 @@ from acs_lib.lvlms import internvl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
 from acs_lib.profiles import LVLMSpec
 
+DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
-
-
 NOT_THE_LVLM = ("head_set.json", "regressor.safetensors", "recipe.json")  # what else may lie beside them
 
 
-DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
+def lvlm_spec(source: str | Path) -> LVLMSpec:
+    """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name).
+
+    ValueError for what can be none of them.
+    """
+    folder = Path(source).expanduser().resolve()
+    for spec in profiles.known_lvlms().values():
+        if str(source) in (spec.name, spec.source) or folder == (paths.ROOT / spec.source).resolve():
+            return spec
+    if folder.is_dir():
+        return LVLMSpec(name=folder.name, source=str(folder))
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+        raise ValueError(
+            f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
+            "or a hub name like owner/model"
+        )
+    return LVLMSpec(name=folder.name, source=str(source))
+
+
+def lvlm_source(spec: LVLMSpec) -> str:
+    """The folder (under the project's root) or hub name to load from."""
+    local = paths.ROOT / spec.source
+    return str(local) if local.exists() else spec.source
+
+
+def _folder(lvlm: LVLM | LVLMSpec) -> Path:
+    """The folder that it comes from, or would come from if its hub name were one."""
+    return paths.ROOT / (lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
+
+
+def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
+    """Whether it is one of those that are shipped: tiny, quick on a CPU, and of few words."""
+    return _folder(lvlm).parent == paths.ROOT / "data" / "embedded"
+
+
+def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
+    """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
+    return paths.EMBEDDED / _folder(lvlm).name if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
+
+
+def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
+    """The LVLM's configuration, without its weights."""
+    return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
+
+
+def lvlm_digest(spec: LVLMSpec) -> str:
+    """SHA-256 of a local folder's weights and settings, or name and revision of those on a hub."""
+    folder = Path(lvlm_source(spec))
+    if not folder.is_dir():
+        return f"{spec.source}@{spec.revision}"
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in LVLM_FILES or path.name in NOT_THE_LVLM:
+            continue
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def families() -> dict[str, type[LVLM]]:
     """`config.model_type` -> adapter, of every adapter in this folder."""
     adapters = (internvl.InternVL, qwen_vl.Qwen2VL, qwen_vl.Qwen25VL, qwen_vl.Qwen3VL)
     return {model_type: adapter for adapter in adapters for model_type in adapter.model_types}
+
+
+def adapter_of(model_type: str, source: str) -> type[LVLM]:
+    """The adapter that serves a `config.model_type`; ValueError, which names the `source`, where none does."""
+    if model_type not in families():
+        raise ValueError(
+            f"cannot load the LVLM {source!r}: there is no adapter for the model type {model_type!r}, only for "
+            f"{', '.join(families())}, in the format of transformers (InternVL: names that end in -HF)"
+        )
+    return families()[model_type]
 
 
 def default_device() -> str:
@@ -69,12 +139,7 @@ def load_checkpoint(
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)  # asks for no code of the model's own
         if "model_type" not in config:
             raise ValueError(f"cannot load the LVLM {source!r}: it has no config.json that names a model type; {mend}")
-        adapter = families().get(config["model_type"])
-        if adapter is None:
-            raise ValueError(
-                f"cannot load the LVLM {source!r}: there is no adapter for the model type {config['model_type']!r}, "
-                f"only for {', '.join(families())}, in the format of transformers (InternVL: names that end in -HF)"
-            )
+        adapter = adapter_of(config["model_type"], source)
         model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=dtype)
         tokenizer = _tokenizer(source, revision)
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
@@ -85,31 +150,6 @@ def load_checkpoint(
         raise OSError(f"cannot load the LVLM {source!r} ({reason}); {mend}") from error
     model.to(device or default_device())
     return adapter(model, tokenizer, image_processor, name or Path(source).name, question)
-
-
-def lvlm_source(spec: LVLMSpec) -> str:
-    """The folder (under the project's root) or hub name to load from."""
-    local = paths.ROOT / spec.source
-    return str(local) if local.exists() else spec.source
-
-
-def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
-    """The LVLM's configuration, without its weights."""
-    return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
-
-
-def lvlm_digest(spec: LVLMSpec) -> str:
-    """SHA-256 of a local folder's weights and settings, or name and revision of those on a hub."""
-    folder = Path(lvlm_source(spec))
-    if not folder.is_dir():
-        return f"{spec.source}@{spec.revision}"
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in LVLM_FILES or path.name in NOT_THE_LVLM:
-            continue
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 _loaded: dict[LVLMSpec, LVLM] = {}  # the last one
@@ -128,43 +168,9 @@ def load_spec(spec: LVLMSpec) -> LVLM:
     return _loaded[spec]
 
 
-def lvlm_spec(source: str | Path) -> LVLMSpec:
-    """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name).
-
-    ValueError for what can be none of them.
-    """
-    folder = Path(source).expanduser().resolve()
-    for spec in profiles.known_lvlms().values():
-        if str(source) in (spec.name, spec.source) or folder == (paths.ROOT / spec.source).resolve():
-            return spec
-    if folder.is_dir():
-        return LVLMSpec(name=folder.name, source=str(folder))
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-        raise ValueError(
-            f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
-            "or a hub name like owner/model"
-        )
-    return LVLMSpec(name=folder.name, source=str(source))
-
-
 def load_lvlm(source: str | Path = DEFAULT_LVLM) -> LVLM:
     """Load an LVLM (see `lvlm_spec`); without `source` the embedded one. The last one loaded is kept.
 
     A GPU is used if there is one. ValueError for an unknown name or family, OSError where the files cannot be had.
     """
     return load_spec(lvlm_spec(source))
-
-
-def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
-    """Whether it is one of those that are shipped: tiny, quick on a CPU, and of few words."""
-    return _folder(lvlm).parent == paths.ROOT / "data" / "embedded"
-
-
-def _folder(lvlm: LVLM | LVLMSpec) -> Path:
-    """The folder that it comes from, or would come from if its hub name were one."""
-    return paths.ROOT / (lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
-
-
-def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
-    """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
-    return paths.EMBEDDED / _folder(lvlm).name if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name

@@ -5,18 +5,14 @@ import re
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from acs_lib.lvlms.adapter import LVLM, Grid, ImageRefused, Prompt
+from acs_lib.lvlms.adapter import LVLM, Grid, ImageRefused, ImageTokens, Prompt
 
 NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
-
-
 COMMA = r"\s*,\s*"
-
-
 POINTS = re.compile(rf"\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)\s*,?\s*\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)")
-
-
 JSON_BOX = re.compile(rf"[\"']bbox_2d[\"']\s*:\s*\[\s*{COMMA.join([NUMBER] * 4)}\s*\]")
 
 
@@ -25,6 +21,16 @@ class _QwenVL(LVLM):
 
     image_token = "<|image_pad|>"
     limits = ("max_pixels",)
+    pixels = 3136, 12845056  # of the resized image, at least and at most, of `preprocessor_config.json` as published
+
+    @classmethod
+    def count_tokens(cls, config: PreTrainedConfig, width: int, height: int, **limits: int) -> ImageTokens:
+        cls.check_limits(limits)
+        merge, (least, most) = config.vision_config.spatial_merge_size, cls.pixels
+        pitch = config.vision_config.patch_size * merge
+        rows, columns = smart_resize(height, width, pitch, least, limits.get("max_pixels", most))
+        tokens = (rows // pitch) * (columns // pitch)
+        return ImageTokens(tokens * merge**2, 1, tokens, tokens)
 
     def limit(self, **limits: int) -> None:
         """ValueError also for fewer pixels than the image processor's least."""
@@ -92,4 +98,5 @@ class Qwen3VL(_QwenVL):
     """`"bbox_2d": [x1, y1, x2, y2]`, 0-1000 of the image (arXiv 2511.21631)."""
 
     model_types = ("qwen3_vl",)
+    pixels = 65536, 16777216
     box_pattern = JSON_BOX

@@ -1,4 +1,4 @@
-"""TODO method.maps."""
+"""Attention maps of the four coordinates (paper, step 2): from rows to maps, what a map says, and the mean map."""
 
 import numpy as np
 import torch

@@ -23,14 +23,8 @@ from acs_lib.method.maps import pool_maps
 from acs_lib.runs.store import Run
 
 MAP_SIDE = 16  # cells: the regressor's grid has no longer side
-
-
 DROPOUT = 0.1  # share of the pooled features that a training step goes without
-
-
 SHARPNESS = 10.0  # of the smooth maximum: it is at most ln(cells) / SHARPNESS above the true one
-
-
 FORMAT = 3  # of a saved regressor
 
 

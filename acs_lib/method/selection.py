@@ -9,11 +9,7 @@ import pandas as pd
 from acs_lib.core.candidates import COORDINATES, STATISTICS, Candidates
 
 FAMILIES = ("control", "likelihood", "consensus", "attention", "acs-free", "acs-learned", "fusion")
-
-
 POOLS = ("sampled", "all")
-
-
 RESOLUTION = {"rtol": 1e-5, "atol": 1e-6}  # of scores, float32: equal ones differ by 1e-7, on each processor otherwise
 
 

@@ -13,7 +13,7 @@ from acs_lib.method.baselines.likelihood import P_TRUE
 from acs_lib.profiles import Profile
 from acs_lib.study.results import measured_text, published_and_measured
 
-TEX_ESCAPES = str.maketrans(
+TEX_ESCAPES = str.maketrans(  # of a caption, which pandas leaves as it is
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {character: "\\" + character for character in "&%$#_{}"}
 )
@@ -28,27 +28,20 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
 
 
-def _cells(frame: pd.DataFrame) -> list[list[str]]:
-    """Header and rows as text."""
-    return [[str(name) for name in frame.columns], *([_cell(v) for v in row] for row in frame.itertuples(index=False))]
-
-
 def to_markdown(frame: pd.DataFrame, caption: str | None = None) -> str:
     """A pipe table without the index, numbers to the right, under its caption."""
-    rows = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in _cells(frame)]
+    rows = [[str(name) for name in frame.columns], *frame.map(_cell).itertuples(index=False)]
     rule = ["---:" if pd.api.types.is_numeric_dtype(kind) else ":---" for kind in frame.dtypes]
-    lines = ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
+    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in (escaped[0], rule, *escaped[1:])]
     return "\n".join([*([caption, ""] if caption else []), *lines]) + "\n"
 
 
 def to_latex(frame: pd.DataFrame, caption: str | None = None) -> str:
     """A `table` float in the booktabs style without the index, numbers to the right."""
-    rows = [" & ".join(text.translate(TEX_ESCAPES) for text in row) + r" \\" for row in _cells(frame)]
-    columns = "".join("r" if pd.api.types.is_numeric_dtype(kind) else "l" for kind in frame.dtypes)
-    title = [rf"\caption{{{caption.translate(TEX_ESCAPES)}}}"] if caption else []
-    lines = [r"\begin{table}", r"\centering", *title, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0]]
-    lines += [r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    cells = frame.reset_index(drop=True).style.hide(axis="index").format(_cell, escape="latex")
+    titled = cells.format_index(escape="latex", axis="columns")
+    return titled.to_latex(hrules=True, position_float="centering", caption=caption and caption.translate(TEX_ESCAPES))
 
 
 def write_table(frame: pd.DataFrame, folder: str | Path, stem: str, caption: str | None = None) -> dict[str, Path]:

@@ -15,35 +15,23 @@ from transformers import PreTrainedConfig
 
 from acs_lib import paths
 from acs_lib.datasets.splits import load_split, split_files
-from acs_lib.lvlms.configurations import ImageTokens, image_tokens, meta_model, published_config
+from acs_lib.lvlms.adapter import LVLM, ImageTokens
+from acs_lib.lvlms.configurations import meta_model, published_config
+from acs_lib.lvlms.load import adapter_of
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.profiles import GPUSpec, Profile
 from acs_lib.runs.collect import bytes_per_query
 from acs_lib.runs.store import SHARD
 
 VERIFICATION = 60  # tokens of P(True)'s question that are no image, about
-
-
 QUESTION = 40  # tokens of the prompt that are no image, about; those of the chat template included
-
-
 IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most frequent
-
-
 IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
-
-
 BFLOAT16, FLOAT32 = 2, 4  # bytes
-
-
 # The regressor on one CPU thread, measured: 12 ms a training answer with maps of Qwen2.5-VL-7B's shape (4 x 28 x 28 x
 # 256 numbers) and 17 ms with InternVL-3.5-8B's (4 x 36 x 32 x 256).
 TRAINING_SECONDS = 14.6e-9  # a number of the maps
-
-
 CONTROL_EPOCHS = 3 * 2  # of the regressors on shuffled labels
-
-
 PROCESS = 4e9  # bytes of host memory besides weights and maps, about
 
 
@@ -134,11 +122,15 @@ def regressor_hours(queries: int, answers: int, numbers: int, epochs: int) -> fl
     return queries * answers * numbers * (epochs + CONTROL_EPOCHS) * TRAINING_SECONDS / 3600
 
 
-def mean_tokens(config: PreTrainedConfig, sizes: pd.Series, **limits: int) -> ImageTokens:
-    """The mean over images; sizes: (width, height) -> how many queries have it; limits: see `image_tokens`."""
-    found = pd.DataFrame([vars(image_tokens(config, *size, **limits)) for size in sizes.index])
-    means = found.mul(sizes.to_numpy(), axis=0).sum() / sizes.sum()
-    return ImageTokens(**{name: round(value) for name, value in means.items()})
+def tokens_of_images(
+    adapter: type[LVLM], config: PreTrainedConfig, sizes: pd.Series, **limits: int
+) -> tuple[ImageTokens, ImageTokens]:
+    """The mean over images, and the largest; sizes: (width, height) -> how many queries have it; limits: as
+    `LVLM.count_tokens` takes them."""
+    found = [adapter.count_tokens(config, *size, **limits) for size in sizes.index]
+    means = pd.DataFrame(map(vars, found)).mul(sizes.to_numpy(), axis=0).sum() / sizes.sum()
+    mean = ImageTokens(**{name: round(value) for name, value in means.items()})
+    return mean, max(found, key=lambda tokens: tokens.image)
 
 
 def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -155,11 +147,13 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows, models = [], []
     for spec in profile.lvlms:
         model = meta_model(published_config(spec))
+        adapter = adapter_of(model.config.model_type, spec.source)
         text = model.config.get_text_config()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         memory, host, training = [], [], 0.0
         for dataset, split, sizes, counted, images in splits:
-            tokens, count = mean_tokens(model.config, sizes, **spec.limits), int(sizes.sum())
+            tokens, largest = tokens_of_images(adapter, model.config, sizes, **spec.limits)
+            count = int(sizes.sum())
             settings = how.samples + 1, how.max_new_tokens, profile.batch_queries
             shape = text.num_hidden_layers, text.num_attention_heads
             cells = (profile.map_side or 0) ** 2 or tokens.cells
@@ -172,8 +166,6 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
             hours = count * seconds(model, tokens, *settings, gpu) / 3600
             if profile.p_true and split == "test":
                 hours += count * verification_seconds(model, tokens, how.samples + 1, gpu) / 3600
-            shown = (image_tokens(model.config, *size, **spec.limits) for size in sizes.index)
-            largest = max(shown, key=lambda found: found.image)
             memory.append(memory_bytes(model, largest, *settings))
             rows.append(
                 (

@@ -25,11 +25,7 @@ import torch
 from acs_lib.runs.store import CandidatesWithRecords
 
 SECONDS = 1800  # a batch may take, and so may the loading of the LVLM before the first one
-
-
 ATTEMPTS = 3  # at a batch, before the run stops
-
-
 MEND = 'python -m pip install "acs-kit[ray]"'
 
 

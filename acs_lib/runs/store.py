@@ -40,21 +40,11 @@ from acs_lib.core.files import digest, replacing, write_text
 from acs_lib.datasets.coco import NO_FILE, TRUTH
 
 SHARD = 64  # queries
-
-
 FORMAT = 2  # of a shard
-
-
 CHECKED = -1  # instead of a checksum: need not be computed again
-
-
 UNREADABLE = "unreadable image"  # how the failure of a query's only row begins, where the LVLM was never asked
-
-
 BOX = ["box_x1", "box_y1", "box_x2", "box_y2"]
 STORED_AS = {"mean_log_vp": "self_certainty", "top20_logprob": "confidence"}  # names in the files, as they ever were
-
-
 CandidatesWithRecords = tuple[Candidates, list[dict]]
 
 

@@ -1,4 +1,4 @@
-"""Who answers the batches of a run."""
+"""Where queries are sampled: in this process, or on the machines of a Ray cluster."""
 
 import contextlib
 

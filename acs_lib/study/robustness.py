@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
+from captum.attr import FeatureAblation, IntegratedGradients
 from scipy.stats import pearsonr, spearmanr
 
 from acs_lib.core import boxes as bx
@@ -32,26 +33,18 @@ ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")
 Model = Callable[[torch.Tensor], torch.Tensor]  # maps [n, 4, layers, heads, h, w] -> [n]
 
 
-def integrated_gradients(model: Model, maps: torch.Tensor, baseline: torch.Tensor, steps: int = 16) -> torch.Tensor:
+def integrated_gradients(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
     """Integrated gradients (arXiv 1703.01365), of the shape of maps: (maps - baseline) times the mean gradient along
-    the straight line from `baseline` (broadcast) to the maps, at the midpoints of `steps` equal parts. They sum to
+    the straight line from `baseline` (broadcast) to the maps, at the midpoints of 16 equal parts. They sum to
     model(maps) - model(baseline), up to the error of the sum."""
-    total = torch.zeros_like(maps)
-    for step in range(steps):
-        point = (baseline + (step + 0.5) / steps * (maps - baseline)).detach().requires_grad_(True)
-        total += torch.autograd.grad(model(point).sum(), point)[0]
-    return (maps - baseline) * total / steps
+    captum = IntegratedGradients(model)
+    return captum.attribute(maps, baseline, n_steps=16, method="riemann_middle", internal_batch_size=len(maps)).detach()
 
 
-@torch.no_grad()
-def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> np.ndarray:
+def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
     """[n, layers] absolute change of the prediction when all maps of one layer are replaced by the baseline's."""
-    known, changes = model(maps), []
-    for layer in range(maps.shape[2]):
-        hidden = maps.clone()
-        hidden[:, :, layer] = baseline.expand_as(maps)[:, :, layer]
-        changes.append((model(hidden) - known).abs())
-    return torch.stack(changes, 1).numpy(force=True)
+    layer_of = torch.arange(maps.shape[2]).view(1, 1, -1, 1, 1, 1)
+    return FeatureAblation(model).attribute(maps, baseline, feature_mask=layer_of)[:, 0, :, 0, 0, 0].abs()
 
 
 def first_maps(run: Run, grid: tuple[int, int], answers: int) -> torch.Tensor:
@@ -71,9 +64,11 @@ def attributions(model: AttentionIoURegressor, run: Run, draws: int, answers: in
     input has none."""
     maps = first_maps(run, model.grid, answers)
     baseline = maps.mean(0, keepdim=True)
-    parts = [integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in maps.split(128)]
+    parts = maps.split(128)
+    integrated = torch.cat([integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in parts])
+    hidden = torch.cat([occlusion(model, part, baseline) for part in parts])
     _, gradient, images = heads.attribution(model, run, answers)
-    found = zip(ATTRIBUTIONS, (gradient, torch.cat(parts).numpy(), occlusion(model, maps, baseline)))
+    found = zip(ATTRIBUTIONS, (gradient, integrated.numpy(), hidden.numpy()))
     columns = {}
     for name, values in found:
         columns[name] = values.sum(0) / values.sum()
@@ -224,13 +219,10 @@ def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, d
     chosen = entropy[kept][:, list(head_set.coordinates)][:, :, layers, columns]
     means = {"all heads": read.mean((1, 2)), "D_c": chosen.mean((1, 2))}
     table = []
-    of_image = [np.flatnonzero(records["image"].to_numpy() == image) for image in records["image"].unique()]
-    rng = np.random.default_rng(0)
+    images, names = pd.factorize(records["image"])
+    drawn_rows = [np.repeat(np.arange(len(iou)), count[images]) for count in image_counts(len(names), draws)]
     for name, values in means.items():
-        drawn = []
-        for _ in range(draws):
-            index = np.concatenate([of_image[pick] for pick in rng.integers(len(of_image), size=len(of_image))])
-            drawn.append(partial_correlation(values[index], iou[index], given[index]))
+        drawn = [partial_correlation(values[rows], iou[rows], given[rows]) for rows in drawn_rows]
         ends = np.nanquantile(drawn, INTERVAL)
         r = float(pearsonr(values, iou)[0])
         table.append((name, None, None, r, partial_correlation(values, iou, given), *ends, len(iou)))

@@ -11,7 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from acs_lib.lvlms.configurations import ImageTokens, image_tokens, meta_model, published_config
+from acs_lib.lvlms.adapter import LVLM, ImageTokens
+from acs_lib.lvlms.configurations import meta_model, published_config
+from acs_lib.lvlms.load import adapter_of
 from acs_lib.method.sampling import generate
 from acs_lib.profiles import GPUSpec, LVLMSpec, Sampling
 from acs_lib.runs import plan
@@ -30,7 +32,7 @@ PARAMETERS = {"qwen2-vl": 8_291_375_616, "qwen2.5-vl": 8_292_166_656, "qwen3-vl"
 @pytest.fixture(autouse=True)
 def config(family):
     if family.name not in CHECKPOINTS:
-        pytest.skip("acs_lib.runs.plan does not know this family: a profile that uses it names no GPU")
+        pytest.skip("its adapter counts no image tokens: a profile that uses it names no GPU")
     source = CHECKPOINTS[family.name]
     return published_config(LVLMSpec(name=source, source=source))
 
@@ -47,7 +49,7 @@ def test_tokens_of_an_image_are_the_image_processors(config, family, published):
     for width, height in [(640, 480), (480, 640), (1100, 90), (500, 500), (33, 700), *sizes(25)]:
         if max(width, height) > 200 * min(width, height):
             continue
-        found = image_tokens(config, width, height)
+        found = adapter_of(config.model_type, "").count_tokens(config, width, height)
         grid = published.prompt(Image.new("RGB", (width, height)), "cat").grid
         assert found.cells == grid.cells.numel(), (width, height)
         assert found.image == grid.cells.numel() + len(grid.thumbnail), (width, height)
@@ -62,11 +64,11 @@ def test_a_profiles_limits_are_respected(config, family):
     for value in values:
         lvlm.limit(**{name: value})
         for width, height in [(640, 480), (480, 640), *sizes(10)]:
-            found = image_tokens(config, width, height, **{name: value})
+            found = type(lvlm).count_tokens(config, width, height, **{name: value})
             assert found.cells == lvlm.prompt(Image.new("RGB", (width, height)), "cat").grid.cells.numel()
     other = "max_pixels" if name == "max_tiles" else "max_tiles"
     with pytest.raises(ValueError, match=f"the profile sets {other}"):
-        image_tokens(config, 640, 480, **{other: 6})
+        lvlm.count_tokens(config, 640, 480, **{other: 6})
 
 
 def tokens_of(lvlm, prompt) -> ImageTokens:
@@ -141,6 +143,8 @@ def test_an_unknown_checkpoint_is_asked_for_its_configuration(lvlm, tmp_path):
     assert SimpleNamespace(**vars(published_config(spec).get_text_config())).hidden_size == 64
 
 
-def test_a_family_without_a_rule_is_refused(config):
-    with pytest.raises(ValueError, match="acs_lib.runs.plan has no rule for the image tokens of 'other'"):
-        image_tokens(SimpleNamespace(model_type="other", vision_config=None), 640, 480)
+def test_a_family_that_cannot_count_is_refused(config):
+    with pytest.raises(ValueError, match="LVLM does not say how many tokens an image has: write its `count_tokens`"):
+        LVLM.count_tokens(config, 640, 480)
+    with pytest.raises(ValueError, match="cannot load the LVLM 'mine': there is no adapter for the model type 'other'"):
+        adapter_of("other", "mine")

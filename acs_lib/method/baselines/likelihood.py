@@ -12,8 +12,6 @@ from acs_lib.core.candidates import Candidates
 from acs_lib.method.selection import Selector
 
 P_TRUE = "P(True)"
-
-
 WINDOW = 4  # tokens of a DeepConf group; the paper's 2,048 are for traces of thousands of tokens
 
 

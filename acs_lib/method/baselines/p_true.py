@@ -16,8 +16,6 @@ from transformers import DynamicCache
 from acs_lib.lvlms.adapter import LVLM, Prompt
 
 VERIFICATION = "{question}\nProposed answer: [{box}]\nIs the proposed box of the {object} right? Answer with Yes or No."
-
-
 YES, NO = "Yes", "No"
 
 
