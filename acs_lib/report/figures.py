@@ -20,6 +20,7 @@ from acs_lib.report.style import (
     BLACK,
     BLUE,
     DIAGONAL,
+    EDGED,
     FAMILIES,
     GREY,
     HOLLOW,
@@ -71,7 +72,7 @@ def entropy_by_layer(frame: pd.DataFrame) -> Figure:
                         rows["layer"], rows["q25"], rows["q75"], facecolor=(colour, 0.14), edgecolor=(colour, 0.6),
                         hatch=hatch, linewidth=0.6, label=f"quartiles, {group}",
                     )  # fmt: skip
-                look = {"linestyle": line, "capsize": 2.5, "label": label, **marks(colour, marker, 5)}
+                look = {"linestyle": line, "capsize": 2.5, "label": label, **marks(colour, marker, 5), **EDGED}
                 points(axes, rows, "mean", x=rows["layer"], **look)
             layer_ticks(axes, block["layer"])
         column[-1].set_xlabel("decoder layer (from 0)")
@@ -139,7 +140,7 @@ def main_results(frame: pd.DataFrame) -> Figure:
     figure, grid = panel_grid(frame, 3.6, 1.6 + 0.26 * len(order), 3.6, xlabel="Acc@0.5, small objects")
     for axes, block in grid:
         for family, rows in block.groupby("family", sort=False):
-            look = marks(*FAMILIES.get(family, (BLACK, "X")), 6.5)
+            look = marks(*FAMILIES.get(family, (BLACK, "X")), 6.5) | EDGED
             points(axes, rows, "acc50", y=rows["method"].map(height), capsize=2.5, zorder=3, label=family, **look)
         greedy = block.loc[block["method"] == "greedy", "acc50"]
         if len(greedy):
@@ -201,15 +202,12 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
         )  # fmt: skip
         for row in block[block["selected"].astype(bool)].itertuples():
             place = (table.columns.get_loc(row.head), table.index.get_loc(row.layer))
-            frame = Rectangle(place, 1, 1, fill=False, edgecolor=BLACK, linewidth=2.2, clip_on=False, zorder=3)
-            frame.set_path_effects(cased(4.5, "white"))
-            axes.add_patch(frame)
+            look = {"edgecolor": BLACK, "linewidth": 2.2, "path_effects": cased(4.5, "white"), "clip_on": False}
+            axes.add_patch(Rectangle(place, 1, 1, fill=False, zorder=3, label="discriminative heads $D_c$", **look))
         axes.set(xlabel="head (from 0)", ylabel="decoder layer (from 0)", title=title)
         axes.tick_params(length=0, rotation=0)
         axes.grid(visible=False)
-    return legend_below(
-        figure, [Patch(facecolor="none", edgecolor=BLACK, linewidth=2, label="discriminative heads $D_c$")]
-    )
+    return legend_below(figure)
 
 
 @styled
@@ -239,7 +237,7 @@ def predicted_vs_true(answers: pd.DataFrame, bins: pd.DataFrame) -> Figure:
         mesh = axes.pcolormesh(*edges, np.ma.masked_equal(count, 0).T, cmap=shade, norm=norm, rasterized=True)
         axes.plot([0, 1], [0, 1], label="predicted = true", **DIAGONAL)
         rows = means[title]
-        look = {"elinewidth": 1.5, "capsize": 3, **marks(VERMILLION, "o", 7)}
+        look = {"elinewidth": 1.5, "capsize": 3, **marks(VERMILLION, "o", 7), **EDGED}
         points(axes, rows, "iou", x=rows["predicted"], label="mean in bin, 95 % interval over images", **look)
         r, images = block["predicted"].corr(block["iou"]), block["image"].nunique()
         patch = {"facecolor": "white", "edgecolor": "#BBBBBB", "alpha": 0.9, "pad": 3}
@@ -269,11 +267,9 @@ def candidates_sweep(frame: pd.DataFrame) -> Figure:
             rows = block[block["method"] == method].sort_values("n")
             colour, marker, line, _ = looks[method]
             reference = method == "greedy" or method.startswith("oracle")  # a line to compare with: no markers
-            look = {"linestyle": line, **marks(colour, "" if reference else marker)}
-            if method in barred:
-                label = f"{method}, 95 % interval"
-                points(axes, rows, "acc50", x=rows["n"] + shifts[method], label=label, **look)
-            else:
-                axes.plot(rows["n"], rows["acc50"], label=method, **look)
+            place, label = rows["n"] + shifts.get(method, 0), f"{method}, 95 % interval" if method in shifts else method
+            axes.plot(place, rows["acc50"], line, label=label, **marks(colour, "" if reference else marker), **EDGED)
+            if method in shifts:
+                points(axes, rows, "acc50", x=place, fmt="none", ecolor=colour)
         axes.set_xticks(sorted(block["n"].unique()))
     return legend_below(figure)

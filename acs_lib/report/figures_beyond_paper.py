@@ -15,6 +15,7 @@ from acs_lib.report.style import (
     BLUE,
     CHANCE,
     DIAGONAL,
+    EDGED,
     GREEN,
     GREY,
     LIGHT,
@@ -92,8 +93,8 @@ def seeds(frame: pd.DataFrame) -> Figure:
     figure, grid, places = row_grid(frame, "method", 3.6, 0.36, 1.9, xlabel="Acc@0.5, small objects")
     for axes, block in grid:
         own = block.drop_duplicates("method")
-        places_of_own = own["method"].map(places)
-        axes.hlines(places_of_own, own["acc50_lo"], own["acc50_hi"], color=LIGHT, linewidth=7, label="95 % over images")
+        look = {"color": LIGHT, "linewidth": 7, "label": "95 % over images"}
+        axes.hlines(own["method"].map(places), own["acc50_lo"], own["acc50_hi"], **look)
         for shift, (source, (colour, marker)) in zip(offsets(len(SEEDS), 0.3), SEEDS.items()):
             rows = block[block["source"] == source]
             look = {"linestyle": "", "alpha": 0.8, "label": f"seeds of {source}", **marks(colour, marker)}
@@ -148,8 +149,8 @@ def risk_coverage(frame: pd.DataFrame) -> Figure:
         for method, rows in block.groupby("method", sort=False):
             colour, marker, line, _ = looks[method]
             every = (methods.index(method), len(methods))
-            look = {"linestyle": line, "errorevery": every, "markevery": every, "capsize": 2, **marks(colour, marker)}
-            points(axes, rows, "risk", x=rows["coverage"], label=method, **look)
+            look = {"linestyle": line, "errorevery": every, "markevery": every, "capsize": 2, "label": method}
+            points(axes, rows, "risk", x=rows["coverage"], **look, **marks(colour, marker), **EDGED)
     return legend_below(figure)
 
 
@@ -226,7 +227,7 @@ def size_effect(frame: pd.DataFrame) -> Figure:
         axes.axhline(0, **CHANCE)
         for heads, look in HEADS.items():
             rows = block[block["heads"] == heads]
-            points(axes, rows, "partial_r", x=rows["r"], zorder=3, label=formula(heads), **marks(*look))
+            points(axes, rows, "partial_r", x=rows["r"], zorder=3, label=formula(heads), **marks(*look), **EDGED)
     return legend_below(figure)
 
 
@@ -286,8 +287,8 @@ def _ablated(axes: Axes, part: pd.DataFrame, values: list[str], along: bool) -> 
         if along:
             axes.plot(at, rows["acc50"], line, color=colour, linewidth=1)
         for shown, face in ((told, colour), (~told, "white")):
-            look = marks(colour, marker) | {"markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 1}
-            points(axes, rows[shown], "acc50", **{"x" if along else "y": at[shown]}, **look)
+            place = {"x" if along else "y": at[shown]}
+            points(axes, rows[shown], "acc50", **place, markerfacecolor=face, **marks(colour, marker))
     if along:
         axes.set_xlabel(part["factor"].iloc[0])
     else:

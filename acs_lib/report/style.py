@@ -20,12 +20,13 @@ from IPython.display import Markdown
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from numpy.typing import ArrayLike
+from PIL import Image, ImageChops
 
 from acs_lib.core.files import replacing, write_text
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 GREY, LIGHT = "#6B6B6B", "#D9D9D9"
 TRUTH, PREDICTION = "#FFFF00", "#FF0000"
@@ -59,58 +60,24 @@ OTHERS = (
 # Heat maps and scores on images: away from the boxes' yellow and red, and lighter means more in greyscale, too.
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4"])
 
-HOLLOW = {
-    "marker": "D",
-    "color": "none",
-    "markeredgecolor": BLACK,
-    "markersize": 7,
-    "markeredgewidth": 1.2,
-}  # published
+EDGED = {"markeredgecolor": "white", "markeredgewidth": 0.5}  # markers that may lie on one another
+HOLLOW = {"marker": "D", "color": "none", "markeredgecolor": BLACK, "markersize": 7, "markeredgewidth": 1.2}
 CHANCE = {"color": GREY, "linewidth": 1, "linestyle": ":"}
 DIAGONAL = {"color": BLACK, "linewidth": 1, "linestyle": "--"}
 
-BLOCK, OFF = 8, 8  # a palette is taken where no block of so many pixels a side is off by so much, of 255, on average
+BLOCK, OFF = 8, 6  # a palette is taken where no block of so many pixels a side is off by more, of 255, on average
 VECTOR = 200_000  # bytes of a PDF at most
 
 RC = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 9,
-    "axes.labelcolor": "#222222",
-    "axes.edgecolor": "#444444",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlepad": 6,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "hatch.linewidth": 0.6,
-    "figure.titlesize": 11,
-    "figure.titleweight": "bold",
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.07,
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-    "savefig.facecolor": "white",
-    "image.interpolation": "nearest",
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "acs-kit",
-    "text.usetex": False,
-}
+    "font.family": "DejaVu Sans", "font.size": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "figure.titlesize": 11, "figure.titleweight": "bold", "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.labelcolor": "#222222", "xtick.color": "#333333", "ytick.color": "#333333", "axes.edgecolor": "#444444",
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6, "lines.markersize": 5, "hatch.linewidth": 0.6, "image.interpolation": "nearest",
+    "figure.constrained_layout.use": True, "figure.constrained_layout.w_pad": 0.07,
+    "figure.constrained_layout.h_pad": 0.06, "savefig.dpi": 150, "pdf.fonttype": 42, "svg.hashsalt": "acs-kit",
+}  # fmt: skip
 
 
 def style() -> AbstractContextManager:
@@ -181,11 +148,9 @@ def small_png(file: io.BytesIO) -> bytes:
     picture = Image.open(file)
     full = picture.convert("RGB")
     few = full.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
-    off = np.abs(np.asarray(full, np.int16) - np.asarray(few.convert("RGB"), np.int16)).mean(2)
-    starts = [np.arange(0, side, BLOCK) for side in off.shape]
-    sums = np.add.reduceat(np.add.reduceat(off, starts[0], 0), starts[1], 1)
+    off = ImageChops.difference(full, few.convert("RGB")).reduce(BLOCK).getextrema()
+    kept = few if max(most for _, most in off) <= OFF else full
     small = io.BytesIO()
-    kept = few if sums.max() <= OFF * BLOCK**2 else full
     kept.save(small, "PNG", optimize=True, dpi=picture.info["dpi"])
     return small.getvalue()
 
@@ -244,12 +209,9 @@ def looks_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str, str]]:
     return METHODS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
 
 
-def marks(colour: str, marker: str, size: float = 5.5) -> dict:
+def marks(colour: str, marker: str, size: float = 6) -> dict:
     """Colour and marker as plot and errorbar take them; a star is drawn larger, so that it looks as large."""
-    size *= 1.5 if marker == "*" else 1
-    return {
-        "color": colour, "marker": marker, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.5,
-    }  # fmt: skip
+    return {"color": colour, "marker": marker, "markersize": size * (1.5 if marker == "*" else 1)}
 
 
 def offsets(n: int, step: float) -> np.ndarray:
@@ -257,14 +219,7 @@ def offsets(n: int, step: float) -> np.ndarray:
     return step * (np.arange(n) - (n - 1) / 2)
 
 
-def points(
-    axes: Axes,
-    rows: pd.DataFrame,
-    value: str,
-    x: Sequence[float] | None = None,
-    y: Sequence[float] | None = None,
-    **look,
-) -> None:
+def points(axes: Axes, rows: pd.DataFrame, value: str, x: ArrayLike = None, y: ArrayLike = None, **look) -> None:
     """Draw the column `value` with its intervals: upwards at the places x, or to the right at the places y."""
     ends = [rows[value] - rows[f"{value}_lo"], rows[f"{value}_hi"] - rows[value]]
     lengths = np.clip(np.nan_to_num(np.asarray(ends, float)), 0, None)
@@ -272,7 +227,7 @@ def points(
     axes.errorbar(**place, **{"linestyle": "", "elinewidth": 1.2} | look)
 
 
-def bars(axes: Axes, rows: pd.DataFrame, value: str, x: Sequence[float], width: float, **look) -> None:
+def bars(axes: Axes, rows: pd.DataFrame, value: str, x: ArrayLike, width: float, **look) -> None:
     """Draw the column `value` as bars at the places x, with its intervals."""
     axes.bar(x, rows[value], width, edgecolor="white", linewidth=0, **look)
     points(axes, rows, value, x=x, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
