@@ -63,7 +63,7 @@ def results_frame() -> pd.DataFrame:
         for method, family, acc, known in (
             ("greedy", "control", 0.5, 0.491),
             ("oracle best of N", "control", 0.65, np.nan),
-            ("perplexity", "likelihood", 0.48, np.nan),
+            ("mean token log-prob", "likelihood", 0.48, np.nan),
             ("ACS-Free", "acs-free", 0.53, np.nan),
             ("ACS-Learned", "acs-learned", 0.56, 0.586),
         )
@@ -74,7 +74,7 @@ def results_frame() -> pd.DataFrame:
 
 def sweep_frame() -> pd.DataFrame:
     rows = [(n, method, 0.5, 0.45, 0.55) for method in ("greedy", "ACS-Free", "medoid") for n in (1, 2, 4)]
-    return pd.DataFrame(rows, columns="n method acc50 acc50_lo acc50_hi".split())
+    return pd.DataFrame(rows, columns="n_samples method acc50 acc50_lo acc50_hi".split())
 
 
 def legend_texts(figure) -> list[str]:
@@ -131,11 +131,11 @@ def test_many_methods_by_size_come_down_to_the_key_ones():
 def test_main_results_mark_greedy_oracle_and_published():
     (axes,) = figures.main_results(results_frame()).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == ["perplexity", "greedy", "ACS-Free", "ACS-Learned", "oracle best of N"]
+    assert labels == ["mean token log-prob", "greedy", "ACS-Free", "ACS-Learned", "oracle best of N"]
     (greedy,) = [line for line in axes.lines if line.get_gid() == "greedy"]
     assert list(greedy.get_xdata()) == [0.5, 0.5]
-    known = [line for line in axes.lines if line.get_gid() == "published"]
-    assert sorted(float(line.get_xdata()[0]) for line in known) == [0.491, 0.586]
+    (known,) = [line for line in axes.lines if line.get_gid() == "published"]
+    assert sorted(known.get_xdata()) == [0.491, 0.586]
     heights = list(axes.get_yticks())
     assert heights[-1] - heights[-2] > heights[1] - heights[0], "the oracle stands apart"
 
@@ -156,8 +156,8 @@ def test_layers_with_selected_heads_are_hatched():
     (axes,) = figure.axes
     assert [round(patch.get_x() + 0.4) for patch in axes.patches if patch.get_hatch()] == [1, 2]
     assert legend_texts(figure) == ["layers with heads in $D_c$", "other layers"]
-    (bars,) = [found for found in axes.collections if hasattr(found, "get_segments")]
-    assert bars.get_segments()[1][:, 1] == pytest.approx([0.43, 0.48])
+    ends = [found.get_segments() for found in axes.collections if hasattr(found, "get_segments")]
+    assert ends[0][0][:, 1] == pytest.approx([0.43, 0.48]) and [len(found) for found in ends] == [2, 2]
 
 
 def test_selected_heads_are_outlined():
@@ -173,29 +173,33 @@ def test_selected_heads_are_outlined():
 
 def answers_frame(dataset: str = "scenes") -> pd.DataFrame:
     true = np.linspace(0, 1, 50)
-    frame = pd.DataFrame({"image": np.arange(50) // 5, "predicted": true, "iou": true})
-    return pd.concat([frame, pd.DataFrame({"image": [99], "predicted": [np.nan], "iou": [0.5]})]).assign(
+    frame = pd.DataFrame({"image": np.arange(50) // 5, "predicted_iou": true, "iou": true})
+    return pd.concat([frame, pd.DataFrame({"image": [99], "predicted_iou": [np.nan], "iou": [0.5]})]).assign(
         lvlm="tiny", dataset=dataset
     )
 
 
+BINS = pd.DataFrame(
+    {"lvlm": "tiny", "predicted_iou": [0.2, 0.8], "iou": [0.3, 0.7], "iou_lo": 0.2, "iou_hi": [0.4, 0.9]}
+)
+
+
 def test_predicted_against_true_shows_r_the_diagonal_and_skips_nan():
-    axes, second, _ = figures.predicted_vs_true(pd.concat([answers_frame(), answers_frame("shift")]), 50).axes
+    bins = pd.concat([BINS.assign(dataset=name) for name in ("shift", "scenes")])
+    bins["predicted_iou"] += 0.1 * (bins["dataset"] == "shift")
+    figure = figures.predicted_vs_true(pd.concat([answers_frame(), answers_frame("shift")]), bins)
+    axes, second, _ = figure.axes
     assert (axes.get_title(), second.get_title()) == ("tiny, scenes", "tiny, shift")
     assert [text.get_text() for text in axes.texts] == ["Pearson r = 1.000\n50 answers, 10 images"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted IoU", "true IoU")
-    (means,) = [line for line in axes.lines if line.get_marker() == "o"]
-    np.testing.assert_allclose(means.get_xydata()[:, 0], means.get_xydata()[:, 1])
+    assert "predicted = true" in legend_texts(figure)
+    for panel, place in ((axes, 0.2), (second, 0.3)):  # the bins of its own columns, in whatever order
+        (means,) = [line for line in panel.lines if line.get_marker() == "o"]
+        assert means.get_xydata()[0] == pytest.approx([place, 0.3])
+        (ends,) = [found for found in panel.collections if hasattr(found, "get_segments")]
+        assert ends.get_segments()[1][:, 1] == pytest.approx([0.2, 0.9])
     with pytest.raises(ValueError, match="nothing to draw"):
-        figures.predicted_vs_true(answers_frame().tail(1))
-
-
-def test_intervals_of_predicted_against_true_are_over_images():
-    """Two images whose answers agree: as many answers as one likes tell no more than the two."""
-    copies = pd.DataFrame({"image": [0, 1] * 500, "predicted": 0.55, "iou": [0.2, 0.8] * 500})
-    axes = figures.predicted_vs_true(copies, 500).axes[0]
-    (bars,) = [found for found in axes.collections if hasattr(found, "get_segments")]
-    assert bars.get_segments()[0][:, 1] == pytest.approx([0.2, 0.8])
+        figures.predicted_vs_true(answers_frame().tail(1), bins)
 
 
 def test_sweep_has_a_line_a_method():
@@ -273,6 +277,25 @@ def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
     assert {path.name for path in (tmp_path / "a" / "figures").iterdir()} == {
         "candidates_sweep.png", "candidates_sweep.pdf", "captions.json",
     }  # fmt: skip
+
+
+def test_charts_have_a_palette_and_photographs_their_colours(tmp_path):
+    chart = save_figure(figures.main_results(results_frame()), tmp_path, "chart", "")
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    photograph = save_figure(candidate_boxes(Image.fromarray(noise), np.zeros((0, 4))), tmp_path, "photograph", "")
+    with Image.open(chart["png"]) as few, Image.open(photograph["png"]) as full:
+        assert (few.mode, full.mode) == ("P", "RGB")
+        assert few.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+
+
+def test_a_large_pdf_is_not_kept(tmp_path):
+    stale = tmp_path / "figures" / "cloud.pdf"
+    save_figure(figures.candidates_sweep(sweep_frame()), tmp_path, "cloud", "A small one.")
+    assert stale.exists()
+    cloud, axes = plt.subplots()
+    axes.plot(*np.random.default_rng(0).random((2, 30_000)), ".")
+    assert set(save_figure(cloud, tmp_path, "cloud", "A large one.")) == {"png"} and not stale.exists()
+    plt.close(cloud)
 
 
 def test_captions_gather_in_one_file(tmp_path):

@@ -49,8 +49,8 @@ def ranked_right(
     """How often a score puts a good box above a mistake of the same query, by the kind of mistake.
 
     image_of: query id -> image
-    Returns method, kind, pair_auroc (share of pairs, 0-1, ties half; 0.5 is chance), lo, hi (95 %, bootstrap over
-    images), pairs, n_mixed (queries that have both).
+    Returns method, kind, pair_auroc (share of pairs, 0-1, ties half; 0.5 is chance) with its interval _lo, _hi (95 %,
+    bootstrap over images), pairs, n_mixed (queries that have both).
     """
     selectors = list(selectors)
     by_query = {query_id: part.set_index("candidate")["kind"] for query_id, part in kind_table.groupby("query_id")}
@@ -72,7 +72,9 @@ def ranked_right(
         drawn = image_counts(len(sums), draws) @ sums
         lo, hi = np.quantile(drawn[:, 0] / drawn[:, 1], INTERVAL)
         table.append((method, mistake, right / pairs, lo, hi, int(pairs), len(part)))
-    return pd.DataFrame(table, columns=["method", "kind", "pair_auroc", "lo", "hi", "pairs", "n_mixed"])
+    return pd.DataFrame(
+        table, columns=["method", "kind", "pair_auroc", "pair_auroc_lo", "pair_auroc_hi", "pairs", "n_mixed"]
+    )
 
 
 def mixed_only(kinds: pd.DataFrame) -> pd.DataFrame:

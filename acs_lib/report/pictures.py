@@ -1,82 +1,70 @@
-"""TODO report.pictures."""
+"""Boxes, attention and answers drawn on images. Boxes follow the paper's pages: ground truth yellow, prediction red."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch, Rectangle
 from PIL import Image
 
-from acs_lib.report.style import HEAT, ORANGE, PREDICTION, SKY, TRUTH, legend_below, plain_text, styled
-
-
-def draw_box(axes: Axes, box: np.ndarray | None, colour: str, width: float, **kwargs) -> None:
-    """Draw one xyxy box with a dark casing, so that it shows on any background; nothing for a missing box."""
-    if box is None or not np.isfinite(np.asarray(box, float)).all():
-        return
-    x1, y1, x2, y2 = np.asarray(box, float)
-    patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width, **kwargs)
-    patch.set_path_effects([patheffects.Stroke(linewidth=width + 0.7, foreground="black"), patheffects.Normal()])
-    axes.add_patch(patch)
-
-
-def _truth_and_prediction(
-    axes: Axes, truth: np.ndarray | None, prediction: np.ndarray | None, width: float = 1.6
-) -> None:
-    """Ground truth in yellow, wider and below; prediction in red: both show where they coincide."""
-    draw_box(axes, truth, TRUTH, 2.2 * width, gid="truth")
-    draw_box(axes, prediction, PREDICTION, width, gid="prediction")
-
-
-def show_image(axes: Axes, image: Image.Image | np.ndarray) -> None:
-    width, height = image.size
-    axes.imshow(np.asarray(image), extent=(0, width, height, 0), aspect="equal")
-    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-
-
-def box_handles(truth: bool = True, prediction: str | None = "prediction") -> list[Patch]:
-    """Legend entries of the boxes, cased as in the picture."""
-    handles = []
-    for shown, colour, label in ((truth, TRUTH, "ground truth"), (prediction, PREDICTION, prediction)):
-        if shown:
-            patch = Patch(facecolor="none", edgecolor=colour, linewidth=1.8, label=label)
-            patch.set_path_effects([patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()])
-            handles.append(patch)
-    return handles
+from acs_lib.report.style import HEAT, ORANGE, PREDICTION, SKY, TRUTH, cased, legend_below, plain_text, styled
 
 
 def is_box(box: np.ndarray | None) -> bool:
     return box is not None and bool(np.isfinite(np.asarray(box, float)).all())
 
 
-def draw_heat(axes: Axes, image: Image.Image, values: np.ndarray):
-    """A map [h, w] divided by its maximum, up-sampled bilinearly, over the dimmed image; the artist of its colours."""
+def draw_box(axes: Axes, box: np.ndarray | None, colour: str, width: float, gid: str) -> None:
+    """Draw one xyxy box with a dark casing, so that it shows on any background; nothing for a missing box."""
+    if is_box(box):
+        x1, y1, x2, y2 = np.asarray(box, float)
+        look = {"edgecolor": colour, "linewidth": width, "path_effects": cased(width + 0.7), "gid": gid}
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **look))
+
+
+def _truth_and_prediction(axes: Axes, truth: np.ndarray | None, prediction: np.ndarray | None, width: float) -> None:
+    """Ground truth in yellow, wider and below; prediction in red: both show where they coincide."""
+    draw_box(axes, truth, TRUTH, 2.2 * width, "truth")
+    draw_box(axes, prediction, PREDICTION, width, "prediction")
+
+
+def box_handles(truth: bool = True, prediction: str | None = "prediction") -> list[Patch]:
+    """Legend entries of the boxes, cased as in the picture."""
+    shown = [(TRUTH, "ground truth")] * truth + [(PREDICTION, prediction)] * (prediction is not None)
+    look = {"facecolor": "none", "linewidth": 1.8, "path_effects": cased(3)}
+    return [Patch(edgecolor=colour, label=label, **look) for colour, label in shown]
+
+
+def show_image(axes: Axes, image: Image.Image) -> None:
+    width, height = image.size
+    axes.imshow(np.asarray(image), extent=(0, width, height, 0), aspect="equal")
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(True)
+
+
+def _to_its_maximum(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, None) / max(values.max(), 1e-12)
+
+
+def draw_heat(axes: Axes, image: Image.Image, values: np.ndarray) -> mpl.cm.ScalarMappable:
+    """A map [h, w] divided by its maximum, up-sampled bilinearly, over the dimmed image; the scale of its colours."""
     dimmed = Image.fromarray((25 + 0.6 * np.asarray(image.convert("L"), float)).astype(np.uint8)).convert("RGB")
-    fine = np.asarray(Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
-    fine = np.clip(fine, 0, None) / max(fine.max(), 1e-12)
+    fine = Image.fromarray(values.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    fine = _to_its_maximum(np.asarray(fine))
     show_image(axes, dimmed)
-    return axes.imshow(
-        fine,
-        cmap=HEAT,
-        vmin=0,
-        vmax=1,
-        alpha=0.85 * np.sqrt(fine),
-        extent=(0, image.width, image.height, 0),
-        rasterized=True,
-    )
+    look = {"cmap": HEAT, "vmin": 0, "vmax": 1, "alpha": 0.85 * np.sqrt(fine), "rasterized": True}
+    shown = axes.imshow(fine, extent=(0, image.width, image.height, 0), **look)
+    return mpl.cm.ScalarMappable(shown.norm, shown.cmap)
 
 
 def heat_image(values: np.ndarray) -> Image.Image:
     """A map [h, w] as an RGBA picture of h x w pixels to lay over an image: `HEAT`, the more opaque the stronger."""
-    values = np.clip(values, 0, None) / max(values.max(), 1e-12)
+    values = _to_its_maximum(values)
     shade = HEAT(values)
     shade[..., 3] = 0.85 * np.sqrt(values)
     return Image.fromarray((255 * shade).round().astype(np.uint8))
@@ -104,27 +92,17 @@ def attention_overlay(
     rows = -(-len(maps) // columns)
     columns = -(-len(maps) // rows)  # even rows: six maps are 3 + 3
     side = 9.0 / max(columns, 3)
-    aspect = image.height / image.width
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        layout="compressed",
-        figsize=(side * columns + 0.9, (side * aspect + 0.5) * rows + 0.4),
-    )
+    size = (side * columns + 0.9, (side * image.height / image.width + 0.5) * rows + 0.4)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, layout="compressed", figsize=size)
     for axes, values, title in zip(grid.flat, maps, titles, strict=False):
-        shown = draw_heat(axes, image, values)
+        shade = draw_heat(axes, image, values)
         _truth_and_prediction(axes, truth, box, 1.2)
         axes.set_title(plain_text(title), fontsize=9)
     for axes in list(grid.flat)[len(maps) :]:
         axes.set_visible(False)
-    bar = figure.colorbar(
-        mpl.cm.ScalarMappable(shown.norm, shown.cmap), ax=grid, pad=0.01, fraction=0.03, aspect=20 * rows
-    )
-    bar.set_label("attention / its maximum")
-    if handles := box_handles(is_box(truth), "prediction" if is_box(box) else None):
-        legend_below(figure, handles)
-    return figure
+    figure.colorbar(shade, ax=grid, label="attention / its maximum", pad=0.01, fraction=0.03, aspect=20 * rows)
+    handles = box_handles(is_box(truth), "prediction" if is_box(box) else None)
+    return legend_below(figure, handles) if handles else figure
 
 
 def _window(boxes: Iterable[np.ndarray | None], truth: np.ndarray, width: int, height: int) -> tuple[float, ...]:
@@ -159,49 +137,30 @@ def qualitative(cases: Sequence[Mapping]) -> Figure:
         axes.set_axis_off()
         return figure
     ratio = float(np.mean([case["image"].width / case["image"].height for case in cases]))
-    figure, grid = plt.subplots(
-        len(cases),
-        4,
-        squeeze=False,
-        width_ratios=[ratio, 1, ratio, 1],
-        layout="compressed",
-        figsize=(8.4, len(cases) * (8.1 / (2 * ratio + 2) + 0.28) + 0.4),
-    )
+    size = (8.4, len(cases) * (8.1 / (2 * ratio + 2) + 0.28) + 0.4)
+    widths = [ratio, 1, ratio, 1]
+    figure, grid = plt.subplots(len(cases), 4, squeeze=False, width_ratios=widths, layout="compressed", figsize=size)
+    dashed = {"edgecolor": ORANGE, "linestyle": "--"}
     for row, case in zip(grid, cases, strict=True):
         image = case["image"].convert("RGB")
         x1, y1, x2, y2 = _window([case["greedy"], case["chosen"]], case["truth"], *image.size)
-        for axes, zoom, name, box, iou in (
-            (row[0], row[1], "greedy", case["greedy"], case["greedy_iou"]),
-            (row[2], row[3], "ACS-Learned", case["chosen"], case["chosen_iou"]),
-        ):
+        for axes, zoom, name, method in ((*row[:2], "greedy", "greedy"), (*row[2:], "ACS-Learned", "chosen")):
+            box = case[method]
             for panel, width in ((axes, 1.0), (zoom, 2.0)):
                 show_image(panel, image)
                 _truth_and_prediction(panel, case["truth"], box, width)
             zoom.set(xlim=(x1, x2), ylim=(y2, y1))
-            axes.add_patch(
-                Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=ORANGE, linestyle="--", linewidth=1)
-            )
+            zoom.spines[:].set(color=ORANGE, linewidth=1.4)
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1, **dashed))
             for y, corner in ((y1, 1), (y2, 0)):
-                axes.add_artist(
-                    ConnectionPatch(
-                        (x2, y),
-                        (0, corner),
-                        axes.transData,
-                        zoom.transAxes,
-                        color=ORANGE,
-                        linestyle="--",
-                        linewidth=1.2,
-                        clip_on=False,
-                    )
-                ).set_in_layout(False)
-            for spine in zoom.spines.values():
-                spine.set(color=ORANGE, linewidth=1.4)
-            answered = f"IoU={iou:.2f}" if is_box(box) else "no box"
+                ends = ((x2, y), (0, corner), axes.transData, zoom.transAxes)
+                line = ConnectionPatch(*ends, linewidth=1.2, clip_on=False, **dashed)
+                axes.add_artist(line).set_in_layout(False)
+            answered = f"IoU={case[f'{method}_iou']:.2f}" if is_box(box) else "no box"
             axes.set_title(f"{name}, {answered}", fontsize=9)
         row[0].set_ylabel(plain_text(str(case["category"])), fontsize=9, fontweight="bold")
     figure.get_layout_engine().set(wspace=0.05, w_pad=0.04, h_pad=0.04, hspace=0.02)
-    legend_below(figure, box_handles())
-    return figure
+    return legend_below(figure, box_handles())
 
 
 def draw_candidates(axes: Axes, boxes: np.ndarray, scores: np.ndarray | None, chosen: int | None) -> Line2D:
@@ -216,7 +175,7 @@ def draw_candidates(axes: Axes, boxes: np.ndarray, scores: np.ndarray | None, ch
     for i in np.argsort(values, kind="stable"):
         if i != chosen:
             colour, width = (shade.to_rgba(values[i]), 0.9 + 0.7 * norm(values[i])) if finite[i] else (SKY, 1.1)
-            draw_box(axes, boxes[i], colour, width, gid="candidate")
+            draw_box(axes, boxes[i], colour, width, "candidate")
     return Line2D([], [], color=HEAT(0.6) if finite.any() else SKY, linewidth=1.4, label="candidates")
 
 
@@ -239,13 +198,12 @@ def candidate_boxes(
     height = 5.0 * min(1.4, image.height / image.width) + 0.5
     figure, axes = plt.subplots(layout="compressed", figsize=(5.2 if scores is None else 5.9, height))
     show_image(axes, image.convert("RGB"))
-    draw_box(axes, truth, TRUTH, 3.6, gid="truth")
+    draw_box(axes, truth, TRUTH, 3.6, "truth")
     others = draw_candidates(axes, boxes, scores, chosen)
     if chosen is not None:
-        draw_box(axes, boxes[chosen], PREDICTION, 2.0, gid="prediction")
+        draw_box(axes, boxes[chosen], PREDICTION, 2.0, "prediction")
     shown = label if chosen is not None and is_box(boxes[chosen]) else None
-    legend_below(figure, [*box_handles(is_box(truth), shown), others])
-    return figure
+    return legend_below(figure, [*box_handles(is_box(truth), shown), others])
 
 
 @styled
@@ -271,10 +229,9 @@ def grounding_picture(
     show_image(left, image)
     others = draw_candidates(left, boxes, scores, chosen)
     shade = draw_heat(right, image, np.asarray(attention, float))
-    figure.colorbar(mpl.cm.ScalarMappable(shade.norm, shade.cmap), ax=right, label="attention / its maximum", pad=0.02)
+    figure.colorbar(shade, ax=right, label="attention / its maximum", pad=0.02)
     for axes, name in ((left, "candidates"), (right, "attention")):
-        draw_box(axes, box, PREDICTION, 2.0, gid="prediction")
+        draw_box(axes, box, PREDICTION, 2.0, "prediction")
         axes.set_title(name)
     figure.suptitle(plain_text(title))
-    legend_below(figure, [*box_handles(False, "chosen" if is_box(box) else None), others])
-    return figure
+    return legend_below(figure, [*box_handles(False, "chosen" if is_box(box) else None), others])

@@ -1,5 +1,11 @@
-"""TODO report.style."""
+"""How every figure looks, the helpers that draw points, bars and panels, and how figures are written to files.
 
+Colours are Okabe and Ito's (told apart by colour-blind readers), and nothing is said by colour alone: groups also have
+their own marker, line style or hatch, so that every figure survives a greyscale print. Columns that are drawn with
+their 95 % intervals are named as in all tables: `value`, `value`_lo, `value`_hi.
+"""
+
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,20 +20,17 @@ from IPython.display import Markdown
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image, ImageChops
 
 from acs_lib.core.files import replacing, write_text
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 GREY, LIGHT = "#6B6B6B", "#D9D9D9"
 TRUTH, PREDICTION = "#FFFF00", "#FF0000"
-GROUPS = {  # IoU group -> label, colour, marker, line style, hatch of the band
-    "high": ("high IoU (> 0.6)", BLUE, "o", "-", "////"),
-    "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
-    "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
-}
-BANDS = ("high", "zero")  # groups whose quartiles are drawn: three bands would merge in greyscale
+
 FAMILIES = {  # family -> colour, marker
     "control": (GREY, "o"),
     "likelihood": (SKY, "s"),
@@ -36,6 +39,7 @@ FAMILIES = {  # family -> colour, marker
     "acs-free": (GREEN, "P"),
     "acs-learned": (VERMILLION, "*"),
     "fusion": (BLACK, "X"),
+    "oracle": (BLACK, "p"),
 }
 METHODS = {  # method -> colour, marker, line style, hatch; the others take theirs from OTHERS in turn
     "greedy": (GREY, "o", "--", ""),
@@ -44,8 +48,6 @@ METHODS = {  # method -> colour, marker, line style, hatch; the others take thei
     "oracle best of N": (BLACK, "p", ":", "xxx"),
     "random (mean over N)": (SKY, "s", ":", "..."),
 }
-SEEDS = {"sampling": (BLUE, "o"), "regressor": (VERMILLION, "^")}  # source of randomness -> colour, marker
-MISTAKES = {"near miss": (BLUE, "o"), "another object": (VERMILLION, "^"), "nothing": (GREY, "s")}  # colour, marker
 OTHERS = (
     (BLUE, "v", "-.", "---"),
     (PURPLE, "D", "-.", "+++"),
@@ -54,51 +56,28 @@ OTHERS = (
     (SKY, ">", "--", "***"),
     (BLUE, "h", ":", "OO"),
 )
-KEY_METHODS = ("greedy", "ACS-Free", "ACS-Learned", "oracle best of N")
+
 # Heat maps and scores on images: away from the boxes' yellow and red, and lighter means more in greyscale, too.
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4"])
-# Published numbers: hollow, and cased in white where they may lie on a bar.
-HOLLOW = {"markeredgecolor": BLACK, "markersize": 7, "markeredgewidth": 1.2}
-CASED = [patheffects.Stroke(linewidth=3.2, foreground="white"), patheffects.Normal()]
+
+EDGED = {"markeredgecolor": "white", "markeredgewidth": 0.5}  # markers that may lie on one another
+HOLLOW = {"marker": "D", "color": "none", "markeredgecolor": BLACK, "markersize": 7, "markeredgewidth": 1.2}
+CHANCE = {"color": GREY, "linewidth": 1, "linestyle": ":"}
+DIAGONAL = {"color": BLACK, "linewidth": 1, "linestyle": "--"}
+
+BLOCK, OFF = 8, 6  # a palette is taken where no block of so many pixels a side is off by more, of 255, on average
+VECTOR = 200_000  # bytes of a PDF at most
+
 RC = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 9,
-    "axes.labelcolor": "#222222",
-    "axes.edgecolor": "#444444",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlepad": 6,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "hatch.linewidth": 0.6,
-    "figure.titlesize": 11,
-    "figure.titleweight": "bold",
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.07,
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-    "savefig.facecolor": "white",
-    "image.interpolation": "nearest",
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "acs-kit",
-    "text.usetex": False,
-}
+    "font.family": "DejaVu Sans", "font.size": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "figure.titlesize": 11, "figure.titleweight": "bold", "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.labelcolor": "#222222", "xtick.color": "#333333", "ytick.color": "#333333", "axes.edgecolor": "#444444",
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6, "lines.markersize": 5, "hatch.linewidth": 0.6, "image.interpolation": "nearest",
+    "figure.constrained_layout.use": True, "figure.constrained_layout.w_pad": 0.07,
+    "figure.constrained_layout.h_pad": 0.06, "savefig.dpi": 150, "pdf.fonttype": 42, "svg.hashsalt": "acs-kit",
+}  # fmt: skip
 
 
 def style() -> AbstractContextManager:
@@ -131,7 +110,8 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def save_figure(
     figure: Figure, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
 ) -> dict[str, Path]:
-    """Write `folder`/figures/`stem`.pdf and .png (150 dpi), each whole or not at all. Returns suffix -> path.
+    """Write `folder`/figures/`stem`.png (150 dpi), and .pdf where it is small, each whole or not at all. Returns
+    suffix -> path of what was written.
 
     seen: a takeaway (see report.sentences.say), which ends the caption with what is seen
 
@@ -143,18 +123,36 @@ def save_figure(
         caption = " ".join([caption, text, *(["; ".join(points) + "."] if points else [])])
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    metadata = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
-    paths = {}
+    png, pdf = io.BytesIO(), io.BytesIO()
     with style():
-        for suffix, fields in metadata.items():
-            paths[suffix] = figures / f"{stem}.{suffix}"
-            with replacing(paths[suffix]) as aside:
-                figure.savefig(aside, format=suffix, metadata=fields)
+        figure.savefig(png, format="png")
+        figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Producer", "Creator")))
+    written = {}
+    for suffix, content in (("png", small_png(png)), ("pdf", pdf.getvalue())):
+        path = figures / f"{stem}.{suffix}"
+        if suffix == "pdf" and len(content) > VECTOR:
+            path.unlink(missing_ok=True)
+            continue
+        with replacing(path) as aside:
+            aside.write_bytes(content)
+        written[suffix] = path
     path = figures / "captions.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known.get(stem) != caption:
         write_text(path, json.dumps({**known, stem: caption}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    return paths
+    return written
+
+
+def small_png(file: io.BytesIO) -> bytes:
+    """A PNG again, without what it says of itself, and in 256 colours where the eye cannot tell (see OFF)."""
+    picture = Image.open(file)
+    full = picture.convert("RGB")
+    few = full.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+    off = ImageChops.difference(full, few.convert("RGB")).reduce(BLOCK).getextrema()
+    kept = few if max(most for _, most in off) <= OFF else full
+    small = io.BytesIO()
+    kept.save(small, "PNG", optimize=True, dpi=picture.info["dpi"])
+    return small.getvalue()
 
 
 def panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:
@@ -167,23 +165,39 @@ def panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:
     return [(", ".join(map(str, values)), part) for values, part in frame.groupby(keys, sort=False, dropna=False)]
 
 
-def panel_grid(panels: int, width: float, height: float, margin: float) -> tuple[Figure, list[Axes]]:
-    """A figure with that many panels of `width` x `height` inches in one or two columns, all on one scale, and its axes
-    in order."""
-    columns = min(panels, 2)
-    rows = -(-panels // columns)
+def panel_grid(
+    frame: pd.DataFrame, width: float, height: float, margin: float, keys: Sequence[str] = ("lvlm", "dataset"), **labels
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure with a panel of `width` x `height` inches for each combination of `keys`, in one or two columns, all on
+    one scale, and its (axes, rows of the frame); the `margin` is for the names at the left, labels are xlabel, ylabel,
+    and what else Axes.set takes."""
+    blocks = panels(frame, *keys)
+    columns = min(len(blocks), 2)
+    rows = -(-len(blocks) // columns)
     size = (margin + width * columns, height * rows)
     figure, grid = plt.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, figsize=size)
-    for axes in grid.flat[panels:]:
+    for axes in grid.flat[len(blocks) :]:
         axes.set_visible(False)
-    return figure, list(grid.flat[:panels])
+    for axes, (title, _) in zip(grid.flat, blocks, strict=False):
+        axes.set(title=plain_text(title), **labels)
+        axes.label_outer(remove_inner_ticks=False)
+    return figure, [(axes, block) for axes, (_, block) in zip(grid.flat, blocks, strict=False)]
+
+
+def row_grid(
+    frame: pd.DataFrame, column: str, width: float, height: float, margin: float, **grid
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]], dict[str, int]]:
+    """A `panel_grid` with a row of `height` inches for each name in the `column`, the first on top, and the rows' y."""
+    places = {name: y for y, name in enumerate(dict.fromkeys(frame[column]))}
+    figure, grid = panel_grid(frame, width, 1.4 + height * len(places), margin, **grid)
+    name_rows([axes for axes, _ in grid], places)
+    grid[0][0].set_ylim(len(places) - 0.4, -0.6)
+    return figure, grid, places
 
 
 def name_rows(grid: Sequence[Axes], places: Mapping[str, float]) -> None:
     """Write the names {name: y} at the left of panels that share the axis, those of ACS bold."""
-    grid[0].set_yticks(list(places.values()), list(places))
-    for axes in grid:
-        axes.label_outer(remove_inner_ticks=False)
+    grid[0].set_yticks(list(places.values()), [formula(name) for name in places])
     for axes in grid[::2]:
         for name, label in zip(places, axes.get_yticklabels(), strict=True):
             label.set_fontweight("bold" if name.startswith("ACS") else "normal")
@@ -195,26 +209,54 @@ def looks_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str, str]]:
     return METHODS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
 
 
-def error_lengths(values: pd.Series, lo: pd.Series, hi: pd.Series) -> np.ndarray:
-    """[2, n] lengths of the intervals below and above the values, for errorbar."""
-    values, lo, hi = (np.asarray(v, float) for v in (values, lo, hi))
-    return np.clip(np.nan_to_num([values - lo, hi - values]), 0, None)
+def marks(colour: str, marker: str, size: float = 6) -> dict:
+    """Colour and marker as plot and errorbar take them; a star is drawn larger, so that it looks as large."""
+    return {"color": colour, "marker": marker, "markersize": size * (1.5 if marker == "*" else 1)}
 
 
-def legend_below(figure, handles: Sequence) -> None:
-    """One legend under all panels, in as few and as even rows as its width allows."""
+def offsets(n: int, step: float) -> np.ndarray:
+    """[n] places round 0, `step` apart, for things that stand side by side."""
+    return step * (np.arange(n) - (n - 1) / 2)
+
+
+def points(axes: Axes, rows: pd.DataFrame, value: str, x: ArrayLike = None, y: ArrayLike = None, **look) -> None:
+    """Draw the column `value` with its intervals: upwards at the places x, or to the right at the places y."""
+    ends = [rows[value] - rows[f"{value}_lo"], rows[f"{value}_hi"] - rows[value]]
+    lengths = np.clip(np.nan_to_num(np.asarray(ends, float)), 0, None)
+    place = {"x": x, "y": rows[value], "yerr": lengths} if y is None else {"x": rows[value], "y": y, "xerr": lengths}
+    axes.errorbar(**place, **{"linestyle": "", "elinewidth": 1.2} | look)
+
+
+def bars(axes: Axes, rows: pd.DataFrame, value: str, x: ArrayLike, width: float, **look) -> None:
+    """Draw the column `value` as bars at the places x, with its intervals."""
+    axes.bar(x, rows[value], width, edgecolor="white", linewidth=0, **look)
+    points(axes, rows, value, x=x, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+
+
+def legend_below(figure: Figure, handles: Sequence | None = None) -> Figure:
+    """The figure with one legend under all panels, in as few and as even rows as its width allows; without handles, of
+    all that has a label in a panel."""
+    if handles is None:
+        found = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
+        handles = list({handle.get_label(): handle for handle in found}.values())
     inches = [0.6 + 0.06 * len(handle.get_label()) for handle in handles]  # of an entry, at 8 points
     for rows in range(1, len(handles) + 1):
         columns = -(-len(handles) // rows)  # matplotlib fills column by column
         if sum(max(inches[i : i + rows]) for i in range(0, len(handles), rows)) <= figure.bbox.width / figure.dpi:
             break
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.4)
+    return figure
 
 
 def layer_ticks(axes: Axes, layers: Iterable[int]) -> None:
     layers = sorted(set(map(int, layers)))
     step = -(-len(layers) // 14)
     axes.set_xticks(layers[::step])
+
+
+def cased(width: float, colour: str = "black") -> list[patheffects.AbstractPathEffect]:
+    """Path effects of a line with a wider one below it, so that it shows on any background."""
+    return [patheffects.Stroke(linewidth=width, foreground=colour), patheffects.Normal()]
 
 
 def plain_text(text: str) -> str:
