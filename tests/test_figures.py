@@ -412,9 +412,9 @@ def test_names_of_acs_are_bold_in_every_row_of_panels():
 
 def test_correlations_over_heads_have_intervals_and_single_heads_none():
     frame = pd.DataFrame(
-        {"heads": ["one head", "all heads", "D_c"], "r": [0.1, 0.2, -0.5], "partial_r": [0.1, 0.1, -0.3]}
+        {"heads": ["one head", "all heads", "D_c"], "pearson": [0.1, 0.2, -0.5], "partial_pearson": [0.1, 0.1, -0.3]}
     )
-    frame = frame.assign(partial_r_lo=[np.nan, 0.0, -0.4], partial_r_hi=[np.nan, 0.2, -0.1])
+    frame = frame.assign(partial_pearson_lo=[np.nan, 0.0, -0.4], partial_pearson_hi=[np.nan, 0.2, -0.1])
     figure = figures_beyond_paper.size_effect(frame)
     assert legend_texts(figure) == ["one head", "all heads", "$D_c$"]
     ends = [container.lines[2][0].get_segments()[0][:, 1] for container in figure.axes[0].containers]

@@ -74,6 +74,6 @@ def test_ranked_right_draws_images():
     four = ranked_right(queries, kinds, [selector], dict(zip("abcd", range(4))), draws=500)
     assert one["pair_auroc"].tolist() == four["pair_auroc"].tolist() == [0.5] and one["n_mixed"].tolist() == [4]
     # one of two images may be missing in a draw, hardly two of four
-    assert one[["lo", "hi"]].to_numpy().tolist() == [[0, 1]] and four["pair_auroc_lo"][0] == 0
+    assert one[["pair_auroc_lo", "pair_auroc_hi"]].to_numpy().tolist() == [[0, 1]] and four["pair_auroc_lo"][0] == 0
     eight = dict.fromkeys("abcd", 1)
     assert ranked_right(queries, kinds, [selector], eight, draws=50)["pair_auroc_lo"].tolist() == [0.5]

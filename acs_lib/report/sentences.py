@@ -195,7 +195,8 @@ def say_ranked(table: pd.DataFrame) -> Markdown:
         learned = rows.set_index("method").loc["ACS-Learned"]
         parts.append(
             f"{lvlm} on {dataset}, against {kind}: {best['method']} ({best['pair_auroc']:.2f}; ACS-Learned "
-            f"{learned['pair_auroc']:.2f} [{learned['pair_auroc_lo']:.2f}, {learned['pair_auroc_hi']:.2f}], {learned['pairs']} pairs)"
+            f"{learned['pair_auroc']:.2f} [{learned['pair_auroc_lo']:.2f}, {learned['pair_auroc_hi']:.2f}], "
+            f"{learned['pairs']} pairs)"
         )
     return say("the score that tells a good box best from a mistake, by kind of mistake:", parts)
 
