@@ -139,7 +139,7 @@ def main_results(frame: pd.DataFrame) -> Figure:
     height = dict(zip(order.index, np.arange(len(order)) + gap * order["oracle"]))
     figure, grid = panel_grid(frame, 3.6, 1.6 + 0.26 * len(order), 3.6, xlabel="Acc@0.5, small objects")
     for axes, block in grid:
-        for family, rows in block.groupby("family", sort=False):
+        for family, rows in block.groupby("family", sort=False, dropna=False):
             look = marks(*FAMILIES.get(family, (BLACK, "X")), 6.5) | EDGED
             points(axes, rows, "acc50", y=rows["method"].map(height), capsize=2.5, zorder=3, label=family, **look)
         greedy = block.loc[block["method"] == "greedy", "acc50"]
