@@ -26,9 +26,6 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
 
 
-PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
-
-
 def complain(message: str) -> None:
     typer.echo(message, err=True)
 
@@ -43,6 +40,10 @@ def report_user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         complain("\nstopped")
         raise typer.Exit(130) from None
+    except ImportError as error:
+        mend = "" if "acs-kit[" in str(error) else ': pip install "acs-kit[run]"'
+        complain(f"error: {error}{mend}")
+        raise typer.Exit(1) from None
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
             message = f"out of memory ({str(error).partition('.')[0]}); ask for fewer --samples or take a smaller LVLM"
@@ -130,13 +131,14 @@ def _images(names: list[str]) -> list[Path]:
 
 def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path | None]:
     """Where the picture of each question goes: `save` itself, or a file of its own in the folder `save`."""
-    from acs_lib.method.baselines import slug
-
     if save is None:
         return [None] * len(questions)
+    from acs_lib.grounding.picture import FORMATS
+    from acs_lib.method.baselines import slug
+
     if save.suffix and not save.is_dir():
-        if save.suffix.lower() not in PICTURES:
-            raise typer.BadParameter(f"--save {save}: name it {', '.join(PICTURES)}")
+        if save.suffix.lower() not in FORMATS:
+            raise typer.BadParameter(f"--save {save}: name it {', '.join(FORMATS)}")
         if len(questions) > 1:
             raise typer.BadParameter(f"--save {save} is one file for {len(questions)} pictures; give a folder")
         if not save.resolve().parent.is_dir():

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import pearsonr
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import Candidates
 from acs_lib.evaluation.accuracy import hits
 from acs_lib.evaluation.bootstrap import INTERVAL, image_counts
-from acs_lib.method.regressor import correlation
+from acs_lib.method.regressor import pearson
 from acs_lib.method.selection import Selector
 
 PUBLISHED_AUROC = {  # arXiv 2607.05978, two LVLMs of 8B parameters; other LVLMs and data than those measured here
@@ -202,4 +201,4 @@ def within_query_r(predictions: pd.DataFrame, spread: float = 0.05) -> float:
     groups = sampled.groupby("query_id")
     mixed = sampled[groups["iou"].transform("std") > spread]
     centred = mixed[["iou", "predicted"]] - mixed.groupby("query_id")[["iou", "predicted"]].transform("mean")
-    return correlation(pearsonr, centred["predicted"], centred["iou"])
+    return pearson(centred["predicted"], centred["iou"])

@@ -16,11 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
@@ -29,6 +27,7 @@ from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
 from acs_lib.core.files import query_key, replacing
 from acs_lib.datasets import coco
+from acs_lib.grounding.picture import FORMATS, draw_picture
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm
 from acs_lib.method import regressor
@@ -42,7 +41,6 @@ from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import ALL_COORDINATES, Fusion, Selector, acs_free, acs_learned, choose
-from acs_lib.report import pictures
 
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
 
@@ -222,23 +220,19 @@ class Grounding:
     def __repr__(self) -> str:
         return f"<Grounding: {self.summary}>"
 
-    def show(self) -> Figure:
+    def show(self) -> Image.Image:
         """The candidates with the chosen box, and its attention, side by side. A notebook shows what is returned."""
         boxes, scores = self.candidates.boxes, self.table["score"].to_numpy()
-        figure = pictures.grounding_picture(
-            self.image, boxes, scores, self.chosen, self.box, self.attention, f"{self.category}, {self.selector}"
-        )
-        plt.close(figure)  # else a notebook would show it a second time
-        return figure
+        title = f"{self.category}, {self.selector}"
+        return draw_picture(self.image, boxes, scores, self.chosen, self.box, self.attention, title)
 
     def save(self, path: str | Path) -> None:
-        """Write the picture of `show`; the suffix says the format (png, pdf, svg, jpg). ValueError for another one."""
+        """Write the picture of `show`; the suffix says the format (one of FORMATS). ValueError for another one."""
         path = Path(path)
-        figure, kind = self.show(), path.suffix[1:].lower()
-        if kind not in figure.canvas.get_supported_filetypes():
-            raise ValueError(f"a picture cannot be written as {path.name!r}; name it .png, .pdf, .svg or .jpg")
+        if path.suffix.lower() not in FORMATS:
+            raise ValueError(f"a picture cannot be written as {path.name!r}; name it {', '.join(FORMATS)}")
         with replacing(path) as aside:
-            figure.savefig(aside, format=kind)
+            self.show().save(aside, FORMATS[path.suffix.lower()], quality=92)
 
     def to_dict(self) -> dict:
         """The answer without pixels and attention, ready for JSON; what is not finite is None."""
@@ -261,7 +255,7 @@ class Grounding:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.show().savefig(buffer, format="png", dpi=80)
+        self.show().save(buffer, "PNG")
         return buffer.getvalue()
 
     def _repr_html_(self) -> str:
@@ -269,8 +263,8 @@ class Grounding:
         summary = html.escape(self.summary)
         table = self.table.round(3).to_html(index=False, na_rep="")
         return (
-            f'<figure><img alt="{summary}" src="data:image/png;base64,{picture}"><figcaption>{summary}</figcaption>'
-            f"</figure><details><summary>{len(self.table)} candidates (0 is the greedy answer)</summary>{table}"
+            f'<figure><img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/png;base64,{picture}">'
+            f"<figcaption>{summary}</figcaption></figure><details><summary>{len(self.table)} candidates (0 is the greedy answer)</summary>{table}"
             "</details>"
         )
 

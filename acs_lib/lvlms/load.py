@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import filecmp
 import gc
 import hashlib
 import json
@@ -88,8 +89,8 @@ def load_checkpoint(
 
 
 def lvlm_source(spec: LVLMSpec) -> str:
-    """The folder (under the project's root) or hub name to load from."""
-    local = paths.ROOT / spec.source
+    """The folder (see `paths.place`) or hub name to load from."""
+    local = paths.place(spec.source)
     return str(local) if local.exists() else spec.source
 
 
@@ -131,13 +132,17 @@ def load_spec(spec: LVLMSpec) -> LVLM:
 def lvlm_spec(source: str | Path) -> LVLMSpec:
     """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name).
 
-    ValueError for what can be none of them.
+    A folder with the weights of one that is shipped has that one's name, so that files which belong to the one belong
+    to the other. ValueError for what can be none of them.
     """
-    folder = Path(source).expanduser().resolve()
-    for spec in profiles.known_lvlms().values():
-        if str(source) in (spec.name, spec.source) or folder == (paths.ROOT / spec.source).resolve():
+    folder, known = Path(source).expanduser().resolve(), profiles.known_lvlms().values()
+    for spec in known:
+        if str(source) in (spec.name, spec.source) or folder == paths.place(spec.source).resolve():
             return spec
     if folder.is_dir():
+        for spec in known:
+            if _same_weights(folder, paths.place(spec.source)):
+                return spec.model_copy(update={"source": str(folder)})
         return LVLMSpec(name=folder.name, source=str(folder))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
         raise ValueError(
@@ -145,6 +150,12 @@ def lvlm_spec(source: str | Path) -> LVLMSpec:
             "or a hub name like owner/model"
         )
     return LVLMSpec(name=folder.name, source=str(source))
+
+
+def _same_weights(*folders: Path) -> bool:
+    """Whether both folders hold one file of weights, and the same."""
+    one, other = (folder / "model.safetensors" for folder in folders)
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def load_lvlm(source: str | Path = DEFAULT_LVLM) -> LVLM:
@@ -157,12 +168,12 @@ def load_lvlm(source: str | Path = DEFAULT_LVLM) -> LVLM:
 
 def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
     """Whether it is one of those that are shipped: tiny, quick on a CPU, and of few words."""
-    return _folder(lvlm).parent == paths.ROOT / "data" / "embedded"
+    return _folder(lvlm).parent == paths.EMBEDDED
 
 
 def _folder(lvlm: LVLM | LVLMSpec) -> Path:
     """The folder that it comes from, or would come from if its hub name were one."""
-    return paths.ROOT / (lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
+    return paths.place(lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
 
 
 def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:

@@ -14,6 +14,7 @@ from IPython.display import Markdown
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from acs_lib.core.files import replacing, write_text
 
@@ -157,9 +158,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save_figure(
-    figure: Figure, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
+    figure: Figure | Image.Image, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
 ) -> dict[str, Path]:
-    """Write `folder`/figures/`stem`.pdf and .png (150 dpi), each whole or not at all. Returns suffix -> path.
+    """Write `folder`/figures/`stem`.pdf and .png (150 dpi), each whole or not at all; of an image the PNG alone.
+    Returns suffix -> path.
 
     seen: a takeaway (see report.sentences.say), which ends the caption with what is seen
 
@@ -172,12 +174,15 @@ def save_figure(
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     metadata = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
-    paths = {}
+    drawn = isinstance(figure, Image.Image)
+    paths = {suffix: figures / f"{stem}.{suffix}" for suffix in metadata if suffix == "png" or not drawn}
     with style():
-        for suffix, fields in metadata.items():
-            paths[suffix] = figures / f"{stem}.{suffix}"
-            with replacing(paths[suffix]) as aside:
-                figure.savefig(aside, format=suffix, metadata=fields)
+        for suffix, place in paths.items():
+            with replacing(place) as aside:
+                if drawn:
+                    figure.save(aside, suffix)
+                else:
+                    figure.savefig(aside, format=suffix, metadata=metadata[suffix])
     path = figures / "captions.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known.get(stem) != caption:
