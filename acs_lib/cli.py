@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from acs_lib import paths, profiles
+from acs_lib import __version__, paths, profiles
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -102,8 +102,18 @@ TopPOption = Annotated[
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
     """Choose the best of several LVLM boxes by the LVLM's own attention."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are no news; that they failed is told
 

@@ -262,10 +262,10 @@ class Grounding:
         picture = base64.b64encode(self._repr_png_()).decode()
         summary = html.escape(self.summary)
         table = self.table.round(3).to_html(index=False, na_rep="")
+        picture = f'<img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/png;base64,{picture}">'
         return (
-            f'<figure><img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/png;base64,{picture}">'
-            f"<figcaption>{summary}</figcaption></figure><details><summary>{len(self.table)} candidates (0 is the greedy answer)</summary>{table}"
-            "</details>"
+            f"<figure>{picture}<figcaption>{summary}</figcaption></figure><details><summary>{len(self.table)} "
+            f"candidates (0 is the greedy answer)</summary>{table}</details>"
         )
 
 
