@@ -167,8 +167,9 @@ def load_lvlm(source: str | Path = DEFAULT_LVLM) -> LVLM:
 
 
 def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
-    """Whether it is one of those that are shipped: tiny, quick on a CPU, and of few words."""
-    return _folder(lvlm).parent == paths.EMBEDDED
+    """Whether it is one of those that are shipped, or a copy: tiny, quick on a CPU, and of few words."""
+    known = profiles.known_lvlms().get(lvlm.name, lvlm)
+    return paths.EMBEDDED in (_folder(lvlm).parent, _folder(known).parent)
 
 
 def _folder(lvlm: LVLM | LVLMSpec) -> Path:
@@ -178,4 +179,4 @@ def _folder(lvlm: LVLM | LVLMSpec) -> Path:
 
 def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
     """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
-    return paths.EMBEDDED / _folder(lvlm).name if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
+    return _folder(lvlm) if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
