@@ -40,6 +40,7 @@ EOF
 }
 
 extra=run
+[[ " $* " != *" --engine"[=\ ]"ray "* ]] || extra=run,ray
 for word; do
     case $word in
         --help | -h)
@@ -53,7 +54,7 @@ for word; do
             ;;
     esac
 done
-[ $extra = run ] || [ $# = 1 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes nothing besides"
+[ $extra != test ] || [ $# = 1 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes nothing besides"
 
 # ------------------------------------------------------------------------------------------------------- environment
 is_python() { # is_python COMMAND [BELOW]: it runs, and is Python 3.11 or later (and below 3.BELOW)
@@ -164,7 +165,10 @@ else
     "$python" -m pip --version >/dev/null 2>&1 || logged "pip" "$python" -m ensurepip --upgrade
     logged "packages: acs-kit[$extra]" "$python" -m pip install --no-input --progress-bar off -c requirements.lock \
         -e ".[$extra]"
-    for name in $extra run; do fingerprint $name; done >"$stamp" # what the tests need holds what a run needs
+    for name in run run,ray test; do # each holds those before it
+        fingerprint $name
+        [ $name != $extra ] || break
+    done >"$stamp"
 fi
 say "set-up: $SECONDS s"
 

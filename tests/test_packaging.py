@@ -269,15 +269,20 @@ def test_unknown_options_are_refused_before_any_set_up(kit, environment, argumen
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 def test_an_active_environment_is_used_and_filled_once(kit, environment, variable):
     active = {variable: str(environment)}
-    arguments = ["--profile", "a b", "--from=09", "--limit", "20", "--engine=ray", "--dry-run"]
+    arguments = ["--profile", "a b", "--from=09", "--limit", "20", "--engine=local", "--dry-run"]
     result = run_all(kit, *arguments, **active)
     assert result.returncode == 0, result.stderr
-    handed_on = "-m acs_lib.cli run --profile a b --from=09 --limit 20 --engine=ray --dry-run"
+    handed_on = "-m acs_lib.cli run --profile a b --from=09 --limit 20 --engine=local --dry-run"
     assert calls(environment) == [INSTALL.format("run"), handed_on]
     assert not (kit / ".venv").exists()
 
     assert run_all(kit, *arguments, **active).returncode == 0
     assert calls(environment) == [handed_on]
+
+    for engine in (["--engine", "ray"], ["--engine=ray"]):
+        assert run_all(kit, *engine, **active).returncode == 0
+    ray = [f"-m acs_lib.cli run {words}" for words in ("--engine ray", "--engine=ray")]
+    assert calls(environment) == [INSTALL.format("run,ray"), *ray]
 
     for packages in ([INSTALL.format("test")], []):
         assert run_all(kit, "--test", **active).returncode == 0
@@ -288,8 +293,9 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
         assert notebooks.endswith(" notebooks/01_one.ipynb notebooks/09_nine.ipynb notebooks/12_twelve.ipynb")
         assert installed == packages
 
-    assert run_all(kit, **active).returncode == 0
-    assert calls(environment) == ["-m acs_lib.cli run"], "the tests' packages hold those of a run"
+    for words in ([], ["--engine", "ray"]):
+        assert run_all(kit, *words, **active).returncode == 0
+    assert calls(environment) == ["-m acs_lib.cli run", ray[0]], "the tests' packages hold those of a run"
 
     with (kit / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
