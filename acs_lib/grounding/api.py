@@ -9,7 +9,6 @@ temperature and top-p that their answers were sampled with, so those are the def
 import base64
 import difflib
 import html
-import io
 import json
 import zlib
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
 from acs_lib.core.files import query_key, replacing
 from acs_lib.datasets import coco
-from acs_lib.grounding.picture import FORMATS, draw_picture
+from acs_lib.grounding.picture import FORMATS, draw_picture, encode
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm
 from acs_lib.method import regressor
@@ -232,7 +231,7 @@ class Grounding:
         if path.suffix.lower() not in FORMATS:
             raise ValueError(f"a picture cannot be written as {path.name!r}; name it {', '.join(FORMATS)}")
         with replacing(path) as aside:
-            self.show().save(aside, FORMATS[path.suffix.lower()], quality=92)
+            aside.write_bytes(encode(self.show(), path.suffix))
 
     def to_dict(self) -> dict:
         """The answer without pixels and attention, ready for JSON; what is not finite is None."""
@@ -254,15 +253,15 @@ class Grounding:
         }
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.show().save(buffer, "PNG")
-        return buffer.getvalue()
+        picture = self.show()
+        picture.thumbnail((768, 768))  # notebooks keep it beside the HTML
+        return encode(picture, ".png")
 
     def _repr_html_(self) -> str:
-        picture = base64.b64encode(self._repr_png_()).decode()
+        picture = base64.b64encode(encode(self.show(), ".jpg")).decode()
         summary = html.escape(self.summary)
         table = self.table.round(3).to_html(index=False, na_rep="")
-        picture = f'<img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/png;base64,{picture}">'
+        picture = f'<img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/jpeg;base64,{picture}">'
         return (
             f"<figure>{picture}<figcaption>{summary}</figcaption></figure><details><summary>{len(self.table)} "
             f"candidates (0 is the greedy answer)</summary>{table}</details>"

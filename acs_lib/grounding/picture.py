@@ -1,5 +1,6 @@
 """One answer as a picture, after the paper's pipeline figure: candidates, and the attention of the chosen box."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,6 +90,13 @@ def draw_picture(
             _draw_box(page, (x + 3, y, x + 28, y + 15), CHOSEN, 3)
             _write(draw, (x + 42, y - 3), "chosen", 16, BAR)
     return page
+
+
+def encode(picture: Image.Image, suffix: str) -> bytes:
+    """The picture as a file of one of FORMATS."""
+    buffer = io.BytesIO()
+    picture.save(buffer, FORMATS[suffix.lower()], quality=88)
+    return buffer.getvalue()
 
 
 def _draw_box(panel: Image.Image, box: Sequence[float] | None, colour: str | tuple, width: int) -> None:
