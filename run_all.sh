@@ -15,106 +15,46 @@ fail() { # fail CODE MESSAGE...: each message on a line of its own
 }
 
 # ---------------------------------------------------------------------------------------------- what can be asked for
-shopt -s nullglob
-profiles=""
-for file in acs_lib/profiles/*.yaml; do
-    name=${file##*/}
-    profiles="$profiles ${name%.yaml}"
-done
-numbers=""
-for file in notebooks/[0-9][0-9]_*.ipynb; do
-    name=${file##*/}
-    numbers="$numbers ${name%%_*}"
-done
-options=" --profile --from --limit --engine --dry-run --test --help"
-engines=" local ray"
+options=" --profile --from --limit --engine --dry-run --test --help "
 
 usage() {
+    local profiles=(acs_lib/profiles/*.yaml)
+    profiles=("${profiles[@]##*/}")
     cat <<EOF
 Usage: ./run_all.sh [--profile NAME] [--from N] [--limit N] [--engine NAME] [--dry-run]
        ./run_all.sh --test
 
-Sets up the environment (the active conda or virtual environment, or .venv in this folder), then runs the notebooks
-in order. Finished notebooks are reused as long as nothing they depend on has changed.
+Sets up the environment (the active conda or virtual environment, or .venv in this folder), then hands its options to
+\`acs run\`, which runs the notebooks in order. Finished notebooks are reused as long as nothing they depend on has
+changed.
 
-  --profile NAME  what to run, one of:${profiles:- (none found in acs_lib/profiles)}
-                  (default: embedded)
-  --from N        run notebook N and the later ones anew; N is one of:${numbers:- (no notebooks found)}
+  --profile NAME  what to run (default: embedded), one of: ${profiles[*]%.yaml}
+  --from N        run notebook N and the later ones anew
   --limit N       a first look: at most N queries of each size and split, in a report of its own
-  --engine NAME   who samples, one of:${engines} (docs/scale_out.md)
+  --engine NAME   who samples, local or ray (docs/scale_out.md)
   --dry-run       set up, then only say which notebooks would run, and what a GPU's profile would cost
-  --test          set up, then run the test suite, and compare the notebooks' outputs with what they give now
+  --test          set up, then check style and imports, run the tests, and compare the notebooks' outputs with what
+                  they give now
   --help          this text
 EOF
 }
 
-is_in() { # is_in WORD LIST
-    case $1 in '' | *' '*) return 1 ;; esac
-    case " $2 " in *" $1 "*) return 0 ;; esac
-    return 1
-}
-refuse() { # refuse WHAT VALID-ONES
-    fail 2 "run_all.sh: $1" "valid ones:${2:- none}" "./run_all.sh --help explains them"
-}
-is_number() { case $1 in '' | *[!0-9]*) return 1 ;; esac; }
-
-profile=embedded
-test=no
-given= # the last option that is not --test
-arguments=()
-while [ $# -gt 0 ]; do
-    option=$1
-    shift
-    case $option in
-        --profile | --from | --limit | --engine)
-            [ $# -gt 0 ] || fail 2 "run_all.sh: $option needs a value" "./run_all.sh --help explains it"
-            value=$1
-            shift
-            ;;
-        --profile=* | --from=* | --limit=* | --engine=*)
-            value=${option#*=}
-            option=${option%%=*}
-            ;;
-        --dry-run | --test) value= ;;
+extra=run
+[[ " $* " != *" --engine"[=\ ]"ray "* ]] || extra=run,ray
+for word; do
+    case $word in
         --help | -h)
             usage
             exit 0
             ;;
-        *) refuse "unknown option $option" "$options" ;;
-    esac
-    case $option in
-        --profile)
-            is_in "$value" "$profiles" || refuse "unknown profile '$value'" "$profiles"
-            profile=$value
-            ;;
-        --from)
-            is_number "$value" || refuse "--from takes a notebook's number, not '$value'" "$numbers"
-            value=$(printf '%02d' "$((10#$value))")
-            is_in "$value" "$numbers" || refuse "there is no notebook $value to start from" "$numbers"
-            arguments+=(--from "$value")
-            ;;
-        --limit)
-            is_number "$value" && [ "$((10#$value))" -gt 0 ] ||
-                fail 2 "run_all.sh: --limit takes a number above 0, not '$value'" "./run_all.sh --help explains it"
-            arguments+=(--limit "$((10#$value))")
-            ;;
-        --engine)
-            is_in "$value" "$engines" || refuse "unknown engine '$value'" "$engines"
-            arguments+=(--engine "$value")
-            ;;
-        --dry-run) arguments+=(--dry-run) ;;
-        --test)
-            test=yes
-            continue
+        --test) extra=test ;;
+        -*)
+            [[ $options == *" ${word%%=*} "* ]] ||
+                fail 2 "run_all.sh: unknown option $word" "valid ones:$options" "./run_all.sh --help explains them"
             ;;
     esac
-    given=$option
 done
-if [ $test = yes ]; then
-    [ -z "$given" ] || fail 2 "run_all.sh: --test runs the whole test suite and takes no $given"
-else
-    is_in "$profile" "$profiles" || refuse "there is no profile '$profile' here" "$profiles"
-fi
+[ $extra != test ] || [ $# = 1 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes nothing besides"
 
 # ------------------------------------------------------------------------------------------------------- environment
 is_python() { # is_python COMMAND [BELOW]: it runs, and is Python 3.11 or later (and below 3.BELOW)
@@ -211,30 +151,33 @@ logged() { # logged WHAT COMMAND...: quiet, with a line of progress; on failure 
     fi
 }
 
-fingerprint() { # of everything the installation depends on
+fingerprint() { # fingerprint EXTRA: of everything the installation depends on
     "$python" -c '
 import hashlib, pathlib, sys
 files = [pathlib.Path(name).read_bytes() for name in ("requirements.lock", "pyproject.toml")]
-print(hashlib.sha256(b"\0".join([*files, sys.version.encode(), sys.argv[1].encode()])).hexdigest())' "$root"
+print(hashlib.sha256(b"\0".join([*files, *map(str.encode, [sys.version, *sys.argv[1:]])])).hexdigest())' "$root" "$1"
 }
 
-wanted=$(fingerprint)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+if [ -f "$stamp" ] && grep -qxF "$(fingerprint $extra)" "$stamp"; then
     say "packages: as in requirements.lock"
 else
     : >"$log" || fail 1 "run_all.sh: cannot write to $prefix" "mend: use an environment of your own"
     "$python" -m pip --version >/dev/null 2>&1 || logged "pip" "$python" -m ensurepip --upgrade
-    logged "packages: requirements.lock" "$python" -m pip install --no-input --progress-bar off -r requirements.lock
-    logged "packages: acs-kit" "$python" -m pip install --no-input --progress-bar off --no-deps -e .
-    say "$wanted" >"$stamp"
+    logged "packages: acs-kit[$extra]" "$python" -m pip install --no-input --progress-bar off -c requirements.lock \
+        -e ".[$extra]"
+    for name in run run,ray test; do # each holds those before it
+        fingerprint $name
+        [ $name != $extra ] || break
+    done >"$stamp"
 fi
 say "set-up: $SECONDS s"
 
 # --------------------------------------------------------------------------------------------------------------- run
-if [ $test = yes ]; then
-    "$python" -m pytest
-    export TQDM_DISABLE=1 # progress is no result
-    exec "$python" -m pytest -p tests.nbval_numbers --nbval --nbval-current-env --nbval-cell-timeout=600 \
-        notebooks/0[1-9]_*.ipynb
-fi
-exec "$python" -m acs_lib.cli run --profile "$profile" ${arguments[@]+"${arguments[@]}"}
+[ $extra = test ] || exec "$python" -m acs_lib.cli run "$@"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+lint-imports
+"$python" -m pytest
+export TQDM_DISABLE=1 # progress is no result
+exec "$python" -m pytest -p tests.nbval_numbers --nbval --nbval-current-env --nbval-cell-timeout=600 \
+    notebooks/[0-9][0-9]_*.ipynb

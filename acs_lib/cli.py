@@ -18,15 +18,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from acs_lib import paths, profiles
+from acs_lib import __version__, paths, profiles
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
-
-
-PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 
 def complain(message: str) -> None:
@@ -43,6 +38,10 @@ def report_user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         complain("\nstopped")
         raise typer.Exit(130) from None
+    except ImportError as error:
+        mend = "" if "acs-kit[" in str(error) else ': pip install "acs-kit[run]"'
+        complain(f"error: {error}{mend}")
+        raise typer.Exit(1) from None
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
             message = f"out of memory ({str(error).partition('.')[0]}); ask for fewer --samples or take a smaller LVLM"
@@ -78,31 +77,31 @@ LVLMOption = Annotated[
         metavar="NAME", help="A profile's LVLM, a folder, or a hub name (owner/model).", autocompletion=_lvlms
     ),
 ]
-
-
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
 ]
-
-
 SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
-
-
 TemperatureOption = Annotated[
     float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="the LVLM's profile's, or 0.5")
 ]
-
-
 TopPOption = Annotated[
     float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="the LVLM's profile's, or 1")
 ]
-
-
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
     """Choose the best of several LVLM boxes by the LVLM's own attention."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are no news; that they failed is told
 
@@ -130,13 +129,14 @@ def _images(names: list[str]) -> list[Path]:
 
 def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path | None]:
     """Where the picture of each question goes: `save` itself, or a file of its own in the folder `save`."""
-    from acs_lib.method.baselines import slug
-
     if save is None:
         return [None] * len(questions)
+    from acs_lib.grounding.picture import FORMATS
+    from acs_lib.method.baselines import slug
+
     if save.suffix and not save.is_dir():
-        if save.suffix.lower() not in PICTURES:
-            raise typer.BadParameter(f"--save {save}: name it {', '.join(PICTURES)}")
+        if save.suffix.lower() not in FORMATS:
+            raise typer.BadParameter(f"--save {save}: name it {', '.join(FORMATS)}")
         if len(questions) > 1:
             raise typer.BadParameter(f"--save {save} is one file for {len(questions)} pictures; give a folder")
         if not save.resolve().parent.is_dir():

@@ -1,31 +1,41 @@
-"""Every path of the kit, from one root; nothing here depends on the current folder."""
+"""Every path of the kit, from one root; nothing here depends on the current folder.
+
+In a checkout the root is its folder. A wheel has none: what it computes and fetches goes to a folder of the user's,
+$XDG_DATA_HOME/acs-kit or ~/.local/share/acs-kit, so that a calibration is found again from anywhere; the LVLMs and
+samples that it carries lie in the package itself. The environment's ACS_ROOT goes before both.
+"""
 
 import os
 from pathlib import Path
 
 LIBRARY = Path(__file__).resolve().parent
-
-
 PROFILES = LIBRARY / "profiles"  # <profile>.yaml
+CARRIED = LIBRARY / "shipped"  # a wheel's copy of data/embedded
 
 
-# The project's folder; ACS_ROOT is for an acs_lib that is installed elsewhere than in its project.
-ROOT = Path(os.environ.get("ACS_ROOT") or LIBRARY.parent).expanduser().resolve()
+def _root() -> Path:
+    if given := os.environ.get("ACS_ROOT"):
+        return Path(given).expanduser().resolve()
+    users = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(users) / "acs-kit" if CARRIED.is_dir() else LIBRARY.parent
 
 
+ROOT = _root()
 NOTEBOOKS = ROOT / "notebooks"
-
-
 DATA = ROOT / "data"
-
-
-EMBEDDED = DATA / "embedded"  # weights of the embedded LVLMs, the icons' licence
+EMBEDDED = DATA / "embedded"  # weights of the embedded LVLMs, sample scenes, the icons' licence
+if CARRIED.is_dir() and not EMBEDDED.is_dir():
+    EMBEDDED = CARRIED
 
 
 RUNS = DATA / "runs"  # what a run computes: candidates, maps, regressors; not kept in git
-
-
 REPORTS = ROOT / "reports"
+
+
+def place(name: str) -> Path:
+    """The file or folder that a profile names: under data/embedded what is shipped, all else under the root."""
+    embedded = Path("data", "embedded")
+    return EMBEDDED / Path(name).relative_to(embedded) if Path(name).is_relative_to(embedded) else ROOT / name
 
 
 def runs(profile: str) -> Path:

@@ -31,11 +31,7 @@ from acs_lib.core.files import write_text
 from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, which is no result
-
-
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
-
-
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
 
 
@@ -243,7 +239,7 @@ def checkpoints(profile: Profile) -> dict[str, str | None]:
     A folder has no commit; the digest of the embedded one is under `weights`."""
     found = {}
     for spec in profile.lvlms:
-        if not (paths.ROOT / spec.source).exists():
+        if not paths.place(spec.source).exists():
             file = huggingface_hub.try_to_load_from_cache(spec.source, "config.json", revision=spec.revision)
             found[spec.name] = Path(file).parent.name if isinstance(file, str) else None
     return found
@@ -262,7 +258,7 @@ def make_manifest(profile: Profile, stages: list[NotebookStage], git: dict) -> d
         "weights": {
             name: digest
             for lvlm in profile.lvlms
-            for name, digest in _file_digests(paths.ROOT / lvlm.source, "model.safetensors").items()
+            for name, digest in _file_digests(paths.place(lvlm.source), "model.safetensors").items()
         },
         "checkpoints": checkpoints(profile),
         "datasets": dataset_digests(),

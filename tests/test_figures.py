@@ -298,6 +298,12 @@ def test_a_large_pdf_is_not_kept(tmp_path):
     plt.close(cloud)
 
 
+def test_of_an_image_there_is_a_png_alone(tmp_path):
+    written = save_figure(Image.new("RGB", (3, 2), "red"), tmp_path, "found", "An answer.")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"found.png", "captions.json"}
+    assert Image.open(written["png"]).getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_captions_gather_in_one_file(tmp_path):
     figure = figures.candidates_sweep(sweep_frame())
     save_figure(figure, tmp_path, "candidates_sweep", "A sweep.")

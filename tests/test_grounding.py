@@ -5,6 +5,7 @@ The embedded LVLM's weights may be trained anew: nothing here depends on what it
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from acs_lib.embedded import scenes
 from acs_lib.grounding import api
 from acs_lib.grounding.api import ground, read_image
 from acs_lib.grounding.form import explore
+from acs_lib.grounding.picture import HEAT, draw_picture
 from acs_lib.lvlms.adapter import ParsedAnswer
 from acs_lib.lvlms.load import calibration_folder, is_embedded, load_lvlm, lvlm_digest, lvlm_spec
 from acs_lib.method import regressor, sampling
@@ -250,15 +252,41 @@ def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):
 def test_it_shows_itself(result, tmp_path):
     assert result.summary in repr(result)
     page = result._repr_html_()
-    assert page.count("<tr") == 5 and 'src="data:image/png;base64,' in page
+    assert page.count("<tr") == 5 and 'src="data:image/jpeg;base64,' in page
     assert result._repr_png_().startswith(b"\x89PNG")
-    for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")):
+    for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".JPG", b"\xff\xd8"), (".webp", b"RIFF")):
         path = tmp_path / f"a{suffix}"
         result.save(path)
         assert path.read_bytes().startswith(magic)
-    with pytest.raises(ValueError, match="'a.txt'.*name it .png"):
-        result.save(tmp_path / "a.txt")
-    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(ValueError, match="'a.svg'; name it .png"):
+        result.save(tmp_path / "a.svg")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("size", [(160, 160), (60, 40), (3000, 2000)])
+def test_its_picture_shows_the_boxes_where_they_are(size):
+    """A black image with candidates of two scores, one without a score and one without a box."""
+    share = np.array(
+        [[0.1, 0.2, 0.3, 0.4], [0.5, 0.2, 0.7, 0.4], [0.1, 0.6, 0.3, 0.8], [0.6, 0.6, 0.8, 0.9], [np.nan] * 4]
+    )
+    boxes, scores = share * np.tile(size, 2), np.array([1.0, 3.0, np.nan, 2.0, np.nan])
+    attention = np.zeros((4, 4))
+    attention[2, 2] = 5
+    drawn = draw_picture(Image.new("RGB", size), boxes, scores, 3, boxes[3], attention, "dog " * 90)
+    height, width = 640 * size[1] // size[0], 640
+
+    def seen(panel, x, y):
+        left = 24 + panel * (width + 24)
+        return drawn.getpixel((left + round(x * width), 90 + round(y * height)))
+
+    low, high = (tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5)) for colour in (HEAT[0], HEAT[-1]))
+    assert seen(0, 0.1, 0.3) == low and seen(0, 0.5, 0.3) == high, "the scores' colours"
+    assert seen(0, 0.2, 0.6) == (86, 180, 233), "no score"
+    assert seen(0, 0.6, 0.75) == seen(1, 0.6, 0.75) == (255, 0, 0), "the chosen box"
+    assert seen(1, 0.1, 0.3) == (25, 25, 25), "attention's panel holds no other box"
+    assert seen(0, 0.68, 0.68) == (0, 0, 0) and seen(1, 0.68, 0.68)[2] > 100, "attention is in the third cell of four"
+    white = np.asarray(drawn)[:, -24:]
+    assert (white == 255).all(), "a long title is cut off"
 
 
 def test_its_html_holds_nothing_but_text(lvlm, scene, monkeypatch):
@@ -338,6 +366,22 @@ def test_the_embedded_lvlms_are_known_as_such(spec):
     assert calibration_folder(spec) == calibration_folder(found) == paths.ROOT / spec.source
     with pytest.raises(ValueError, match=f"{spec.name} has no word for 'sports ball'; .*it knows: dog, fox"):
         ground(found, Image.new("RGB", (160, 160)), "sports ball")
+
+
+def test_a_copy_of_an_embedded_lvlm_takes_the_same_files(scene, tmp_path):
+    copy = tmp_path / "mine"
+    shutil.copytree(paths.EMBEDDED / "internvl", copy)
+    spec = lvlm_spec(copy)
+    assert spec == lvlm_spec("internvl-embedded").model_copy(update={"source": str(copy)})
+    assert is_embedded(spec) and calibration_folder(spec) == copy
+    found = ground(load_lvlm(copy), scene[0], "Police Car", "acs-learned", samples=1)
+    assert found.lvlm == "internvl-embedded" and found.heads and np.isfinite(found.quality)
+    with (copy / "model.safetensors").open("r+b") as file:
+        last = file.seek(-1, 2)
+        changed = bytes([file.read(1)[0] ^ 1])
+        file.seek(last)
+        file.write(changed)
+    assert lvlm_spec(copy).name == "mine", "other weights, another LVLM"
 
 
 def test_other_lvlms_are_not(untrained):

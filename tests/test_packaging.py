@@ -1,18 +1,24 @@
-"""pyproject.toml, requirements.lock and environment.yml say the same; run_all.sh refuses what it cannot do."""
+"""pyproject.toml, requirements.lock and environment.yml say the same; the wheel works alone; run_all.sh sets up."""
 
+import itertools
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from importlib import metadata
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typer.main import get_command
 
-from acs_lib import paths
+from acs_lib import __version__, paths
+from acs_lib.cli import app
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = ("run_all.sh", ".ci/run")
@@ -29,19 +35,30 @@ def read_lock():
 
 
 EXTRAS = PROJECT["optional-dependencies"]
+LISTED = [Requirement(line) for line in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 
 
-@pytest.mark.parametrize("dependency", PROJECT["dependencies"] + EXTRAS["test"])
-def test_each_dependency_is_pinned_within_its_bound(dependency):
-    requirement = Requirement(dependency)
+@pytest.mark.parametrize("requirement", [each for each in LISTED if each.name != PROJECT["name"]], ids=str)
+def test_each_dependency_is_pinned_within_its_bound(requirement):
     assert str(requirement.specifier).startswith(">="), "a lower bound, so that an old release is not taken"
     version = read_lock()[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version, prereleases=True)
 
 
-def test_the_tests_install_ray_as_the_extra_does():
-    """So that tests/test_ray.py runs wherever the lock is installed."""
-    assert set(EXTRAS["ray"]) <= set(EXTRAS["test"])
+def test_the_tests_install_every_extra():
+    """So that all tests run wherever their packages are installed."""
+    brought = {"test"}
+    while (
+        more := {
+            extra
+            for each in map(Requirement, itertools.chain(*(EXTRAS[name] for name in brought)))
+            if each.name == PROJECT["name"]
+            for extra in each.extras
+        }
+        - brought
+    ):
+        brought |= more
+    assert brought == set(EXTRAS)
 
 
 def test_the_lock_holds_plain_pins_only():
@@ -66,14 +83,94 @@ def test_the_lock_is_closed():
     assert missing == set()
 
 
-def test_conda_installs_the_lock():
+def test_conda_installs_what_a_run_needs_as_the_lock_pins_it():
     environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
     assert environment["name"] == PROJECT["name"]
     *conda, pip = environment["dependencies"]
     assert [line.split("=")[0] for line in conda] == ["python", "pip"]
-    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert pip == {"pip": ["-c requirements.lock", "-e .[run]"]}
     python = conda[0].split("=")[1]
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
+
+
+# --------------------------------------------------------------------------------------------------------- wheel
+
+
+def brought_by(requirements):
+    """The distributions that are installed for `requirements`, direct and transitive."""
+    found, waiting = {}, list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key not in found:
+            found[key] = metadata.distribution(requirement.name)
+            needs = map(Requirement, found[key].requires or [])
+            extras = [{"extra": extra} for extra in ("", *requirement.extras)]
+            waiting += [each for each in needs if not each.marker or any(map(each.marker.evaluate, extras))]
+    return found.values()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A new environment's folder, with the wheel and links to the packages of the core, and no others."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source, environment = folder / "source", folder / "environment"
+    for name in ("acs_lib", "data/embedded"):
+        shutil.copytree(paths.ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy2(paths.ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, source]
+    subprocess.run([*pip, *build], check=True)
+    venv.create(environment, with_pip=False)
+    (site,) = environment.glob("lib/python*/site-packages")
+    for distribution in brought_by(map(Requirement, PROJECT["dependencies"])):
+        for name in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(distribution.locate_file(name))
+    (wheel,) = folder.glob("*.whl")
+    install = ["--python", environment / "bin" / "python", "install", "--no-deps", "--no-index", wheel]
+    subprocess.run([*pip, *install], check=True)
+    return environment
+
+
+def run_alone(environment, *command, cwd):
+    """A command of the environment, without any variable but HOME."""
+    command = [environment / "bin" / command[0], *command[1:]]
+    return subprocess.run(command, cwd=cwd, env={"HOME": str(cwd)}, capture_output=True, text=True, timeout=300)
+
+
+def test_the_wheel_grounds_from_any_folder_with_the_core_alone(alone, tmp_path):
+    (sample,) = alone.glob("lib/python*/site-packages/acs_lib/shipped/samples/images/000000.png")
+    result = run_alone(alone, "acs", "ground", sample, "police car", "--json", "--save", "found.png", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["lvlm"] == "internvl-embedded" and answer["predicted_iou"] is not None, "D_c and regressor are there"
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["found.png"]
+    assert run_alone(alone, "acs", "--version", cwd=tmp_path).stdout == f"{__version__}\n"
+
+
+def test_what_the_core_lacks_is_told_with_the_mend(alone, tmp_path):
+    (sample,) = alone.glob("lib/python*/site-packages/acs_lib/shipped/samples/images/000000.png")
+    for command, mend in (
+        (
+            ["ground", sample, "police car", "--selector", "spatial-entropy"],
+            'scipy, .* pip install "acs-kit\\[report]"',
+        ),
+        (["data", "coco"], 'pip install "acs-kit\\[run]"'),
+        (["run"], 'pip install "acs-kit\\[run]"'),
+    ):
+        result = run_alone(alone, "acs", *command, cwd=tmp_path)
+        assert result.returncode == 1
+        assert re.fullmatch(f"error: .*{mend}\n", result.stderr), result.stderr
+
+
+def test_every_package_is_in_the_wheel():
+    """They are listed by name, since one of them, acs_lib.shipped, lies elsewhere."""
+    listed = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(paths.ROOT) for path in paths.LIBRARY.rglob("__init__.py")}
+    assert set(listed) == {".".join(folder.parts) for folder in folders} | {"acs_lib.shipped"}
 
 
 # ------------------------------------------------------------------------------------------------------- scripts
@@ -99,7 +196,7 @@ def kit(tmp_path):
     (root / "acs_lib").mkdir(parents=True)
     shutil.copytree(paths.PROFILES, root / "acs_lib" / "profiles")
     (root / "notebooks").mkdir()
-    for stem in ("01_one", "09_nine"):
+    for stem in ("01_one", "09_nine", "12_twelve"):
         (root / "notebooks" / f"{stem}.ipynb").write_text("{}")
     for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
         shutil.copy2(paths.ROOT / name, root)
@@ -131,7 +228,9 @@ def environment(tmp_path):
         f'echo "$*" >> "{prefix}/calls"\n[ ! -e "{prefix}/broken" ] || [ "$3" != install ] || '
         "{ echo 'ERROR: No matching distribution found for torch'; exit 1; }\n"
     )
-    python.chmod(0o755)
+    (prefix / "bin" / "lint-imports").write_text(f'#!/usr/bin/env bash\necho lint-imports >> "{prefix}/calls"\n')
+    for path in (prefix / "bin").iterdir():
+        path.chmod(0o755)
     return prefix
 
 
@@ -142,37 +241,27 @@ def calls(prefix):
     return [line for line in lines if line not in ("--version", "-m pip --version")]
 
 
+INSTALL = "-m pip install --no-input --progress-bar off -c requirements.lock -e .[{}]"
+
+
 def test_help_lists_the_profiles(kit):
     result = run_all(kit, "--help")
     assert result.returncode == 0
     assert f"one of: {' '.join(PROFILES)}\n" in result.stdout
-    assert "01 09\n" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "valid"),
-    [
-        (["--profile", "nonesuch"], PROFILES),
-        (["--profile=nonesuch"], PROFILES),
-        (["--profile", ""], PROFILES),
-        (["--bogus"], ["--profile", "--from", "--limit", "--engine", "--dry-run", "--test", "--help"]),
-        (["smoke"], ["--profile"]),
-        (["--from", "two"], ["01", "09"]),
-        (["--from", "-1"], ["01", "09"]),
-        (["--from", "10"], ["01", "09"]),
-        (["--engine", "spark"], ["local", "ray"]),
-        (["--limit", "0"], []),
-        (["--limit=many"], []),
-        (["--from"], []),
-        (["--test", "--dry-run"], []),
-        (["--test", "--profile", PROFILES[0]], []),
-    ],
-)
-def test_bad_usage_is_refused_before_any_set_up(kit, environment, arguments, valid):
+def test_it_knows_the_options_of_acs_run(kit):
+    known = {option for parameter in get_command(app).commands["run"].params for option in parameter.opts}
+    listed = run_all(kit, "--bogus").stderr.splitlines()[1].removeprefix("valid ones:").split()
+    assert set(listed) == known | {"--test", "--help"}
+    assert all(option in run_all(kit, "--help").stdout for option in listed)
+
+
+@pytest.mark.parametrize("arguments", [["--bogus"], ["--profile", "smoke", "-x"], ["--test", "--dry-run"]], ids=str)
+def test_unknown_options_are_refused_before_any_set_up(kit, environment, arguments):
     result = run_all(kit, *arguments, VIRTUAL_ENV=str(environment))
     assert (result.returncode, result.stdout) == (2, "")
-    line = next((line for line in result.stderr.splitlines() if line.startswith("valid ones:")), "")
-    assert all(name in line for name in valid)
+    assert result.stderr.startswith("run_all.sh: ")
     assert not (environment / "calls").exists()
     assert not (kit / ".venv").exists()
 
@@ -180,26 +269,38 @@ def test_bad_usage_is_refused_before_any_set_up(kit, environment, arguments, val
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 def test_an_active_environment_is_used_and_filled_once(kit, environment, variable):
     active = {variable: str(environment)}
-    arguments = ["--profile", PROFILES[0], "--from=09", "--limit", "20", "--engine=ray", "--dry-run"]
+    arguments = ["--profile", "a b", "--from=09", "--limit", "20", "--engine=local", "--dry-run"]
     result = run_all(kit, *arguments, **active)
     assert result.returncode == 0, result.stderr
-    first, second, run = calls(environment)
-    assert first.endswith("install --no-input --progress-bar off -r requirements.lock")
-    assert second.endswith("--no-deps -e .")
-    wanted = f"-m acs_lib.cli run --profile {PROFILES[0]} --from 09 --limit 20 --engine ray --dry-run"
-    assert run == wanted
+    handed_on = "-m acs_lib.cli run --profile a b --from=09 --limit 20 --engine=local --dry-run"
+    assert calls(environment) == [INSTALL.format("run"), handed_on]
     assert not (kit / ".venv").exists()
 
     assert run_all(kit, *arguments, **active).returncode == 0
-    assert calls(environment) == [wanted]
+    assert calls(environment) == [handed_on]
+
+    for engine in (["--engine", "ray"], ["--engine=ray"]):
+        assert run_all(kit, *engine, **active).returncode == 0
+    ray = [f"-m acs_lib.cli run {words}" for words in ("--engine ray", "--engine=ray")]
+    assert calls(environment) == [INSTALL.format("run,ray"), *ray]
+
+    for packages in ([INSTALL.format("test")], []):
+        assert run_all(kit, "--test", **active).returncode == 0
+        *installed, ruff, form, imports, suite, notebooks = calls(environment)
+        assert (ruff, form, imports) == ("-m ruff check .", "-m ruff format --check .", "lint-imports")
+        assert suite == "-m pytest"
+        assert notebooks.startswith("-m pytest -p tests.nbval_numbers --nbval ")
+        assert notebooks.endswith(" notebooks/01_one.ipynb notebooks/09_nine.ipynb notebooks/12_twelve.ipynb")
+        assert installed == packages
+
+    for words in ([], ["--engine", "ray"]):
+        assert run_all(kit, *words, **active).returncode == 0
+    assert calls(environment) == ["-m acs_lib.cli run", ray[0]], "the tests' packages hold those of a run"
 
     with (kit / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
-    assert run_all(kit, "--test", **active).returncode == 0
-    *_, suite, notebooks = calls(environment)
-    assert suite == "-m pytest"
-    assert notebooks.startswith("-m pytest -p tests.nbval_numbers --nbval ")
-    assert notebooks.endswith(" notebooks/01_one.ipynb notebooks/09_nine.ipynb")
+    assert run_all(kit, **active).returncode == 0
+    assert calls(environment) == [INSTALL.format("run"), "-m acs_lib.cli run"]
 
 
 def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, environment):
@@ -208,10 +309,10 @@ def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, 
     assert result.returncode == 1
     assert "No matching distribution found for torch" in result.stderr
     assert "mend: a pinned package has no build for this Python" in result.stderr
-    assert "-m pytest" not in calls(environment)
+    assert calls(environment) == [INSTALL.format("test")]
     (environment / "broken").unlink()
     assert run_all(kit, "--test", VIRTUAL_ENV=str(environment)).returncode == 0
-    assert len(calls(environment)) == 4
+    assert calls(environment)[0] == INSTALL.format("test")
 
 
 def test_no_python_is_told_with_the_mend(kit, tmp_path):

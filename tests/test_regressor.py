@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from test_store import make_queries
 
 from acs_lib import paths
@@ -195,6 +196,26 @@ def test_it_computes_where_its_weights_are(tmp_path, model, monkeypatch):
     monkeypatch.setattr(regressor, "default_device", lambda: "meta")
     loaded = regressor.load(tmp_path / "r.safetensors", "mine")
     assert loaded(torch.rand(3, 4, LAYERS, HEADS, SIDE, SIDE)).device.type == "meta"
+
+
+def test_correlations_and_auroc_are_those_of_scipy():
+    """Predictions are float32 and IoUs float64, as they come; both with ties."""
+    rng = np.random.default_rng(0)
+    iou = rng.random(300).round(2)
+    predicted = (iou + rng.normal(size=300)).round(1).astype(np.float32)
+    found = regressor.iou_correlation(pd.DataFrame({"predicted": predicted, "iou": iou}))
+    assert found["pearson"] == pytest.approx(stats.pearsonr(predicted, iou)[0], abs=1e-12)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(predicted, iou)[0], abs=1e-12)
+    constant = regressor.iou_correlation(pd.DataFrame({"predicted": np.full(300, 0.3), "iou": iou}))
+    assert np.isnan([constant["pearson"], constant["spearman"]]).all()
+
+    scores, positive = rng.normal(size=(300, 3, 2)).round(1), iou > 0.6
+    scores[7, 0, 0] = np.nan
+    expected = [[stats.mannwhitneyu(*(column[rows] for rows in (positive, ~positive))).statistic for column in layer]
+                for layer in scores.transpose(1, 2, 0)]  # fmt: skip
+    assert np.isnan(expected[0][0])
+    pairs = positive.sum() * (~positive).sum()
+    np.testing.assert_allclose(heads.auroc(scores, positive), np.array(expected) / pairs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])

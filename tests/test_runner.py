@@ -242,7 +242,7 @@ def test_nothing_changed_nothing_runs(finished):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("acs_lib/core/boxes.py", "the library"),
+        ("acs_lib/boxes.py", "the library"),
         ("acs_lib/new.py", "the library"),
         ("acs_lib/profiles/tiny.yaml", "the profile"),
         ("data/embedded/model.safetensors", "the weights"),

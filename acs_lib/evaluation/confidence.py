@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import pearsonr
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import Candidates
 from acs_lib.evaluation.accuracy import hits
 from acs_lib.evaluation.bootstrap import INTERVAL, image_counts
-from acs_lib.method.regressor import correlation
+from acs_lib.method.regressor import pearson
 from acs_lib.method.selection import Selector
 
 PUBLISHED_AUROC = {  # arXiv 2607.05978, two LVLMs of 8B parameters; other LVLMs and data than those measured here
@@ -198,7 +197,6 @@ def within_query_r(predictions: pd.DataFrame, spread: float = 0.05) -> float:
     sampled = predictions[predictions["candidate"] > 0]
     groups = sampled.groupby("query_id")
     differing = sampled[groups["iou"].transform("std") > spread]
-    centred = differing[["iou", "predicted_iou"]] - differing.groupby("query_id")[["iou", "predicted_iou"]].transform(
-        "mean"
-    )
-    return correlation(pearsonr, centred["predicted_iou"], centred["iou"])
+    both = differing[["iou", "predicted_iou"]]
+    centred = both - both.groupby(differing["query_id"]).transform("mean")
+    return pearson(centred["predicted_iou"], centred["iou"])

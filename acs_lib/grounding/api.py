@@ -9,18 +9,15 @@ temperature and top-p that their answers were sampled with, so those are the def
 import base64
 import difflib
 import html
-import io
 import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
@@ -29,6 +26,7 @@ from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
 from acs_lib.core.files import query_key, replacing
 from acs_lib.datasets import coco
+from acs_lib.grounding.picture import FORMATS, draw_picture, encode
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm
 from acs_lib.method import regressor
@@ -43,7 +41,6 @@ from acs_lib.method.maps import mean_share
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import ALL_COORDINATES, Fusion, Selector, acs_free, acs_learned, choose
 from acs_lib.profiles import Sampling, sampling_of
-from acs_lib.report import pictures
 
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
 SMALL = profiles.Profile.model_fields["small"].default  # share of the image
@@ -196,23 +193,19 @@ class Grounding:
     def __repr__(self) -> str:
         return f"<Grounding: {self.summary}>"
 
-    def show(self) -> Figure:
+    def show(self) -> Image.Image:
         """The candidates with the chosen box, and its attention, side by side. A notebook shows what is returned."""
         boxes, scores = self.candidates.boxes, self.table["score"].to_numpy()
-        figure = pictures.grounding_picture(
-            self.image, boxes, scores, self.chosen, self.box, self.attention, f"{self.category}, {self.selector}"
-        )
-        plt.close(figure)  # else a notebook would show it a second time
-        return figure
+        title = f"{self.category}, {self.selector}"
+        return draw_picture(self.image, boxes, scores, self.chosen, self.box, self.attention, title)
 
     def save(self, path: str | Path) -> None:
-        """Write the picture of `show`; the suffix says the format (png, pdf, svg, jpg). ValueError for another one."""
+        """Write the picture of `show`; the suffix says the format (one of FORMATS). ValueError for another one."""
         path = Path(path)
-        figure, kind = self.show(), path.suffix[1:].lower()
-        if kind not in figure.canvas.get_supported_filetypes():
-            raise ValueError(f"a picture cannot be written as {path.name!r}; name it .png, .pdf, .svg or .jpg")
+        if path.suffix.lower() not in FORMATS:
+            raise ValueError(f"a picture cannot be written as {path.name!r}; name it {', '.join(FORMATS)}")
         with replacing(path) as aside:
-            figure.savefig(aside, format=kind)
+            aside.write_bytes(encode(self.show(), path.suffix))
 
     def to_dict(self) -> dict:
         """The answer without pixels and attention, ready for JSON; what is not finite is None."""
@@ -234,18 +227,18 @@ class Grounding:
         }
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.show().savefig(buffer, format="png", dpi=80)
-        return buffer.getvalue()
+        picture = self.show()
+        picture.thumbnail((768, 768))  # notebooks keep it beside the HTML
+        return encode(picture, ".png")
 
     def _repr_html_(self) -> str:
-        picture = base64.b64encode(self._repr_png_()).decode()
+        picture = base64.b64encode(encode(self.show(), ".jpg")).decode()
         summary = html.escape(self.summary)
         table = self.table.round(3).to_html(index=False, na_rep="")
+        picture = f'<img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/jpeg;base64,{picture}">'
         return (
-            f'<figure><img alt="{summary}" src="data:image/png;base64,{picture}"><figcaption>{summary}</figcaption>'
-            f"</figure><details><summary>{len(self.table)} candidates (0 is the greedy answer)</summary>{table}"
-            "</details>"
+            f"<figure>{picture}<figcaption>{summary}</figcaption></figure><details><summary>{len(self.table)} "
+            f"candidates (0 is the greedy answer)</summary>{table}</details>"
         )
 
 

@@ -1,10 +1,7 @@
-"""TODO ground.form."""
-
-from pathlib import Path
-
-from IPython.display import display
+"""A form in a notebook to ask `ground` with."""
 
 from acs_lib import paths
+from acs_lib.core.extras import load_extra
 from acs_lib.grounding.api import ground, samples
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.method.baselines import METHODS
@@ -13,8 +10,8 @@ from acs_lib.profiles import sampling_of
 
 def explore(lvlm: LVLM):
     """A form to ask `ground` with: image, object, selector, samples, temperature, top-p, seed, and a button. It works
-    where a notebook is live; a static page shows a sentence instead."""
-    import ipywidgets as widgets
+    where a notebook is live; a static page shows a sentence instead. ImportError without ipywidgets."""
+    display, widgets = load_extra("IPython.display", "notebooks").display, load_extra("ipywidgets", "notebooks")
 
     class Form(widgets.interactive):
         def _repr_mimebundle_(self, **kwargs):
@@ -31,7 +28,7 @@ def explore(lvlm: LVLM):
         return result
 
     known, usual = samples(), sampling_of(lvlm.name)
-    scenes = [Path(path).relative_to(paths.ROOT).as_posix() for path in known["image"].unique()]
+    scenes = [path.removeprefix(f"{paths.ROOT}/") for path in known["image"].unique()]
     return Form(
         answer,
         {"manual": True, "manual_name": "Find it"},

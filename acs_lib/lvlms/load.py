@@ -7,6 +7,7 @@ The family is read from `config.json` (`adapter_of`); no code of the checkpoint'
 
 import contextlib
 import errno
+import filecmp
 import gc
 import hashlib
 import json
@@ -32,13 +33,17 @@ NOT_THE_LVLM = ("head_set.json", "regressor.safetensors", "recipe.json")  # what
 def lvlm_spec(source: str | Path) -> LVLMSpec:
     """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name).
 
-    ValueError for what can be none of them.
+    A folder with the weights of one that is shipped has that one's name, so that files which belong to the one belong
+    to the other. ValueError for what can be none of them.
     """
-    folder = Path(source).expanduser().resolve()
-    for spec in profiles.known_lvlms().values():
-        if str(source) in (spec.name, spec.source) or folder == (paths.ROOT / spec.source).resolve():
+    folder, known = Path(source).expanduser().resolve(), profiles.known_lvlms().values()
+    for spec in known:
+        if str(source) in (spec.name, spec.source) or folder == paths.place(spec.source).resolve():
             return spec
     if folder.is_dir():
+        for spec in known:
+            if _same_weights(folder, paths.place(spec.source)):
+                return spec.model_copy(update={"source": str(folder)})
         return LVLMSpec(name=folder.name, source=str(folder))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
         raise ValueError(
@@ -48,25 +53,32 @@ def lvlm_spec(source: str | Path) -> LVLMSpec:
     return LVLMSpec(name=folder.name, source=str(source))
 
 
+def _same_weights(*folders: Path) -> bool:
+    """Whether both folders hold one file of weights, and the same."""
+    one, other = (folder / "model.safetensors" for folder in folders)
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
 def lvlm_source(spec: LVLMSpec) -> str:
-    """The folder (under the project's root) or hub name to load from."""
-    local = paths.ROOT / spec.source
+    """The folder (see `paths.place`) or hub name to load from."""
+    local = paths.place(spec.source)
     return str(local) if local.exists() else spec.source
 
 
 def _folder(lvlm: LVLM | LVLMSpec) -> Path:
     """The folder that it comes from, or would come from if its hub name were one."""
-    return paths.ROOT / (lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
+    return paths.place(lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
 
 
 def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
-    """Whether it is one of those that are shipped: tiny, quick on a CPU, and of few words."""
-    return _folder(lvlm).parent == paths.ROOT / "data" / "embedded"
+    """Whether it is one of those that are shipped, or a copy: tiny, quick on a CPU, and of few words."""
+    known = profiles.known_lvlms().get(lvlm.name, lvlm)
+    return paths.EMBEDDED in (_folder(lvlm).parent, _folder(known).parent)
 
 
 def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
     """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
-    return paths.EMBEDDED / _folder(lvlm).name if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
+    return _folder(lvlm) if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
 
 
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from acs_lib.core.candidates import Heads
 from acs_lib.core.files import write_text
+from acs_lib.core.stored import StoredAnswers
 from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import above
-from acs_lib.runs.store import Run
 
 GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
 
@@ -49,7 +48,7 @@ class HeadSet:
 
 
 def attribution(
-    model: AttentionIoURegressor, run: Run, answers: int = 2000
+    model: AttentionIoURegressor, run: StoredAnswers, answers: int = 2000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over answers of
     sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
@@ -73,12 +72,13 @@ def attribution(
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Probability [...] that a positive row's score is above a negative row's; scores [n, ...], positive [n] bool.
-    Ties count half; NaN where all rows are of one kind."""
-    ranks = rankdata(scores, axis=0)
+    Ties count half; NaN where all rows are of one kind or a score is NaN."""
     n = positive.sum()
     if n in (0, len(positive)):
         return np.full(scores.shape[1:], np.nan)
-    return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * (len(positive) - n))
+    ranks = pd.DataFrame(scores.reshape(len(scores), -1)).rank().to_numpy().reshape(scores.shape)
+    above_negative = (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * (len(positive) - n))
+    return np.where(np.isnan(ranks).any(0), np.nan, above_negative)
 
 
 def entropy_auroc(entropy: np.ndarray, iou: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ The LVLM is frozen; MSE loss. Maps stream from a run's shards, so memory does no
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,14 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from scipy.stats import pearsonr, spearmanr
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from acs_lib.core.files import replacing
+from acs_lib.core.stored import StoredAnswers
 from acs_lib.lvlms.load import default_device
 from acs_lib.method.maps import pool_maps
-from acs_lib.runs.store import Run
 
 MAP_SIDE = 16  # cells: the regressor's grid has no longer side
 DROPOUT = 0.1  # share of the pooled features that a training step goes without
@@ -60,7 +59,9 @@ class AttentionIoURegressor(nn.Module):
         return torch.sigmoid(self.score(pooled))[:, 0]
 
 
-def maps_with_iou(run: Run, shard: int, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, pd.DataFrame]:
+def maps_with_iou(
+    run: StoredAnswers, shard: int, grid: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor, pd.DataFrame]:
     """Maps on `grid`, IoUs and records of the answers of one shard that hold a box."""
     frame = run.records(shard)
     kept = (frame["failure"] == "").to_numpy()
@@ -72,7 +73,7 @@ def maps_with_iou(run: Run, shard: int, grid: tuple[int, int]) -> tuple[torch.Te
 
 
 def batches(
-    run: Run, grid: tuple[int, int], batch: int, rng: np.random.Generator, labels: torch.Tensor | None = None
+    run: StoredAnswers, grid: tuple[int, int], batch: int, rng: np.random.Generator, labels: torch.Tensor | None = None
 ) -> Iterator[tuple]:
     """One pass over the run: shards in random order, two at a time, their rows shuffled together. With `labels` each
     row gets one of these at random instead of its own IoU."""
@@ -89,7 +90,14 @@ def batches(
 
 
 def train(
-    run: Run, validation: Run, width: int, epochs: int, batch: int, lr: float, seed: int, shuffle_labels: bool = False
+    run: StoredAnswers,
+    validation: StoredAnswers,
+    width: int,
+    epochs: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    shuffle_labels: bool = False,
 ) -> tuple[AttentionIoURegressor, pd.DataFrame]:
     """Fit on `run`, keep the epoch with the highest Pearson r on `validation`; returns it and the history by epoch.
 
@@ -131,7 +139,7 @@ def train(
 
 
 @torch.inference_mode()
-def predict(model: AttentionIoURegressor, run: Run) -> pd.DataFrame:
+def predict(model: AttentionIoURegressor, run: StoredAnswers) -> pd.DataFrame:
     """query_id, candidate, iou, predicted_iou (0-1) of every answer of a run that holds a box."""
     model.eval()
     frames = []
@@ -143,19 +151,20 @@ def predict(model: AttentionIoURegressor, run: Run) -> pd.DataFrame:
 
 
 def iou_correlation(predictions: pd.DataFrame) -> dict[str, float]:
-    """Pearson and Spearman correlation (-1 to 1, higher is better; NaN for fewer than two answers) and mean absolute
+    """Pearson and Spearman correlation (-1 to 1, higher is better; NaN as in `pearson`) and mean absolute
     error of predicted IoU."""
     predicted, iou = predictions["predicted_iou"], predictions["iou"]
     return {
-        "pearson": correlation(pearsonr, predicted, iou),
-        "spearman": correlation(spearmanr, predicted, iou),
+        "pearson": pearson(predicted, iou),
+        "spearman": pearson(predicted.rank(), iou.rank()),
         "mae": float((predicted - iou).abs().mean()),
         "n": len(predictions),
     }
 
 
-def correlation(measure: Callable, a: pd.Series, b: pd.Series) -> float:
-    return float(measure(a, b)[0]) if len(a) > 1 else float("nan")
+def pearson(a: pd.Series, b: pd.Series) -> float:
+    """Pearson correlation of two series [n] (-1 to 1); NaN where one holds no two different values."""
+    return float(a.corr(b)) if min(a.nunique(), b.nunique()) > 1 else float("nan")
 
 
 def save(model: AttentionIoURegressor, path: Path, lvlm: str) -> None:

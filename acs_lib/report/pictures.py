@@ -204,34 +204,3 @@ def candidate_boxes(
         draw_box(axes, boxes[chosen], PREDICTION, 2.0, "prediction")
     shown = label if chosen is not None and is_box(boxes[chosen]) else None
     return legend_below(figure, [*box_handles(is_box(truth), shown), others])
-
-
-@styled
-def grounding_picture(
-    image: Image.Image,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    chosen: int | None,
-    box: np.ndarray | None,
-    attention: np.ndarray,
-    title: str = "",
-) -> Figure:
-    """One answer about one image, after the paper's pipeline figure: the candidates and the chosen box (red), and the
-    attention that goes with it.
-
-    boxes: [n, 4] xyxy in pixels, NaN rows left out; scores: [n], higher is better, NaN where there is none
-    chosen: row of the chosen box, or None where it is none of them; box: [4], or None
-    attention: [h, w] >= 0 over the image-token grid
-    """
-    boxes = np.asarray(boxes, float).reshape(-1, 4)
-    height = 4.4 * min(1.6, max(0.5, image.height / image.width)) + 0.9
-    figure, (left, right) = plt.subplots(1, 2, layout="compressed", figsize=(9.6, height))
-    show_image(left, image)
-    others = draw_candidates(left, boxes, scores, chosen)
-    shade = draw_heat(right, image, np.asarray(attention, float))
-    figure.colorbar(shade, ax=right, label="attention / its maximum", pad=0.02)
-    for axes, name in ((left, "candidates"), (right, "attention")):
-        draw_box(axes, box, PREDICTION, 2.0, "prediction")
-        axes.set_title(name)
-    figure.suptitle(plain_text(title))
-    return legend_below(figure, [*box_handles(False, "chosen" if is_box(box) else None), others])

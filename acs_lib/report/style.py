@@ -7,6 +7,7 @@ their 95 % intervals are named as in all tables: `value`, `value`_lo, `value`_hi
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -108,10 +109,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save_figure(
-    figure: Figure, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
+    figure: Figure | Image.Image, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
 ) -> dict[str, Path]:
-    """Write `folder`/figures/`stem`.png (150 dpi), and .pdf where it is small, each whole or not at all. Returns
-    suffix -> path of what was written.
+    """Write `folder`/figures/`stem`.png (150 dpi), and .pdf where it is small, each whole or not at all; of an image
+    the PNG alone. Returns suffix -> path of what was written.
 
     seen: a takeaway (see report.sentences.say), which ends the caption with what is seen
 
@@ -124,13 +125,16 @@ def save_figure(
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     png, pdf = io.BytesIO(), io.BytesIO()
-    with style():
-        figure.savefig(png, format="png")
-        figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Producer", "Creator")))
+    if isinstance(figure, Image.Image):
+        figure.save(png, "png")
+    else:
+        with style():
+            figure.savefig(png, format="png")
+            figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Producer", "Creator")))
     written = {}
     for suffix, content in (("png", small_png(png)), ("pdf", pdf.getvalue())):
         path = figures / f"{stem}.{suffix}"
-        if suffix == "pdf" and len(content) > VECTOR:
+        if not 0 < len(content) <= (VECTOR if suffix == "pdf" else math.inf):
             path.unlink(missing_ok=True)
             continue
         with replacing(path) as aside:

@@ -7,9 +7,9 @@ coordinates unless said otherwise.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from acs_lib.core.candidates import Candidates
+from acs_lib.core.extras import load_extra
 from acs_lib.method.selection import Selector, entropy_of_heads, statistic
 
 
@@ -50,7 +50,9 @@ def spatial_entropy_of_map(attention: np.ndarray) -> float:
 
     attention: [h, w]. What exceeds the map's mean falls into connected components (8 neighbours); P_i is component
     i's share of that excess, and H = -sum_i P_i log P_i. inf for a map without a component, i.e. an even one.
+    ImportError without scipy.
     """
+    ndimage = load_extra("scipy.ndimage", "report")
     excess = np.clip(attention - attention.mean(), 0, None)
     excess[excess < 1e-9 * attention.max()] = 0  # the rounding of the mean of an even map
     blobs, count = ndimage.label(excess, structure=np.ones((3, 3)))

@@ -4,10 +4,10 @@ Only sampled candidates (rows 1 on) that hold a box have a voice.
 """
 
 import numpy as np
-from scipy import ndimage
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import Candidates
+from acs_lib.core.extras import load_extra
 from acs_lib.method.baselines.likelihood import mean_token_logprob
 from acs_lib.method.selection import Fusion
 
@@ -59,8 +59,10 @@ def pixel_vote(c: Candidates) -> np.ndarray:
     """[4] bounding box of the largest connected region of the pixels with the most votes (GUI-RC, arXiv 2508.05615).
 
     Each sampled box votes for the pixels of the image whose centres it covers; regions are connected by edges, and
-    the first in reading order wins a tie in size. NaN also where no box covers a pixel's centre.
+    the first in reading order wins a tie in size. NaN also where no box covers a pixel's centre. ImportError without
+    scipy.
     """
+    ndimage = load_extra("scipy.ndimage", "report")
     votes = np.zeros((c.height, c.width), np.int32)
     for x1, y1, x2, y2 in np.ceil(bx.clip(c.boxes[_voters(c)], c.width, c.height) - 0.5).astype(int):
         votes[y1:y2, x1:x2] += 1
