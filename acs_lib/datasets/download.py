@@ -113,6 +113,10 @@ def fetch(asked: requests.Session, url: str, path: Path, sha256: str | None = No
                 break
         except (requests.RequestException, HTTPError) as error:
             cause = error
+        except OSError as error:
+            if error.errno:  # of the disk, which does not say where
+                error.filename = error.filename or str(part)
+            raise
         stopped = 0 if _size(part) > before else stopped + 1
         if stopped == STOPS:
             raise FetchError(f"{url}: {cause}; the same command goes on from here")
