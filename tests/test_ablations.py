@@ -371,10 +371,10 @@ def test_confidence_and_calibration_of_a_planted_study(study):
     assert said.count("(ACS-Learned)") == said.count("(ACS-Free)") == 1
     assert "0.890 and 0.916" in said and "Published, other LVLMs" in said
     assert len(figures.confidence(table).axes) == len(figures.risk_coverage(curves).axes) == 1
-    bins, errors = results.calibration_tables(columns)
+    bins, errors = results.reliability_tables(columns)
     assert bins["n"].sum() == errors["n"].iloc[0] and errors["ece"].between(0, 1).all()
     assert f"ECE = {errors['ece'].iloc[0]:.3f}" in [
-        text.get_text() for text in figures.calibration(bins, errors).axes[0].texts
+        text.get_text() for text in figures.reliability_diagram(bins, errors).axes[0].texts
     ]
 
 

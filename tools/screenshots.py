@@ -1,6 +1,6 @@
 """Take the pictures of docs/ anew, from the published report and the shipped scenes.
 
-python docs/screenshots.py    (needs chromium and its chromedriver)
+python tools/screenshots.py    (needs chromium and its chromedriver)
 """
 
 import shutil
@@ -14,7 +14,7 @@ from acs_lib import paths
 from acs_lib.grounding.api import ground, samples
 from acs_lib.lvlms.load import load_lvlm
 
-DOCS = Path(__file__).parent
+DOCS = paths.ROOT / "docs"
 SHOTS = {  # name -> width, height, colour scheme, what is scrolled to
     "report": (1100, 760, "light", "header"),
     "report_queries_dark": (1100, 700, "dark", "#queries"),

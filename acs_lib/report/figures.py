@@ -217,7 +217,7 @@ def predicted_vs_true(answers: pd.DataFrame, bins: pd.DataFrame) -> Figure:
     answers: one row an answer: image (its id), predicted_iou, iou (0-1), and optionally lvlm, dataset (a panel each);
         rows with a NaN are left out
     bins: predicted_iou, iou (means in bins of the same answers), iou_lo, iou_hi, and lvlm, dataset where `answers` has
-        them (see study.results.calibration_tables)
+        them (see study.results.reliability_tables)
     Grey: number of answers (log scale). Points: the bins, with 95 % intervals over images. Points on the diagonal: a
     predicted IoU can be taken at its word. Pearson's r stands in the panel.
     """

@@ -154,7 +154,7 @@ def risk_coverage(frame: pd.DataFrame) -> Figure:
 
 
 @styled
-def calibration(bins: pd.DataFrame, errors: pd.DataFrame) -> Figure:
+def reliability_diagram(bins: pd.DataFrame, errors: pd.DataFrame) -> Figure:
     """Mean true IoU against mean predicted IoU in bins, with 95 % intervals and the diagonal; bars: share of answers.
 
     bins: columns from, to, n, predicted_iou, iou, iou_lo, iou_hi, and lvlm, dataset (a panel each)

@@ -31,7 +31,7 @@ def say(text: str, points: Iterable[str] = ()) -> Markdown:
 
 
 def say_greedy_to_oracle(room: pd.DataFrame) -> Markdown:
-    """Greedy, random and oracle Acc@0.5 on small objects, from `room_to_choose`."""
+    """Greedy, random and oracle Acc@0.5 on small objects, from `greedy_to_oracle`."""
     small = room[room["size"] == "small"].pivot(index=["lvlm", "dataset"], columns="method", values="acc50")
     parts = [
         f"{lvlm} on {dataset}: greedy finds {row['greedy']:.1%} of the small objects, a random sample "

@@ -83,7 +83,7 @@ def failures(runs: list[tuple[str, str, str, Run]]) -> pd.DataFrame:
 
 
 def greedy_to_oracle(experiments: list[Experiment]) -> pd.DataFrame:
-    """room_to_choose.csv: Acc@0.5 and mIoU of the greedy answer, the mean sample and the oracle, by size."""
+    """greedy_to_oracle.csv: Acc@0.5 and mIoU of the greedy answer, the mean sample and the oracle, by size."""
     parts = []
     for e in experiments:
         choices = make_choices(e.run.candidates(), e.run.truth, [SELECTORS["greedy"]], e.profile.pool)
@@ -148,8 +148,8 @@ def predicted_answers(experiments: list[Experiment]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def calibration_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """calibration.csv (bins) and calibration_error.csv (lvlm, dataset, ece, lo, hi, predicted_iou, iou, n): the
+def reliability_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """reliability.csv (bins) and reliability_error.csv (lvlm, dataset, ece, lo, hi, predicted_iou, iou, n): the
     regressor's predicted IoU of all answers to small test objects."""
     bins, errors = [], []
     for e in experiments:
