@@ -1,17 +1,15 @@
 """TODO report.browser."""
 
-import base64
-import io
 import json
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from acs_lib import paths
 from acs_lib.core.files import write_text
 from acs_lib.method.maps import mean_share
 from acs_lib.report import pictures
+from acs_lib.report.encoding import webp
 from acs_lib.runs.store import BOX
 from acs_lib.study.examples import outcome_cases
 from acs_lib.study.stages import Study
@@ -51,8 +49,8 @@ def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int 
                 "id": query_id,
                 "of": f"{lvlm.name} on {dataset.name}",
                 "category": case["category"],
-                "image": _data_url(case["image"]),
-                "overlay": _data_url(overlays[query_id]),
+                "image": webp(case["image"], quality=80),
+                "overlay": webp(overlays[query_id]),
                 "width": case["image"].width,
                 "height": case["image"].height,
                 "truth": case["truth"].tolist(),
@@ -71,9 +69,3 @@ def write_browser(study: Study, lvlm, dataset, choices: pd.DataFrame, each: int 
 
 def _finite(box: np.ndarray) -> list[float] | None:
     return box.tolist() if np.isfinite(box).all() else None
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
