@@ -410,7 +410,11 @@ def report(profile: ProfileOption = "embedded") -> None:
 
 
 @app.command(short_help="Take over a run as the reference.")
-def accept(profile: ProfileOption = "embedded") -> None:
+def accept(
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="A profile with a finished run.", autocompletion=_profiles)
+    ],
+) -> None:
     """Take over a finished run as the committed reference in reports/reference/<profile>, which it replaces.
 
     The notebooks that name the profile as their default take over its outputs; of such a profile (smoke) the reference
