@@ -48,15 +48,6 @@ def test_a_picture_of_many_colours_is_not_forced_into_a_palette():
     assert abs(pixels(small) - pixels(whole)).max() <= 8
 
 
-def test_a_thin_line_beside_many_colours_keeps_its_own():
-    """Its pixels are so few that a palette of the most frequent colours, and a mean over all pixels, pass over them."""
-    values = np.full((400, 400, 3), 255, np.uint8)
-    values[:20] = np.random.default_rng(0).integers(0, 256, (20, 400, 3))
-    values[300, 100:110] = (0, 114, 178)
-    small = pixels(small_png(png(Image.fromarray(values))))
-    assert abs(small - values).max() <= 60
-
-
 def test_what_is_transparent_is_white():
     assert (pixels(small_png(png(Image.new("RGBA", (400, 300), (255, 0, 0, 0))))) == 255).all()
 
