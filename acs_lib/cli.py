@@ -409,6 +409,32 @@ def report(profile: ProfileOption = "embedded") -> None:
         typer.echo(page.build(profile))
 
 
+@app.command(short_help="Take over a run as the reference.")
+def accept(
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="A profile with a finished run.", autocompletion=_profiles)
+    ],
+) -> None:
+    """Take over a finished run as the committed reference in reports/reference/<profile>, which it replaces.
+
+    The notebooks that name the profile as their default take over its outputs; of such a profile (smoke) the reference
+    is tables/*.csv alone. Prints what differs from the old reference's tables.
+    """
+    with report_user_errors():
+        from acs_lib import accept, runner  # late: they bring Jupyter
+
+        try:
+            differences = accept.accept(profile)
+        except runner.RunError as error:
+            complain(f"error: {error}")
+            raise typer.Exit(error.code) from None
+        for line in differences[:20]:
+            typer.echo(line)
+        if len(differences) > 20:
+            typer.echo(f"... and {len(differences) - 20} more")
+        typer.echo(f"{paths.reference(profile)}: {len(differences)} differences from the reference before")
+
+
 @app.command(short_help="Train an embedded LVLM anew.")
 def train_embedded(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="The family: internvl or qwen2_5_vl.")] = "internvl",

@@ -29,7 +29,7 @@ if CARRIED.is_dir() and not EMBEDDED.is_dir():
 
 
 RUNS = DATA / "runs"  # what a run computes: candidates, maps, regressors; not kept in git
-REPORTS = ROOT / "reports"
+REPORTS = ROOT / "reports"  # what runs write, and in reference/ what is kept of them in git
 
 
 def place(name: str) -> Path:
@@ -46,3 +46,8 @@ def runs(profile: str) -> Path:
 def reports(profile: str) -> Path:
     """The folder of a profile's tables, figures, executed notebooks and index.html."""
     return REPORTS / profile
+
+
+def reference(profile: str) -> Path:
+    """The folder of the committed report that a profile's runs are compared with; `acs accept` writes it."""
+    return REPORTS / "reference" / profile

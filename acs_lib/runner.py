@@ -28,9 +28,10 @@ from nbconvert import HTMLExporter
 
 from acs_lib import paths
 from acs_lib.core.files import write_text
+from acs_lib.evaluation import compare
 from acs_lib.profiles import Profile, load_profile, profile_file
 
-WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, which is no result
+WIDGET = "application/vnd.jupyter.widget-view+json"  # lives in a session; what it says elsewhere is its plain text
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
 
@@ -195,11 +196,9 @@ def run_stage(stage: NotebookStage) -> None:
     # Reports are published: no warnings with a machine's paths, nor papermill's note of where the notebook was.
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [
-                output
-                for output in cell.outputs
-                if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
-            ]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and o.get("data") != {}]
     copy = stage.output(".ipynb")
     notebook.metadata.papermill.update(input_path=_from_root(stage.notebook), output_path=_from_root(copy))
     write_text(copy, nbformat.writes(notebook))
@@ -245,12 +244,21 @@ def checkpoints(profile: Profile) -> dict[str, str | None]:
     return found
 
 
-def make_manifest(profile: Profile, stages: list[NotebookStage], git: dict) -> dict:
-    """Where a report comes from; reused notebooks keep the seconds of the run that made them."""
+def compared(name: str) -> list[str] | None:
+    """What differs between a run's tables and those of the committed reference, a sentence each; None without one."""
+    reference = paths.reference(name) / "tables"
+    return compare.folders(reference, paths.reports(name) / "tables") if reference.is_dir() else None
+
+
+def make_manifest(profile: Profile, stages: list[NotebookStage], began: dict) -> dict:
+    """Where a report comes from; reused notebooks keep the seconds of the run that made them.
+
+    began: what was recorded when the run began, `git`, `cores` and `load` (mean over 1, 5 and 15 minutes)
+    """
     seconds = {stage.notebook.stem: stage.stamp()["seconds"] for stage in stages}
     splits = {f"{data.name}-{name}": split.seed for data in profile.datasets for name, split in data.splits.items()}
     return {
-        "git": git,
+        **began,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED},
         "platform": f"{platform.system()} {platform.machine()}",
         "profile": profile.model_dump(mode="json"),
@@ -264,6 +272,7 @@ def make_manifest(profile: Profile, stages: list[NotebookStage], git: dict) -> d
         "datasets": dataset_digests(),
         "seconds": seconds,
         "total_seconds": round(sum(seconds.values()), 2),
+        "compared": compared(profile.name),
     }
 
 
@@ -295,7 +304,7 @@ def run(
     RunError: an unknown profile or notebook, a misspelt parameter, an engine that is not installed, no GPU for a
     profile that names one, a notebook that failed.
     """
-    git = git_state()
+    began = {"git": git_state(), "cores": os.cpu_count(), "load": [round(load, 2) for load in os.getloadavg()]}
     if limit is not None:
         name = f"{name}-first-{limit}"
     if engine == "ray" and importlib.util.find_spec("ray") is None:
@@ -329,9 +338,9 @@ def run(
         typer.echo(f"{stage.label}: running ({reason})")
         run_stage(stage)
         typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
-    write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, git), indent=1))
 
     from acs_lib.report import page, tables  # late: they take seconds
 
     tables.write_comparison(profile, paths.reports(name))
+    write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, began), indent=1))
     return page.build(name)

@@ -279,15 +279,6 @@ def test_files_are_whole_and_the_same_bytes_each_time(tmp_path):
     }  # fmt: skip
 
 
-def test_charts_have_a_palette_and_photographs_their_colours(tmp_path):
-    chart = save_figure(figures.main_results(results_frame()), tmp_path, "chart", "")
-    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
-    photograph = save_figure(candidate_boxes(Image.fromarray(noise), np.zeros((0, 4))), tmp_path, "photograph", "")
-    with Image.open(chart["png"]) as few, Image.open(photograph["png"]) as full:
-        assert (few.mode, full.mode) == ("P", "RGB")
-        assert few.info["dpi"] == pytest.approx((150, 150), abs=0.1)
-
-
 def test_a_large_pdf_is_not_kept(tmp_path):
     stale = tmp_path / "figures" / "cloud.pdf"
     save_figure(figures.candidates_sweep(sweep_frame()), tmp_path, "cloud", "A small one.")

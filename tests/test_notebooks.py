@@ -138,8 +138,9 @@ def machine_paths(folder):
     return {name: match.group() for name, match in found.items() if match}
 
 
-def test_the_published_report_holds_no_machine_paths():
-    assert machine_paths(paths.reports("embedded")) == {}
+@pytest.mark.parametrize("profile", ["embedded", "ablations", "smoke"])
+def test_the_published_reports_hold_no_machine_paths(profile):
+    assert paths.reference(profile).is_dir() and machine_paths(paths.reference(profile)) == {}
 
 
 # ---------------------------------------------------------------------------------------------- the smoke profile

@@ -342,3 +342,16 @@ def test_condas_base_is_left_alone(kit, tmp_path):
     result = run_all(kit, "--test", CONDA_PREFIX=str(tmp_path), CONDA_DEFAULT_ENV="base")
     assert "conda's base is left as it is" in result.stdout
     assert "could not make .venv" in result.stderr
+
+
+# ------------------------------------------------------------------------------------------------------ checkout
+
+
+def test_the_checkout_is_small():
+    """Most of it are the weights (31 MiB); a report is kept once, without PDF, LaTeX and executed notebooks."""
+    command = ["git", "-C", paths.ROOT, "ls-files", "-z"]
+    if not (paths.ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no git checkout")
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = [path for name in names if name and (path := paths.ROOT / name).is_file()]
+    assert len(files) > 100 and sum(path.stat().st_size for path in files) < 40 * 2**20

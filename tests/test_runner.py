@@ -1,14 +1,22 @@
 """The runner, on tiny notebooks in a project of their own."""
 
+import base64
+import io
 import json
+import os
+import shutil
+import subprocess
 
 import nbformat
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
 from acs_lib.profiles import load_profile
 from acs_lib.report import page
+
+CHECKOUT = paths.ROOT
 
 PROFILE = """\
 name: tiny
@@ -45,7 +53,7 @@ def write_notebook(path, *sources, parameters='profile = "other"'):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """An empty project; its profile is called `tiny`, its report page says nothing."""
+    """An empty project; its profile is called `tiny`, its report page is empty."""
     folders = {
         "NOTEBOOKS": "notebooks",
         "DATA": "data",
@@ -62,7 +70,6 @@ def project(tmp_path, monkeypatch):
     paths.runs("tiny").mkdir()
     write_profile("01", "02")
     (paths.LIBRARY / "boxes.py").write_text("SIZE = 1\n")
-    monkeypatch.setattr(page, "build", lambda profile: paths.reports(profile) / "index.html")
     return tmp_path
 
 
@@ -135,6 +142,7 @@ def test_order_reuse_staleness_and_from(project, monkeypatch):
     assert manifest["profile"]["batch_queries"] == 16, "defaults are written down too"
     assert set(seconds) == {"01_first_thing", "02_second_thing"}
     assert manifest["git"] == {"commit": None, "dirty": None}
+    assert (manifest["cores"], len(manifest["load"]), manifest["compared"]) == (os.cpu_count(), 3, None)
 
     write_notebook(paths.NOTEBOOKS / "02_second_thing.ipynb", APPEND.format("02 changed"))
     assert plan() == {"01": "reused", "02": "would run (the notebook changed)"}
@@ -336,3 +344,131 @@ def test_dataset_digests_are_found(project):
     folder.mkdir(parents=True)
     (folder / "annotations.json").write_text('{"info": {"digest": "abc"}}')
     assert runner.dataset_digests() == {"data/scenes/test-10-0/annotations.json": "abc"}
+
+
+# ------------------------------------------------------------------------------------------------- the reference
+
+REPORTS = """import pathlib
+from PIL import Image
+report = pathlib.Path('../reports') / profile
+for name in ('tables', 'figures'):
+    (report / name).mkdir(exist_ok=True)
+for suffix in ('csv', 'md', 'tex'):
+    (report / 'tables' / f'main.{suffix}').write_text('method,acc50\\ngreedy,RATE\\n')
+Image.linear_gradient('L').convert('RGB').save(report / 'figures' / 'main.png')
+(report / 'figures' / 'main.pdf').write_text('%PDF')"""
+SHOWS = """from IPython.display import HTML, Image, display
+picture = Image('../reports/tiny/figures/main.png')
+display(picture, HTML(f'<img src="data:image/png;base64,{picture._repr_mimebundle_()[0]["image/png"]}">'))
+display({'application/vnd.jupyter.widget-view+json': {}, 'text/plain': 'a form'}, raw=True)
+profile"""
+KEPT = ["figures/main.png", "index.html", "manifest.json", "tables/main.csv", "tables/main.md"]
+
+
+def git(*arguments):
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    command = ["git", "-C", paths.ROOT, *author, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def commit():
+    git("add", "-A")
+    git("commit", "-qm", "All")
+
+
+def accept():
+    return CliRunner().invoke(cli.app, ["accept", "tiny"])
+
+
+def in_reference():
+    folder = paths.reference("tiny")
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(params=["other", "tiny"])
+def checkout(project, request):
+    """A clean git checkout whose notebooks have that default profile."""
+    if shutil.which("git") is None:
+        pytest.skip("no git on this machine")
+    shutil.copy(CHECKOUT / ".gitignore", project)
+    write_notebook(
+        paths.NOTEBOOKS / "01_one.ipynb", REPORTS.replace("RATE", "0.5"), parameters=f'profile = "{request.param}"'
+    )
+    write_notebook(paths.NOTEBOOKS / "02_two.ipynb", SHOWS, parameters=f'profile = "{request.param}"')
+    git("init", "-q")
+    commit()
+    return request.param
+
+
+def test_a_run_leaves_the_checkout_clean_and_accept_alone_changes_it(checkout):
+    assert invoke().exit_code == 0
+    assert git("status", "--porcelain") == []
+    result = accept()
+    assert result.exit_code == 0 and "main.csv is not in the reference" in result.output, result.output
+    changed = git("status", "--porcelain", "--untracked-files=all")
+    if checkout == "other":
+        assert changed == [f"?? reports/reference/tiny/{name}" for name in KEPT]
+        assert "figures/main.png" not in (paths.reference("tiny") / "index.html").read_text(), "the page holds it"
+    else:
+        notebooks = [f" M notebooks/{name}.ipynb" for name in ("01_one", "02_two")]
+        assert changed == [*notebooks, "?? reports/reference/tiny/tables/main.csv"]
+    commit()
+
+    result = invoke()
+    assert "running" not in result.output, "nothing that a run depends on was accepted"
+    manifest = json.loads((paths.reports("tiny") / "manifest.json").read_text())
+    assert (manifest["git"]["dirty"], manifest["compared"]) == (False, [])
+    assert git("status", "--porcelain") == []
+
+
+@pytest.mark.parametrize("checkout", ["tiny"], indirect=True)
+def test_accepted_notebooks_hold_the_outputs_and_nothing_of_papermill(checkout):
+    before = nbformat.read(paths.NOTEBOOKS / "02_two.ipynb", 4)
+    assert invoke().exit_code == 0 and accept().exit_code == 0
+    after = nbformat.read(paths.NOTEBOOKS / "02_two.ipynb", 4)
+    assert [(cell.id, cell.source) for cell in after.cells] == [(cell.id, cell.source) for cell in before.cells]
+    assert [cell.metadata for cell in after.cells] == [cell.metadata for cell in before.cells]
+    assert after.metadata == before.metadata
+    assert [cell.execution_count for cell in after.cells[1:]] == [1, 2]
+    picture, page, form, value = after.cells[-1].outputs
+    assert (form.data, value.data, value.execution_count) == ({"text/plain": "a form"}, {"text/plain": "'tiny'"}, 2)
+    shown = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"])))
+    assert shown.mode == "P" and shown.convert("RGB").getpixel((0, 20)) == (17, 17, 17)
+    assert picture.data["image/png"] in page.data["text/html"]
+
+
+@pytest.mark.parametrize("checkout", ["other"], indirect=True)
+def test_a_reference_is_replaced_whole_and_says_what_moved(checkout, monkeypatch):
+    assert invoke().exit_code == 0 and accept().exit_code == 0
+    commit()
+    (paths.reference("tiny") / "tables" / "gone.csv").write_text("method\n")
+    path = paths.NOTEBOOKS / "01_one.ipynb"
+    write_notebook(path, REPORTS.replace("RATE", "0.9"))
+    result = accept()
+    assert (result.exit_code, "01 one: the notebook changed" in result.output) == (1, True)
+    assert "run acs run --profile tiny" in result.output
+    assert invoke().exit_code == 0
+    manifest = json.loads((paths.reports("tiny") / "manifest.json").read_text())
+    assert any("the reference has 0.5" in line for line in manifest["compared"])
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    old = {name: (paths.reference("tiny") / name).read_bytes() for name in in_reference()}
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "build", interrupt)
+        assert accept().exit_code == 130
+    assert old == {name: (paths.reference("tiny") / name).read_bytes() for name in in_reference()}
+    assert os.listdir(paths.reference("tiny").parent) == ["tiny"]
+
+    result = accept()
+    assert result.exit_code == 0 and "uncommitted changes" in result.output
+    assert "gone.csv is missing" in result.output and "the reference has 0.5" in result.output
+    assert in_reference() == KEPT and os.listdir(paths.reference("tiny").parent) == ["tiny"]
+
+
+def test_without_a_finished_run_nothing_is_accepted(finished):
+    assert (accept().exit_code, "manifest.json is missing" in accept().output) == (1, True)
+    (paths.reports("tiny") / "notebooks" / "02_two.stamp.json").unlink()
+    assert "02 two: not finished yet" in accept().output
+    assert not paths.reference("tiny").exists()

@@ -7,12 +7,12 @@ import shutil
 import time
 from pathlib import Path
 
-from PIL import Image
 from selenium import webdriver
 
 from acs_lib import paths
 from acs_lib.grounding.api import ground, samples
 from acs_lib.lvlms.load import load_lvlm
+from acs_lib.report.encoding import small_png
 
 DOCS = paths.ROOT / "docs"
 SHOTS = {  # name -> width, height, colour scheme, what is scrolled to
@@ -45,10 +45,8 @@ def shoot(page: Path, name: str, width: int, height: int, scheme: str, place: st
 
 
 for name, settings in SHOTS.items():
-    shoot(paths.reports("embedded") / "index.html", name, *settings)
+    shoot(paths.reference("embedded") / "index.html", name, *settings)
 first = samples().query("size == 'small'").iloc[0]
 ground(load_lvlm(), first["image"], first["category"]).save(DOCS / "grounding.png")
-for name in (*SHOTS, "grounding"):
-    with Image.open(DOCS / f"{name}.png") as picture:
-        small = picture.convert("RGB").quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    small.save(DOCS / f"{name}.png", optimize=True)
+for path in (DOCS / f"{name}.png" for name in (*SHOTS, "grounding")):
+    path.write_bytes(small_png(path.read_bytes()))

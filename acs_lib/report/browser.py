@@ -1,16 +1,14 @@
 """The page's browser of test queries, as one JSON file with its pictures inlined."""
 
-import base64
-import io
 import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from acs_lib.core.files import write_text
 from acs_lib.method.maps import mean_share
 from acs_lib.report import pictures
+from acs_lib.report.encoding import webp
 from acs_lib.runs.store import BOX
 from acs_lib.study.examples import outcome_cases
 from acs_lib.study.experiment import Experiment
@@ -49,8 +47,8 @@ def write_browser(e: Experiment, folder: Path, each: int = 12) -> None:
                 "id": query_id,
                 "of": str(e),
                 "category": case["category"],
-                "image": _data_url(case["image"]),
-                "overlay": _data_url(overlays[query_id]),
+                "image": webp(case["image"], quality=80),
+                "overlay": webp(overlays[query_id]),
                 "width": case["image"].width,
                 "height": case["image"].height,
                 "truth": case["truth"].tolist(),
@@ -69,9 +67,3 @@ def write_browser(e: Experiment, folder: Path, each: int = 12) -> None:
 
 def _finite(box: np.ndarray) -> list[float] | None:
     return box.tolist() if np.isfinite(box).all() else None
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

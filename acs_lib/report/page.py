@@ -4,7 +4,6 @@ Images are inlined, styles and scripts too; the page loads nothing from anywhere
 it) and links to other files of the report by relative paths only. All text from files is escaped.
 """
 
-import base64
 import csv
 import html
 import json
@@ -21,6 +20,7 @@ from markupsafe import Markup
 
 from acs_lib import paths
 from acs_lib.core.files import write_text
+from acs_lib.report.encoding import inlined
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LIMIT = 60  # rows of a table on the page
@@ -109,7 +109,8 @@ def read_table(path: Path) -> dict | None:
         cells = []
         for column, text in zip(columns, [*line, *[""] * len(header)], strict=False):
             kind = "number" if column["numeric"] else "text" if len(text) > 28 else ""
-            raw = text if not column["numeric"] or _number(text) is not None else ""
+            number = _number(text)
+            raw = text if not column["numeric"] else "" if number is None else f"{number:.8g}"  # what is sorted by
             verdict = VERDICTS.get(text.partition(":")[0], "") if column["name"] == "verdict" else ""
             cells.append(
                 {"raw": raw, "text": _shown(text) if column["numeric"] else text, "kind": kind, "verdict": verdict}
@@ -135,10 +136,6 @@ def headline(folder: Path, profile: str) -> dict:
     return {"title": str(content["title"]), "sentences": [str(sentence) for sentence in content["sentences"]]}
 
 
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
 def read_figures(folder: Path) -> list[dict]:
     """Every figures/*.png with its caption, inlined; main figures first."""
     captions_path = folder / "figures" / "captions.json"
@@ -146,13 +143,13 @@ def read_figures(folder: Path) -> list[dict]:
     paths = {path.stem: path for path in (folder / "figures").glob("*.png") if not path.name.startswith(".")}
     shown = []
     for stem in _first(list(paths), FIGURES):
-        head = paths[stem].read_bytes()[:24]
-        if head[:8] != b"\x89PNG\r\n\x1a\n":
+        png = paths[stem].read_bytes()
+        if png[:8] != b"\x89PNG\r\n\x1a\n":
             raise ValueError(f"not a PNG file: {paths[stem]}")
-        width, height = struct.unpack(">II", head[16:24])
+        width, height = struct.unpack(">II", png[16:24])
         caption = str(captions.get(stem) or stem.replace("_", " ").capitalize() + ".")
         pdf = f"figures/{quote(stem)}.pdf" if paths[stem].with_suffix(".pdf").exists() else ""
-        source = _data_url(paths[stem])
+        source = inlined(png)
         shown.append(
             {"stem": stem, "source": source, "alt": caption, "caption": caption, "pdf": pdf}
             | {"width": round(width / 1.5), "height": round(height / 1.5)}  # 150 dpi to the page's 100

@@ -22,7 +22,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from PIL import Image, ImageChops
+from PIL import Image
 
 from acs_lib.core.files import replacing, write_text
 
@@ -66,7 +66,6 @@ HOLLOW = {"marker": "D", "color": "none", "markeredgecolor": BLACK, "markersize"
 CHANCE = {"color": GREY, "linewidth": 1, "linestyle": ":"}
 DIAGONAL = {"color": BLACK, "linewidth": 1, "linestyle": "--"}
 
-BLOCK, OFF = 8, 6  # a palette is taken where no block of so many pixels a side is off by more, of 255, on average
 VECTOR = 200_000  # bytes of a PDF at most
 
 RC = {
@@ -129,10 +128,10 @@ def save_figure(
         figure.save(png, "png")
     else:
         with style():
-            figure.savefig(png, format="png")
+            figure.savefig(png, format="png", metadata={"Software": None})
             figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Producer", "Creator")))
     written = {}
-    for suffix, content in (("png", small_png(png)), ("pdf", pdf.getvalue())):
+    for suffix, content in (("png", png.getvalue()), ("pdf", pdf.getvalue())):
         path = figures / f"{stem}.{suffix}"
         if not 0 < len(content) <= (VECTOR if suffix == "pdf" else math.inf):
             path.unlink(missing_ok=True)
@@ -145,18 +144,6 @@ def save_figure(
     if known.get(stem) != caption:
         write_text(path, json.dumps({**known, stem: caption}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return written
-
-
-def small_png(file: io.BytesIO) -> bytes:
-    """A PNG again, without what it says of itself, and in 256 colours where the eye cannot tell (see OFF)."""
-    picture = Image.open(file)
-    full = picture.convert("RGB")
-    few = full.quantize(256, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
-    off = ImageChops.difference(full, few.convert("RGB")).reduce(BLOCK).getextrema()
-    kept = few if max(most for _, most in off) <= OFF else full
-    small = io.BytesIO()
-    kept.save(small, "PNG", optimize=True, dpi=picture.info["dpi"])
-    return small.getvalue()
 
 
 def panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:

@@ -1,0 +1,121 @@
+"""Take over a finished run: as the committed reference of its profile, and as the outputs that the notebooks store.
+
+Of a report is kept what is read and compared: tables (CSV, Markdown), figures (PNG), page, manifest. PDF and LaTeX, for
+papers, every run writes anew. Of a profile that notebooks name as their default only tables/*.csv are kept, for the
+tests to compare with: its pictures and sentences stand in the notebooks.
+"""
+
+import ast
+import base64
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import papermill
+import typer
+
+from acs_lib import paths, runner
+from acs_lib.core.files import write_text
+from acs_lib.evaluation import compare
+from acs_lib.profiles import load_profile
+from acs_lib.report import page
+from acs_lib.report.encoding import small_png
+
+COMPARED = ("tables/*.csv",)
+REPORT = (*COMPARED, "tables/*.md", "tables/*.json", "figures/*.png", "figures/*.json", "manifest.json", "browser.json")
+INLINE_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
+
+
+def accept(name: str) -> list[str]:
+    """Replace reports/reference/<profile> by what is kept of the run's report, and the outputs of the notebooks whose
+    default profile it is by the run's. Returns what differs between the old tables and the new ones, a sentence each.
+
+    A run with uncommitted changes is taken with a warning: they are to be committed with it.
+    ValueError for a run that is not finished, or not of the notebooks, library, profile and weights that are here.
+    """
+    stages = runner.make_stages(load_profile(name), name)
+    report, reference = paths.reports(name), paths.reference(name)
+    reasons = [f"{stage.label}: {reason}" for stage in stages if (reason := stage.stale())]
+    if not reasons and not (report / "manifest.json").exists():
+        reasons = ["manifest.json is missing"]
+    if reasons:
+        raise ValueError(
+            f"profile {name} has no finished run of what is here ({reasons[0]}); run acs run --profile {name}"
+        )
+    if json.loads((report / "manifest.json").read_text(encoding="utf-8"))["git"]["dirty"]:
+        typer.echo("warning: the run had uncommitted changes; commit them with the reference", err=True)
+    stored = {
+        stage.notebook: with_outputs(stage.notebook, stage.output(".ipynb"))
+        for stage in stages
+        if _default_profile(stage.notebook) == name
+    }
+    differences = compare.folders(reference / "tables", report / "tables")
+    aside = reference.with_name(f".{name}.{os.getpid()}")
+    try:
+        _copy(report, aside, COMPARED if stored else REPORT)
+        if not stored:
+            page.build(name, aside)
+            (aside / "browser.json").unlink(missing_ok=True)  # the page holds it
+        _rename(aside, reference)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for notebook, text in stored.items():
+        write_text(notebook, text)
+    return differences
+
+
+def with_outputs(notebook: Path, executed: Path) -> str:
+    """The text of a notebook with the outputs of its executed copy: cells counted from 1, small pictures, and nothing
+    of papermill, of the session or of the minute."""
+    stored = nbformat.read(notebook, 4)
+    stored.metadata.pop("widgets", None)
+    ran = [c for c in nbformat.read(executed, 4).cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    count = 0
+    for cell, copy in zip(stored.cells, ran, strict=True):
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count, cell.outputs = count, [_small(output) for output in copy.outputs]
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+    return nbformat.writes(stored) + "\n"
+
+
+def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An output with its pictures, also those inside HTML, in few bytes."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/png"] = _small_base64(data["image/png"])
+    if "text/html" in data:
+        data["text/html"] = INLINE_PNG.sub(lambda found: _small_base64(found[0]), data["text/html"])
+    return output
+
+
+def _small_base64(png: str) -> str:
+    return base64.b64encode(small_png(base64.b64decode(png))).decode("ascii")
+
+
+def _default_profile(notebook: Path) -> str:
+    return ast.literal_eval(papermill.inspect_notebook(notebook)["profile"]["default"])
+
+
+def _copy(report: Path, folder: Path, patterns: tuple[str, ...]) -> None:
+    """Copy what the patterns match, pictures in few bytes."""
+    for path in (path for pattern in patterns for path in sorted(report.glob(pattern))):
+        target = folder / path.relative_to(report)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(small_png(path.read_bytes()) if path.suffix == ".png" else path.read_bytes())
+
+
+def _rename(aside: Path, folder: Path) -> None:
+    """Put a finished folder in the place of another, which is whole up to then."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
