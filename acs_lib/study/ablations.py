@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib.core.candidates import COORDINATES, STATISTICS, Candidates
-from acs_lib.evaluation.accuracy import ORACLE, RANDOM, SIZES, main_table, make_choices
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM, SIZES, accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import paired_difference
 from acs_lib.method import heads, regressor
 from acs_lib.method.baselines import SELECTORS
@@ -205,7 +205,7 @@ def rows(
         candidates = e.candidates(queries, maps=any(value == SPATIAL for value, _ in named))
     selectors = [replace(selector, name=f"{value}\t{selector.name}") for value, selector in named]
     choices, draws = choices_by_method(e, selectors, candidates), e.profile.bootstrap
-    table = main_table(choices, queries, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=draws)
+    table = e.labelled(accuracy_table(choices, queries, draws=draws))
     table = table[table["method"].str.contains("\t") | table["method"].isin(list(kept))]
     parts = table["method"].str.split("\t")
     gains = np.full((len(table), 3), np.nan)

@@ -6,7 +6,7 @@ import pandas as pd
 from acs_lib.core.candidates import COORDINATES, ENTROPY, STATISTICS
 from acs_lib.datasets.splits import other_boxes
 from acs_lib.evaluation import published
-from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, main_table, make_choices, make_fusions
+from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, accuracy_table, make_choices, make_fusions
 from acs_lib.evaluation.bootstrap import correlation_interval, image_counts, paired_difference
 from acs_lib.evaluation.confidence import (
     confidence_table,
@@ -47,11 +47,8 @@ def _draws(e: Experiment, most: int = COSTLY_DRAWS) -> int:
 
 
 def _main_table(e: Experiment, choices: pd.DataFrame) -> pd.DataFrame:
-    """evaluation.accuracy.main_table of choices on small objects."""
-    return main_table(
-        choices, e.small, lvlm=e.lvlm.name, dataset=e.dataset.name, published=published.main_results(),
-        draws=e.profile.bootstrap,
-    )  # fmt: skip
+    """Columns of main_results.csv: evaluation.accuracy.accuracy_table of choices on small objects."""
+    return published.beside(e.labelled(accuracy_table(choices, e.small, draws=e.profile.bootstrap)))
 
 
 # -------------------------------------------------------------------------------------------------------- answers
@@ -218,9 +215,7 @@ def main_results(experiments: list[Experiment]) -> pd.DataFrame:
 
 def size_table(e: Experiment, choices: pd.DataFrame) -> pd.DataFrame:
     """evaluation.accuracy.accuracy_by_size of choices on objects of all sizes."""
-    return accuracy_by_size(
-        choices, e.queries(), lvlm=e.lvlm.name, dataset=e.dataset.name, draws=e.profile.bootstrap
-    )  # fmt: skip
+    return e.labelled(accuracy_by_size(choices, e.queries(), e.profile.bootstrap))
 
 
 def by_size(experiments: list[Experiment]) -> pd.DataFrame:
@@ -256,12 +251,7 @@ def comparisons(experiments: list[Experiment]) -> pd.DataFrame:
 
 def significance_table(experiments: list[Experiment]) -> pd.DataFrame:
     """significance.csv: evaluation.significance of every column, small test objects."""
-    parts = [
-        significance(
-            e.choices_on("small"), e.small, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=e.profile.bootstrap
-        )
-        for e in experiments
-    ]
+    parts = [e.labelled(significance(e.choices_on("small"), e.small, e.profile.bootstrap)) for e in experiments]
     return pd.concat(parts, ignore_index=True)
 
 

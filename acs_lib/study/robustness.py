@@ -16,7 +16,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import ENTROPY, Candidates, Heads
-from acs_lib.evaluation.accuracy import main_table, make_choices
+from acs_lib.evaluation.accuracy import accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import INTERVAL, image_counts, share_interval
 from acs_lib.evaluation.confidence import drawn_auroc
 from acs_lib.method import heads
@@ -190,7 +190,7 @@ def transfer_rows(
     selectors = [_on_own_heads(name, given, coordinates) for name, given in sets.items()]
     choices = make_choices(e.candidates(), e.run.truth, selectors, e.profile.pool)
     choices = choices[choices["method"].isin(sets)]
-    table = main_table(choices, e.small, lvlm="", dataset="", reference=next(iter(sets)), draws=draws)
+    table = accuracy_table(choices, e.small, next(iter(sets)), draws)
     return table.rename(columns={"method": "found_on"})[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
 
 
