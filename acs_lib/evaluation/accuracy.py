@@ -96,12 +96,8 @@ def accuracy_table(
     acc, miou, delta = np.split(bootstrap_means(np.hstack([hit, iou, gain]), images, draws), 3, axis=1)
     p_values = bootstrap_p(delta)
     p_values[names.index(reference)] = np.nan
-    rates = (
-        hit.mean(axis=0),
-        *np.quantile(acc, INTERVAL, axis=0),
-        iou.mean(axis=0),
-        *np.quantile(miou, INTERVAL, axis=0),
-    )
+    acc_ends, miou_ends = (np.quantile(drawn, INTERVAL, axis=0) for drawn in (acc, miou))
+    rates = hit.mean(axis=0), *acc_ends, iou.mean(axis=0), *miou_ends
     table = pd.DataFrame({"method": names, "family": list(families), "n_queries": len(hit), **dict(zip(RATES, rates))})
     return table.assign(delta_vs_greedy=gain.mean(axis=0), p_value=p_values)
 

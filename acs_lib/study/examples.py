@@ -77,17 +77,9 @@ def outcome_cases(e: Experiment, outcome: str, count: int) -> list[dict]:
     for query_id in order:
         image, truth = image_of(e.run, query_id)
         pick = int(candidate[query_id])
-        cases.append(
-            {
-                "query_id": query_id,
-                "image": image,
-                "category": category[query_id],
-                "truth": truth,
-                "greedy": records.loc[(query_id, 0), BOX].to_numpy(float),
-                "chosen": records.loc[(query_id, pick), BOX].to_numpy(float),
-                "greedy_iou": iou["greedy"][query_id],
-                "chosen_iou": iou["ACS-Learned"][query_id],
-                "candidate": pick,
-            }
-        )
+        cases.append({
+            "query_id": query_id, "image": image, "category": category[query_id], "truth": truth, "candidate": pick,
+            "greedy": records.loc[(query_id, 0), BOX].to_numpy(float), "greedy_iou": iou["greedy"][query_id],
+            "chosen": records.loc[(query_id, pick), BOX].to_numpy(float), "chosen_iou": iou["ACS-Learned"][query_id],
+        })  # fmt: skip
     return cases
