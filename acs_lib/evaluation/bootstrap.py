@@ -39,6 +39,12 @@ def image_counts(images: int, draws: int) -> np.ndarray:
     return np.concatenate(list(drawn_images(images, draws)))
 
 
+def estimate(row, value: str, form: str = ".2f", unit: float = 1) -> str:
+    """'0.72 [0.60, 0.80]': `value` of a row of a table with its interval, in the `form`, times `unit`."""
+    point, lo, hi = (format(unit * getattr(row, value + end), form) for end in ("", "_lo", "_hi"))
+    return f"{point} [{lo}, {hi}]"
+
+
 def image_sums(values: np.ndarray, images: np.ndarray) -> np.ndarray:
     """[m, columns] sums of values [n, columns] over the rows of each image; images: [n] codes 0..m-1."""
     sums = np.zeros((int(images.max()) + 1, values.shape[1]))
