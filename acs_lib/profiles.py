@@ -156,6 +156,11 @@ class Profile(Strict):
     bootstrap: int = 10_000
     notebooks: tuple[str, ...] = ("01", "02", "03", "04", "05", "06", "08")
 
+    @property
+    def costly_draws(self) -> int:
+        """Draws of the bootstraps that take long."""
+        return min(1000, self.bootstrap)
+
 
 def available() -> dict[str, Path]:
     """Profile name -> file."""

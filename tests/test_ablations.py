@@ -174,10 +174,11 @@ def test_rows_by_hand():
     standard = make_choices(world, Answered.truth, [SELECTORS["greedy"], acs_free([(0, 1)])])
     table = ablations.rows(an_experiment(world), "head", named, kept=("greedy",), standard=standard)
     assert list(table.columns) == ablations.COLUMNS
-    gains = table.set_index("value")[["delta", "delta_lo", "delta_hi"]]
-    assert gains.loc["right"].tolist() == [1, 1, 1] and (gains.loc[["wrong", "-"]] == 0).all(axis=None)
+    gains = table.set_index(["method", "value"])[["delta", "delta_lo", "delta_hi"]]
+    assert gains.loc[("ACS-Free", "right")].tolist() == [1, 1, 1]
+    assert (gains.loc[[("ACS-Free", "wrong"), ("greedy", "right")]] == 0).all(axis=None)
     assert table.set_index(["value", "method"])["acc50"].to_dict() == {
-        ("-", "greedy"): 0, ("right", "ACS-Free"): 1, ("wrong", "ACS-Free"): 0,
+        ("right", "greedy"): 0, ("right", "ACS-Free"): 1, ("wrong", "ACS-Free"): 0,
     }  # fmt: skip
     assert set(table["factor"]) == {"head"} and (table["n_queries"] == 2).all()
 

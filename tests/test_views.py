@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib.evaluation.accuracy import CHOICE_COLUMNS, main_table
+from acs_lib.evaluation.accuracy import CHOICE_COLUMNS, accuracy_table
 from acs_lib.evaluation.claims import claims_table, lower_for_good
 from acs_lib.method.heads import GROUPS
 from acs_lib.method.selection import ALL_HEADS
@@ -131,7 +131,7 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
     run = SimpleNamespace(queries=queries.assign(size="small"), unanswered=set)
     e = Experiment(profile, profile.lvlms[0], profile.datasets[0], run)
     e.__dict__["choices"] = choices
-    main = main_table(choices, queries, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=50)
+    main = e.labelled(accuracy_table(choices, queries, draws=50))
     ranks = results.rank_table([e], main)
     assert ranks[["method", "same", "mean_rank"]].to_numpy().tolist() == [
         ["ACS-Free", "", 1], ["sequence log-prob", "mean token log-prob", 2], ["greedy", "", 3],

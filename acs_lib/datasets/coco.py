@@ -126,19 +126,12 @@ def load_queries(
                 continue
             counts["usable boxes"] += 1
             share = float(bx.area_fraction(box, image["width"], image["height"]))
-            rows.append(
-                {
-                    "query_id": f"{name}/{image_id}/{annotation['id']}",
-                    "image_id": image_id,
-                    "image": path,
-                    "width": image["width"],
-                    "height": image["height"],
-                    "category": coco.cats[annotation["category_id"]]["name"].strip(),
-                    **dict(zip(TRUTH, box.tolist())),
-                    "area_fraction": share,
-                    "size": size_bin(share, small, large),
-                }
-            )
+            rows.append({
+                "query_id": f"{name}/{image_id}/{annotation['id']}", "image_id": image_id, "image": path,
+                "width": image["width"], "height": image["height"],
+                "category": coco.cats[annotation["category_id"]]["name"].strip(), **dict(zip(TRUTH, box.tolist())),
+                "area_fraction": share, "size": size_bin(share, small, large),
+            })  # fmt: skip
     queries = pd.DataFrame(rows)
     for size in ("small", "medium", "large"):
         counts[size] = int((queries["size"] == size).sum()) if len(queries) else 0

@@ -54,33 +54,24 @@ class Source:
     licence: str
 
 
-def _coco_image(annotations: str, file_name: str) -> str:
-    return f"{annotations.removeprefix('instances_')}/{file_name}"
-
-
-def _objects365_patch(annotations: str, file_name: str) -> str:
-    return f"val/{Path(file_name).parent.as_posix()}.tar.gz"
-
-
 # SHA-256: COCO publishes none; many projects state this one of its archive (Metalhead.jl among them). Objects365's is
 # that of vernier's annotation cache (269,422,006 bytes).
 SOURCES = {
     "coco": Source(
-        "https://s3.amazonaws.com/images.cocodataset.org/",
-        (
-            "annotations/annotations_trainval2017.zip",
-            "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-        ),
-        _coco_image,
-        "annotations CC BY 4.0, images by their owners' Flickr terms: https://cocodataset.org/#termsofuse",
+        base="https://s3.amazonaws.com/images.cocodataset.org/",
+        annotations=("annotations/annotations_trainval2017.zip",
+                     "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268"),
+        image=lambda annotations, name: f"{annotations.removeprefix('instances_')}/{name}",
+        licence="annotations CC BY 4.0, images by their owners' Flickr terms: https://cocodataset.org/#termsofuse",
     ),
     "objects365": Source(
-        "https://dorc.ks3-cn-beijing.ksyun.com/data-set/2020Objects365%E6%95%B0%E6%8D%AE%E9%9B%86/",
-        ("val/zhiyuan_objv2_val.json", "b5b6a043f3b36c1865240a3e23fc4cbbf627052d72b6a4428a993bf2549d4424"),
-        _objects365_patch,
-        "annotations CC BY 4.0, images by their owners' Flickr terms: https://www.objects365.org",
+        base="https://dorc.ks3-cn-beijing.ksyun.com/data-set/2020Objects365%E6%95%B0%E6%8D%AE%E9%9B%86/",
+        annotations=("val/zhiyuan_objv2_val.json",
+                     "b5b6a043f3b36c1865240a3e23fc4cbbf627052d72b6a4428a993bf2549d4424"),
+        image=lambda annotations, name: f"val/{Path(name).parent.as_posix()}.tar.gz",
+        licence="annotations CC BY 4.0, images by their owners' Flickr terms: https://www.objects365.org",
     ),
-}
+}  # fmt: skip
 
 
 class FetchError(OSError):

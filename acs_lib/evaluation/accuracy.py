@@ -17,33 +17,23 @@ from acs_lib.core.candidates import Candidates
 from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, bootstrap_p, per_query
 from acs_lib.method.selection import FAMILIES, Fusion, Selector, choose
 
-THRESHOLD = 0.5
 RANDOM = "random (mean over N)"
 ORACLE = "oracle best of N"
 SIZES = ("small", "medium", "large")
 CHOICE_COLUMNS = ["query_id", "method", "family", "candidate", "iou", "hit"]
 
-MAIN_COLUMNS = [
-    "lvlm", "dataset", "method", "family", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi",
-    "delta_vs_greedy", "p_value", "published_acc50",
-]  # fmt: skip
-
-SIZE_COLUMNS = [
-    "lvlm", "dataset", "method", "size", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi",
-]  # fmt: skip
+RATES = ["acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi"]
 
 
-def hits(iou: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-    """1.0 where IoU >= `threshold`, else 0.0; its mean is Acc@threshold."""
-    return (np.asarray(iou, float) >= threshold).astype(float)
+def hits(iou: np.ndarray) -> np.ndarray:
+    """1.0 where IoU >= 0.5, else 0.0; its mean is Acc@0.5."""
+    return (np.asarray(iou, float) >= 0.5).astype(float)
 
 
 def make_choices(
-    candidates: Iterable[Candidates],
-    truth: Mapping[str, np.ndarray],
-    selectors: Iterable[Selector],
+    candidates: Iterable[Candidates], truth: Mapping[str, np.ndarray], selectors: Iterable[Selector],
     pool: str = "sampled",
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Frame of choices of every selector, and of two controls that no selector could be.
 
     truth: query id -> [4] xyxy in original pixels; a query without one raises KeyError
@@ -81,80 +71,45 @@ def make_fusions(
     return choices.assign(hit=hits(choices["iou"]))
 
 
-def _rates(choices: pd.DataFrame, queries: pd.DataFrame, reference: str, draws: int, seed: int) -> pd.DataFrame:
-    """One row a method (control first, then as the families come): rates, intervals, difference with `reference`."""
+def families_of(choices: pd.DataFrame) -> pd.Series:
+    """Method -> family: controls first, then as FAMILIES come."""
+    families = choices.drop_duplicates("method").set_index("method")["family"]
+    return families.sort_values(key=lambda family: family.map(FAMILIES.index), kind="stable")
+
+
+def accuracy_table(
+    choices: pd.DataFrame, queries: pd.DataFrame, reference: str = "greedy", draws: int = 10_000
+) -> pd.DataFrame:
+    """method, family, n_queries, RATES, delta_vs_greedy, p_value, one row a method, in the order of `families_of`.
+
+    Rates in 0-1 with 95 % intervals, paired cluster bootstrap over images. delta_vs_greedy is the difference of Acc@0.5
+    with `reference`, p_value its two-sided bootstrap p (NaN for the reference itself; uncorrected, see `holm`). Raises
+    ValueError where a method lacks a query, a query lacks an image, or the reference is absent.
+    """
     wide, images = per_query(choices, queries)
-    methods = choices.drop_duplicates("method")[["method", "family"]]
-    methods = methods.sort_values("family", key=lambda family: family.map(FAMILIES.index), kind="stable")
-    names = list(methods["method"])
+    families = families_of(choices)
+    names = list(families.index)
     if reference not in names:
         raise ValueError(f"no choices of the reference method {reference!r}")
     hit, iou = wide["hit"][names].to_numpy(float), wide["iou"][names].to_numpy(float)
     gain = hit - hit[:, [names.index(reference)]]
-    drawn = bootstrap_means(np.hstack([hit, iou, gain]), images, draws, seed)
-    acc, miou, delta = np.split(drawn, 3, axis=1)
+    acc, miou, delta = np.split(bootstrap_means(np.hstack([hit, iou, gain]), images, draws), 3, axis=1)
     p_values = bootstrap_p(delta)
     p_values[names.index(reference)] = np.nan
-    return pd.DataFrame(
-        {
-            "method": names,
-            "family": list(methods["family"]),
-            "n_queries": len(hit),
-            "acc50": hit.mean(axis=0),
-            "acc50_lo": np.quantile(acc, INTERVAL[0], axis=0),
-            "acc50_hi": np.quantile(acc, INTERVAL[1], axis=0),
-            "miou": iou.mean(axis=0),
-            "miou_lo": np.quantile(miou, INTERVAL[0], axis=0),
-            "miou_hi": np.quantile(miou, INTERVAL[1], axis=0),
-            "delta_vs_greedy": gain.mean(axis=0),
-            "p_value": p_values,
-        }
-    )
+    acc_ends, miou_ends = (np.quantile(drawn, INTERVAL, axis=0) for drawn in (acc, miou))
+    rates = hit.mean(axis=0), *acc_ends, iou.mean(axis=0), *miou_ends
+    table = pd.DataFrame({"method": names, "family": list(families), "n_queries": len(hit), **dict(zip(RATES, rates))})
+    return table.assign(delta_vs_greedy=gain.mean(axis=0), p_value=p_values)
 
 
-def main_table(
-    choices: pd.DataFrame,
-    queries: pd.DataFrame,
-    *,
-    lvlm: str,
-    dataset: str,
-    published: pd.DataFrame | None = None,
-    reference: str = "greedy",
-    draws: int = 10_000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """MAIN_COLUMNS, one row a method: rates in 0-1 with 95 % intervals, paired cluster bootstrap over images.
-
-    delta_vs_greedy is the difference of Acc@0.5 with `reference`, p_value its two-sided bootstrap p (NaN for the
-    reference itself; uncorrected, see `holm`). published_acc50 is filled only where (lvlm, dataset, method) is a row
-    of `published`. Raises ValueError where a method lacks a query, a query lacks an image, or the reference is absent.
-    """
-    table = _rates(choices, queries, reference, draws, seed).assign(lvlm=lvlm, dataset=dataset)
-    if published is None:
-        table["published_acc50"] = np.nan
-    else:
-        keys = ["lvlm", "dataset", "method"]
-        known = published[[*keys, "acc50"]].rename(columns={"acc50": "published_acc50"})
-        table = table.merge(known, on=keys, how="left", validate="one_to_one")
-    return table[MAIN_COLUMNS]
-
-
-def accuracy_by_size(
-    choices: pd.DataFrame,
-    queries: pd.DataFrame,
-    *,
-    lvlm: str,
-    dataset: str,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """SIZE_COLUMNS, one row a method and object size; `queries` has a column `size`, small before medium and large."""
-    sizes = list(dict.fromkeys([*SIZES, *queries["size"]]))
+def accuracy_by_size(choices: pd.DataFrame, queries: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
+    """method, size, n_queries, RATES as `accuracy_table` has them, one row a method and object size; `queries` has a
+    column `size`, and of a size without choices there is no row."""
     tables = []
-    for size in sizes:
+    for size in SIZES:
         part = choices[choices["query_id"].isin(queries.loc[queries["size"] == size, "query_id"])]
         if len(part):
-            tables.append(_rates(part, queries, part["method"].iloc[0], draws, seed).assign(size=size))
+            tables.append(accuracy_table(part, queries, part["method"].iloc[0], draws).assign(size=size))
     if not tables:
         raise ValueError("no choice belongs to a query of known size")
-    return pd.concat(tables, ignore_index=True).assign(lvlm=lvlm, dataset=dataset)[SIZE_COLUMNS]
+    return pd.concat(tables, ignore_index=True)[["method", "size", "n_queries", *RATES]]

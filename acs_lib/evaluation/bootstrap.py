@@ -34,9 +34,15 @@ def drawn_images(images: int, draws: int, seed: int | Sequence[int] = 0) -> Iter
         yield np.bincount(picks.ravel(), minlength=rows * images).reshape(rows, images)
 
 
-def image_counts(images: int, draws: int, seed: int | Sequence[int] = 0) -> np.ndarray:
+def image_counts(images: int, draws: int) -> np.ndarray:
     """[draws, images] `drawn_images`, all at once."""
-    return np.concatenate(list(drawn_images(images, draws, seed)))
+    return np.concatenate(list(drawn_images(images, draws)))
+
+
+def estimate(row, value: str, form: str = ".2f", unit: float = 1) -> str:
+    """'0.72 [0.60, 0.80]': `value` of a row of a table with its interval, in the `form`, times `unit`."""
+    point, lo, hi = (format(unit * getattr(row, value + end), form) for end in ("", "_lo", "_hi"))
+    return f"{point} [{lo}, {hi}]"
 
 
 def image_sums(values: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -46,7 +52,7 @@ def image_sums(values: np.ndarray, images: np.ndarray) -> np.ndarray:
     return sums
 
 
-def bootstrap_means(values: np.ndarray, images: np.ndarray, draws: int, seed: int | Sequence[int]) -> np.ndarray:
+def bootstrap_means(values: np.ndarray, images: np.ndarray, draws: int, seed: int | Sequence[int] = 0) -> np.ndarray:
     """[draws, columns] means over queries of values [queries, columns] when the images are drawn with replacement.
 
     images: [queries] codes 0..m-1. Means are rounded to 12 decimals: over a pool, nothing comes out as 1e-17, on one
@@ -77,29 +83,20 @@ def per_query(choices: pd.DataFrame, queries: pd.DataFrame) -> tuple[dict[str, p
 
 
 def paired_difference(
-    choices: pd.DataFrame,
-    queries: pd.DataFrame,
-    method: str,
-    reference: str,
-    *,
-    value: str = "hit",
-    draws: int = 10_000,
-    seed: int = 0,
+    choices: pd.DataFrame, queries: pd.DataFrame, method: str, reference: str, draws: int = 10_000
 ) -> Difference:
-    """Mean of `value` ('hit' for Acc@0.5, 'iou' for mIoU) of `method` minus that of `reference`, over images."""
+    """Acc@0.5 of `method` minus that of `reference`, images drawn."""
     wide, images = per_query(choices[choices["method"].isin([method, reference])], queries)
-    gain = (wide[value][method] - wide[value][reference]).to_numpy(float)
-    drawn = bootstrap_means(gain[:, None], images, draws, seed)[:, 0]
+    gain = (wide["hit"][method] - wide["hit"][reference]).to_numpy(float)
+    drawn = bootstrap_means(gain[:, None], images, draws)[:, 0]
     lo, hi = np.quantile(drawn, INTERVAL)
     return Difference(float(gain.mean()), float(lo), float(hi), float(bootstrap_p(drawn)))
 
 
-def correlation_interval(
-    x: np.ndarray, y: np.ndarray, images: np.ndarray, *, draws: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+def correlation_interval(x: np.ndarray, y: np.ndarray, images: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
     """95 % interval of Pearson's r (-1 to 1) of x [n] and y [n] when the images [n], codes 0..m-1, are drawn;
     NaN where one of them is constant."""
-    moments = bootstrap_means(np.column_stack([x, y, x * x, y * y, x * y]).astype(float), images, draws, seed)
+    moments = bootstrap_means(np.column_stack([x, y, x * x, y * y, x * y]).astype(float), images, draws)
     mean_x, mean_y, xx, yy, xy = moments.T
     with np.errstate(invalid="ignore", divide="ignore"):
         r = (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))

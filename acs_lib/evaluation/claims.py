@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib.evaluation import published
+from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.method.heads import GROUPS
 from acs_lib.method.selection import ALL_HEADS
 
@@ -23,13 +24,9 @@ def lower_for_good(table: pd.DataFrame) -> pd.Series:
 
 
 def claims_table(
-    regressors: pd.DataFrame,
-    compared: pd.DataFrame,
-    entropy: pd.DataFrame,
-    sizes: pd.DataFrame,
-    ranks: pd.DataFrame,
+    regressors: pd.DataFrame, compared: pd.DataFrame, entropy: pd.DataFrame, sizes: pd.DataFrame, ranks: pd.DataFrame,
     layers: pd.DataFrame,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """claims.csv: each claim of the paper, the published evidence, the measured evidence and a verdict from it.
 
     A difference counts where its p (paired bootstrap over images) is below LEVEL after Holm's correction over the
@@ -37,6 +34,7 @@ def claims_table(
     none for it.
     """
     test = regressors[regressors["split"] == "test"]
+    told = [f"{row.lvlm} on {row.dataset} r = {estimate(row, 'pearson', '.3f')}" for row in test.itertuples()]
     greedy = sizes[sizes["method"] == "greedy"].pivot(
         index=["lvlm", "dataset"], columns="size", values=["acc50", "acc50_lo", "acc50_hi"]
     )
@@ -63,10 +61,7 @@ def claims_table(
         (
             "Attention predicts the box's IoU",
             f"Pearson r > {bound}",
-            "; ".join(
-                f"{row.lvlm} on {row.dataset} r = {row.pearson:.3f} [{row.pearson_lo:.3f}, {row.pearson_hi:.3f}]"
-                for row in test.itertuples()
-            ),
+            "; ".join(told),
             _counted(test["pearson_lo"] > bound, test["pearson_hi"] < bound),
         ),
         _entropy_claim(lower_for_good(entropy)),
@@ -94,7 +89,7 @@ def _verdict(rows: pd.DataFrame) -> str:
 
 def _differences(rows: pd.DataFrame) -> str:
     return "; ".join(
-        f"{row.lvlm} on {row.dataset} {100 * row.delta:+.1f} [{100 * row.delta_lo:+.1f}, {100 * row.delta_hi:+.1f}]"
+        f"{row.lvlm} on {row.dataset} {estimate(row, 'delta', '+.1f', 100)}"
         + (f" ({row.reference.partition(': ')[2]})" if ": " in row.reference else "")
         for row in rows.itertuples()
     )
@@ -157,7 +152,7 @@ def _rank_claim(ranks: pd.DataFrame) -> tuple[str, str, str, str]:
     return (
         "ACS-Free is the best method without training",
         "by mean rank over the four columns",
-        f"mean rank {free['mean_rank']:.1f} [{free['mean_rank_lo']:.1f}, {free['mean_rank_hi']:.1f}] of {len(ranks)}; "
-        f"{best['method']} {best['mean_rank']:.1f} [{best['mean_rank_lo']:.1f}, {best['mean_rank_hi']:.1f}]",
+        f"mean rank {estimate(free, 'mean_rank', '.1f')} of {len(ranks)}; "
+        f"{best['method']} {estimate(best, 'mean_rank', '.1f')}",
         verdict,
     )

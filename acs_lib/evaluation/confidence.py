@@ -23,6 +23,7 @@ PUBLISHED_AUROC = {  # arXiv 2607.05978, two LVLMs of 8B parameters; other LVLMs
 
 PART = 100  # draws held at once
 COVERAGES = np.arange(1, 21) / 20
+BINS = 10  # of predicted IoU
 
 
 def score_frame(
@@ -32,13 +33,10 @@ def score_frame(
     holds a box; truth: query id -> [4] xyxy in original pixels."""
     selectors, parts = list(selectors), []
     for c in candidates:
-        columns = {
-            "query_id": c.query_id,
-            "candidate": np.arange(len(c)),
-            "iou": bx.iou(c.boxes, np.asarray(truth[c.query_id], float)),
-            **{selector.name: selector.score(c) for selector in selectors},
-        }
-        parts.append(pd.DataFrame(columns)[c.parsed])
+        iou = bx.iou(c.boxes, np.asarray(truth[c.query_id], float))
+        scores = {selector.name: selector.score(c) for selector in selectors}
+        frame = pd.DataFrame({"query_id": c.query_id, "candidate": np.arange(len(c)), "iou": iou, **scores})
+        parts.append(frame[c.parsed])
     return pd.concat(parts, ignore_index=True)
 
 
@@ -140,32 +138,32 @@ def curve_interval(scores: np.ndarray, hit: np.ndarray, images: np.ndarray, coun
 
 
 def risk_coverage_table(
-    scores: pd.DataFrame, methods: Iterable[str], image_of: Mapping[str, int], draws: int, answers: str = "greedy"
+    scores: pd.DataFrame, methods: Iterable[str], image_of: Mapping[str, int], draws: int
 ) -> pd.DataFrame:
-    """risk_coverage.csv of one LVLM and dataset: method, answers, coverage (0.05 to 1), risk (0-1) with its interval
-    risk_lo and risk_hi, and accuracy, over the greedy answers or 'all'; image_of: query id -> image."""
-    part = scores if answers == "all" else scores[scores["candidate"] == 0]
+    """risk_coverage.csv of one LVLM and dataset: method, answers ('greedy'), coverage (0.05 to 1), risk (0-1) with its
+    interval risk_lo and risk_hi, and accuracy, over the greedy answers; image_of: query id -> image."""
+    part = scores[scores["candidate"] == 0]
     hit, rows = hits(part["iou"]), []
     images = pd.factorize(part["query_id"].map(image_of))[0]
     counts, kept = image_counts(images.max() + 1, draws), np.ceil(COVERAGES * len(hit)).astype(int)
     for method in methods:
         values = part[method].to_numpy(float)
         risk, ends = risk_coverage(values, hit)[kept - 1], curve_interval(values, hit, images, counts)
-        rows += [(method, answers, *found) for found in zip(COVERAGES, risk, *ends, 1 - risk)]
+        rows += [(method, "greedy", *found) for found in zip(COVERAGES, risk, *ends, 1 - risk)]
     return pd.DataFrame(rows, columns=["method", "answers", "coverage", "risk", "risk_lo", "risk_hi", "accuracy"])
 
 
 def reliability(
-    predicted: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int, bins: int = 10
+    predicted: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int
 ) -> tuple[pd.DataFrame, tuple[float, float, float]]:
     """Calibration of predicted IoU: (bins, expected calibration error with its interval).
 
-    bins: from, to, n, predicted_iou and iou (means in the bin), iou_lo, iou_hi; bins of equal width in 0-1, empty ones
+    bins: from, to, n, predicted_iou and iou (means in the bin), iou_lo, iou_hi; BINS of equal width in 0-1, empty ones
     left out. The error (0-1, lower is better) is sum_b n_b / n |mean predicted - mean IoU|.
     """
-    m, edges = int(images.max()) + 1, np.linspace(0, 1, bins + 1)
-    place = np.clip(np.digitize(predicted, edges) - 1, 0, bins - 1)
-    sums = np.zeros((m, bins, 3))
+    m, edges = int(images.max()) + 1, np.linspace(0, 1, BINS + 1)
+    place = np.clip(np.digitize(predicted, edges) - 1, 0, BINS - 1)
+    sums = np.zeros((m, BINS, 3))
     np.add.at(sums, (images, place), np.column_stack([np.ones(len(iou)), predicted, iou]))
     drawn = np.tensordot(image_counts(m, draws), sums, 1)
 
@@ -176,27 +174,19 @@ def reliability(
     with np.errstate(invalid="ignore", divide="ignore"):
         means, drawn_iou = total[:, 1:] / total[:, :1], drawn[:, filled, 2] / drawn[:, filled, 0]
     lo, hi = np.nanquantile(drawn_iou, INTERVAL, axis=0)
-    frame = pd.DataFrame(
-        {
-            "from": edges[:-1][filled],
-            "to": edges[1:][filled],
-            "n": total[filled, 0].astype(int),
-            "predicted_iou": means[filled, 0],
-            "iou": means[filled, 1],
-            "iou_lo": lo,
-            "iou_hi": hi,
-        }
-    )
+    frame = pd.DataFrame({
+        "from": edges[:-1][filled], "to": edges[1:][filled], "n": total[filled, 0].astype(int),
+        "predicted_iou": means[filled, 0], "iou": means[filled, 1], "iou_lo": lo, "iou_hi": hi,
+    })  # fmt: skip
     return frame, (float(error(total)), *np.quantile(error(drawn), INTERVAL))
 
 
-def within_query_r(predictions: pd.DataFrame, spread: float = 0.05) -> float:
+def within_query_r(predictions: pd.DataFrame) -> float:
     """Pearson r of predicted and true IoU after the mean of each query is taken off, over the sampled answers of
-    queries whose IoUs differ (a standard deviation above `spread`): what choosing inside a query can use. NaN
+    queries whose IoUs differ (a standard deviation above 0.05): what choosing inside a query can use. NaN
     where there is no such query."""
     sampled = predictions[predictions["candidate"] > 0]
-    groups = sampled.groupby("query_id")
-    differing = sampled[groups["iou"].transform("std") > spread]
+    differing = sampled[sampled.groupby("query_id")["iou"].transform("std") > 0.05]
     both = differing[["iou", "predicted_iou"]]
     centred = both - both.groupby(differing["query_id"]).transform("mean")
     return pearson(centred["predicted_iou"], centred["iou"])

@@ -21,9 +21,7 @@ def mistake_kinds(boxes: np.ndarray, truth: np.ndarray, others: np.ndarray) -> n
     truth at least 0.1) or 'nothing'; a box of NaN is 'nothing'."""
     boxes = np.asarray(boxes, float)
     own = np.nan_to_num(bx.iou(boxes, truth))
-    other = np.zeros(len(boxes))
-    for box in others:
-        other = np.maximum(other, np.nan_to_num(bx.iou(boxes, box)))
+    other = np.nan_to_num(bx.iou(boxes[:, None], others)).max(1, initial=0)
     conditions = [hits(own) > 0, (other >= 0.3) & (other > own), own >= 0.1]
     return np.select(conditions, [KINDS[0], KINDS[2], KINDS[1]], KINDS[3])
 
@@ -40,12 +38,9 @@ def makeup(
 
 
 def ranked_right(
-    candidates: Iterable[Candidates],
-    kind_table: pd.DataFrame,
-    selectors: Iterable[Selector],
-    image_of: Mapping[str, int],
-    draws: int = 10_000,
-) -> pd.DataFrame:
+    candidates: Iterable[Candidates], kind_table: pd.DataFrame, selectors: Iterable[Selector],
+    image_of: Mapping[str, int], draws: int = 10_000,
+) -> pd.DataFrame:  # fmt: skip
     """How often a score puts a good box above a mistake of the same query, by the kind of mistake.
 
     image_of: query id -> image
@@ -72,9 +67,8 @@ def ranked_right(
         drawn = image_counts(len(sums), draws) @ sums
         lo, hi = np.quantile(drawn[:, 0] / drawn[:, 1], INTERVAL)
         table.append((method, mistake, right / pairs, lo, hi, int(pairs), len(part)))
-    return pd.DataFrame(
-        table, columns=["method", "kind", "pair_auroc", "pair_auroc_lo", "pair_auroc_hi", "pairs", "n_mixed"]
-    )
+    names = ["method", "kind", "pair_auroc", "pair_auroc_lo", "pair_auroc_hi", "pairs", "n_mixed"]
+    return pd.DataFrame(table, columns=names)
 
 
 def mixed_only(kinds: pd.DataFrame) -> pd.DataFrame:

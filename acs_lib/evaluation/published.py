@@ -7,14 +7,11 @@ have none.
 import pandas as pd
 
 PAPER = "arXiv 2606.01612"
-HUB = {"Qwen2.5-VL-7B": "Qwen/Qwen2.5-VL-7B-Instruct", "InternVL-3.5-8B": "OpenGVLab/InternVL3_5-8B-HF"}
 
 COLUMNS = (
-    ("Qwen2.5-VL-7B", "COCO"),
-    ("Qwen2.5-VL-7B", "Objects365"),
-    ("InternVL-3.5-8B", "COCO"),
-    ("InternVL-3.5-8B", "Objects365"),
-)
+    ("Qwen2.5-VL-7B", "COCO"), ("Qwen2.5-VL-7B", "Objects365"),
+    ("InternVL-3.5-8B", "COCO"), ("InternVL-3.5-8B", "Objects365"),
+)  # fmt: skip
 
 BEST_BASELINE = "best sampling baseline"
 BASELINE_FAMILIES = ("likelihood", "consensus")  # of the methods measured here that can be it
@@ -35,14 +32,19 @@ def main_results() -> pd.DataFrame:
     'best sampling baseline' is the best of the paper's sampling baselines in that column, which need not be the same
     method in each.
     """
-    return pd.DataFrame(
-        [
-            (lvlm, dataset, method, round(percent / 100, 3), f"{PAPER}, Acc@0.5 on small objects")
-            for method, percents in SMALL_OBJECTS.items()
-            for (lvlm, dataset), percent in zip(COLUMNS, percents, strict=True)
-        ],
-        columns=["lvlm", "dataset", "method", "acc50", "source"],
-    )
+    rows = [
+        (*column, method, round(percent / 100, 3), f"{PAPER}, Acc@0.5 on small objects")
+        for method, percents in SMALL_OBJECTS.items()
+        for column, percent in zip(COLUMNS, percents, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["lvlm", "dataset", "method", "acc50", "source"])
+
+
+def beside(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with published_acc50 as last column, filled only where (lvlm, dataset, method) is a published row."""
+    keys = ["lvlm", "dataset", "method"]
+    known = main_results()[[*keys, "acc50"]].rename(columns={"acc50": "published_acc50"})
+    return table.merge(known, on=keys, how="left", validate="one_to_one")
 
 
 def by_size() -> pd.DataFrame:

@@ -6,29 +6,20 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from acs_lib.evaluation.accuracy import ORACLE, RANDOM
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM, families_of
 from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, bootstrap_p, per_query
-from acs_lib.method.selection import FAMILIES
 
 TRAINING_FREE = ("likelihood", "consensus", "attention", "acs-free")
-SIGNIFICANCE_COLUMNS = [
-    "lvlm", "dataset", "method", "family", "n_queries", "delta_vs_greedy", "delta_lo", "delta_hi", "p_bootstrap",
-    "p_bootstrap_holm", "gained", "lost", "odds_ratio", "odds_ratio_lo", "odds_ratio_hi", "p_mcnemar", "p_mcnemar_holm",
-]  # fmt: skip
 
 
-def mean_ranks(
-    main_tables: pd.DataFrame | Iterable[pd.DataFrame],
-    families: Sequence[str] = TRAINING_FREE,
-    also: Sequence[str] = ("greedy",),
-) -> pd.DataFrame:
-    """Rank by Acc@0.5 (1 is best, ties share the average) in each (lvlm, dataset) column, and the mean of the ranks.
+def mean_ranks(main: pd.DataFrame) -> pd.DataFrame:
+    """Rank by Acc@0.5 (1 is best, ties share the average) in each (lvlm, dataset) column of main_results.csv, and the
+    mean of the ranks, of greedy and the methods of TRAINING_FREE families.
 
-    families: those that compete; also: further methods by name. Returns method, family, mean_rank, n_columns and one
-    column '<lvlm>, <dataset>' each, best first. Raises ValueError where a method is missing from a column.
+    Returns method, family, mean_rank, n_columns and one column '<lvlm>, <dataset>' each, best first. Raises ValueError
+    where a method is missing from a column.
     """
-    table = main_tables if isinstance(main_tables, pd.DataFrame) else pd.concat(list(main_tables), ignore_index=True)
-    table = table[table["family"].isin(families) | table["method"].isin(also)]
+    table = main[main["family"].isin(TRAINING_FREE) | (main["method"] == "greedy")]
     table = table.assign(column=table["lvlm"] + ", " + table["dataset"])
     accuracy = table.pivot(index="method", columns="column", values="acc50")[list(dict.fromkeys(table["column"]))]
     if accuracy.isna().any(axis=None):
@@ -53,11 +44,7 @@ def same_hits(choices: Iterable[pd.DataFrame]) -> dict[str, str]:
 
 
 def rank_intervals(
-    ranks: pd.DataFrame,
-    columns: Iterable[tuple[str, pd.DataFrame, pd.DataFrame]],
-    *,
-    draws: int = 10_000,
-    seed: int = 0,
+    ranks: pd.DataFrame, columns: Iterable[tuple[str, pd.DataFrame, pd.DataFrame]], draws: int = 10_000
 ) -> pd.DataFrame:
     """`mean_ranks` with mean_rank_lo and mean_rank_hi, the 95 % interval of the mean rank (percentile bootstrap).
 
@@ -71,74 +58,49 @@ def rank_intervals(
         raise ValueError(f"{len(columns)} columns of choices for ranks over {ranks['n_columns'].iloc[0]}")
     for dataset, choices, queries in columns:
         wide, images = per_query(choices[choices["method"].isin(methods)], queries)
-        drawn = bootstrap_means(wide["hit"][methods].to_numpy(float), images, draws, [seed, datasets.index(dataset)])
+        drawn = bootstrap_means(wide["hit"][methods].to_numpy(float), images, draws, [0, datasets.index(dataset)])
         total = total + stats.rankdata(-drawn, method="average", axis=1)
     lo, hi = np.quantile(total / len(columns), INTERVAL, axis=0)
-    ranks = ranks.copy()
-    ranks.insert(ranks.columns.get_loc("mean_rank") + 1, "mean_rank_lo", lo)
-    ranks.insert(ranks.columns.get_loc("mean_rank_lo") + 1, "mean_rank_hi", hi)
-    return ranks
+    names = list(ranks)
+    after = names.index("mean_rank") + 1
+    ends = ["mean_rank_lo", "mean_rank_hi"]
+    return ranks.assign(mean_rank_lo=lo, mean_rank_hi=hi)[names[:after] + ends + names[after:]]
 
 
-def significance(
-    choices: pd.DataFrame,
-    queries: pd.DataFrame,
-    *,
-    lvlm: str,
-    dataset: str,
-    reference: str = "greedy",
-    draws: int = 10_000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """SIGNIFICANCE_COLUMNS, one row a method that chooses one answer: its Acc@0.5 against `reference`, tested twice.
+def significance(choices: pd.DataFrame, queries: pd.DataFrame, draws: int = 10_000) -> pd.DataFrame:
+    """One row a method that chooses one answer: its Acc@0.5 against greedy, tested twice; method, family, n_queries and
 
     delta_vs_greedy, delta_lo, delta_hi, p_bootstrap: as `paired_difference`, images drawn
-    gained, lost: queries that only the method hits, and that only the reference hits
+    gained, lost: queries that only the method hits, and that only greedy hits
     odds_ratio, odds_ratio_lo, odds_ratio_hi, p_mcnemar: as `mcnemar`, from 0 to inf, 1 is no effect; it takes queries
         of one image as independent, p_bootstrap does not
-    p_*_holm: `holm` over the rows, those that hit the same queries as one test. The reference, the oracle and the mean
-        over the samples are no row.
+    p_*_holm: `holm` over the rows, those that hit the same queries as one test. Greedy, the oracle and the mean over
+        the samples are no row.
 
-    Raises ValueError without choices of `reference`, or where a hit is neither 0 nor 1.
+    Raises ValueError without choices of greedy, or where a hit is neither 0 nor 1.
     """
     wide, images = per_query(choices, queries)
-    if reference not in wide["hit"]:
-        raise ValueError(f"no choices of the reference method {reference!r}")
-    methods = choices.drop_duplicates("method").set_index("method")["family"]
-    methods = methods.drop([reference, RANDOM, ORACLE], errors="ignore")
-    methods = methods.sort_values(key=lambda family: family.map(FAMILIES.index), kind="stable")
-    hit, other = wide["hit"][list(methods.index)].to_numpy(float), wide["hit"][[reference]].to_numpy(float)
-    if not np.isin(np.hstack([hit, other]), (0, 1)).all():
+    if "greedy" not in wide["hit"]:
+        raise ValueError("no choices of the reference method 'greedy'")
+    families = families_of(choices).drop(["greedy", RANDOM, ORACLE], errors="ignore")
+    hit, greedy = wide["hit"][list(families.index)].to_numpy(float), wide["hit"][["greedy"]].to_numpy(float)
+    if not np.isin(np.hstack([hit, greedy]), (0, 1)).all():
         raise ValueError("McNemar's test needs hits of 0 or 1, not means over a pool")
-    gain = hit - other
-    drawn = bootstrap_means(gain, images, draws, seed)
+    gain = hit - greedy
+    drawn = bootstrap_means(gain, images, draws)
     lo, hi = np.quantile(drawn, INTERVAL, axis=0)
     gained, lost = (gain > 0).sum(axis=0), (gain < 0).sum(axis=0)
     exact = np.array([mcnemar(*counts) for counts in zip(gained, lost)]).reshape(-1, 4)
+    odds, odds_lo, odds_hi, p_mcnemar = exact.T
+    p_bootstrap = bootstrap_p(drawn)
     _, tests, test_of = np.unique(gain, axis=1, return_index=True, return_inverse=True)
-    p_bootstrap, p_mcnemar = bootstrap_p(drawn), exact[:, 3]
-    table = pd.DataFrame(
-        {
-            "lvlm": lvlm,
-            "dataset": dataset,
-            "method": methods.index,
-            "family": methods.to_numpy(),
-            "n_queries": len(gain),
-            "delta_vs_greedy": gain.mean(axis=0),
-            "delta_lo": lo,
-            "delta_hi": hi,
-            "p_bootstrap": p_bootstrap,
-            "p_bootstrap_holm": holm(p_bootstrap[tests])[test_of],
-            "gained": gained,
-            "lost": lost,
-            "odds_ratio": exact[:, 0],
-            "odds_ratio_lo": exact[:, 1],
-            "odds_ratio_hi": exact[:, 2],
-            "p_mcnemar": p_mcnemar,
-            "p_mcnemar_holm": holm(p_mcnemar[tests])[test_of],
-        }
-    )
-    return table[SIGNIFICANCE_COLUMNS]
+    columns = {
+        "n_queries": len(gain), "delta_vs_greedy": gain.mean(axis=0), "delta_lo": lo, "delta_hi": hi,
+        "p_bootstrap": p_bootstrap, "p_bootstrap_holm": holm(p_bootstrap[tests])[test_of],
+        "gained": gained, "lost": lost, "odds_ratio": odds, "odds_ratio_lo": odds_lo, "odds_ratio_hi": odds_hi,
+        "p_mcnemar": p_mcnemar, "p_mcnemar_holm": holm(p_mcnemar[tests])[test_of],
+    }  # fmt: skip
+    return families.reset_index().assign(**columns)
 
 
 def mcnemar(gained: int, lost: int) -> tuple[float, float, float, float]:

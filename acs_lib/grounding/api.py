@@ -39,13 +39,12 @@ from acs_lib.method.baselines.likelihood import p_true, sequence_logprob
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
 from acs_lib.method.regressor import AttentionIoURegressor
-from acs_lib.method.selection import ALL_COORDINATES, Fusion, Selector, acs_free, acs_learned, choose
+from acs_lib.method.selection import Fusion, Selector, acs_free, acs_learned, choose
 from acs_lib.profiles import Sampling, sampling_of
 
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
 SMALL = profiles.Profile.model_fields["small"].default  # share of the image
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
-NEED_HEADS = (ACS_FREE, SPATIAL)
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -213,18 +212,12 @@ class Grounding:
         rows = rows.where(rows.notna(), None).to_dict("records")
         boxes = [_finite(box) for box in self.candidates.boxes.round(3)]
         return {
-            "category": self.category,
-            "box": None if self.box is None else _finite(self.box.round(3)),
-            "score": _finite(self.score),
-            "predicted_iou": _finite(self.quality),
-            "chosen": self.chosen,
-            "width": self.image.width,
-            "height": self.image.height,
-            "lvlm": self.lvlm,
-            "selector": self.selector,
+            "category": self.category, "box": None if self.box is None else _finite(self.box.round(3)),
+            "score": _finite(self.score), "predicted_iou": _finite(self.quality), "chosen": self.chosen,
+            "width": self.image.width, "height": self.image.height, "lvlm": self.lvlm, "selector": self.selector,
             "settings": {name: getattr(self.settings, name) for name in ("samples", "temperature", "top_p", "seed")},
             "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
-        }
+        }  # fmt: skip
 
     def _repr_png_(self) -> bytes:
         picture = self.show()
@@ -258,18 +251,15 @@ def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> n
 
 
 def _method(
-    name: str,
-    lvlm: LVLM,
-    head_set: HeadSet | None,
-    model: AttentionIoURegressor | None,
+    name: str, lvlm: LVLM, head_set: HeadSet | None, model: AttentionIoURegressor | None,
     ask: Callable[[Candidates], np.ndarray],
-) -> Selector | Fusion:
+) -> Selector | Fusion:  # fmt: skip
     """The selector or fusion of that name, in any case and spacing; ValueError with the names, or what it lacks.
     `ask`: P(True) of the candidates."""
     wanted = slug(name)
     if wanted not in METHODS:
         raise ValueError(f"there is no selector {name!r}; choose one of {', '.join(METHODS)}")
-    if wanted in NEED_HEADS and head_set is None:
+    if wanted in (ACS_FREE, SPATIAL) and head_set is None:
         raise ValueError(
             f"{wanted} needs the discriminative heads of {lvlm.name}, and there is no head set for it; acs calibrate "
             "--lvlm finds one, or take a selector that needs none, such as sequence-log-prob"
@@ -302,30 +292,20 @@ def _check_words(lvlm: LVLM, category: str) -> None:
     """ValueError if the LVLM's vocabulary has no token for a part of the object's name (the embedded one knows 50)."""
     unknown = lvlm.tokenizer.unk_token_id
     if unknown is not None and unknown in lvlm.tokenizer(category, add_special_tokens=False)["input_ids"]:
-        names = _categories() if is_embedded(lvlm) else []
+        names = []
+        if is_embedded(lvlm):
+            names = [known["name"] for known in coco.read_annotations(SAMPLES / "annotations.json").cats.values()]
         close = difflib.get_close_matches(category, names, 1, cutoff=0.8)
         meant = f"did you mean {close[0]!r}? " if close else ""
         known = f": {', '.join(names)}" if names else ""
         raise ValueError(f"{lvlm.name} has no word for {category!r}; {meant}ask for something it knows{known}")
 
 
-def _categories() -> list[str]:
-    """The names that the embedded LVLMs know."""
-    return [known["name"] for known in coco.read_annotations(SAMPLES / "annotations.json").dataset["categories"]]
-
-
 def ground(
-    lvlm: LVLM | str | Path | None,
-    image: Picture,
-    category: str,
-    selector: str = ACS_FREE,
-    samples: int = 10,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    head_set: HeadSet | str | Path | None = None,
-    regressor: AttentionIoURegressor | str | Path | None = None,
-) -> Grounding:
+    lvlm: LVLM | str | Path | None, image: Picture, category: str, selector: str = ACS_FREE, samples: int = 10,
+    temperature: float | None = None, top_p: float | None = None, seed: int = 0,
+    head_set: HeadSet | str | Path | None = None, regressor: AttentionIoURegressor | str | Path | None = None,
+) -> Grounding:  # fmt: skip
     """Ask for one object in one image `samples` times and let `selector` choose the box.
 
     lvlm: from `load_lvlm`, or what that takes; None is the embedded one
@@ -363,22 +343,16 @@ def ground(
         scores = np.asarray(method.score(candidates), float)
         chosen = choose(scores, candidates.parsed, method.pool or "sampled")
         box = candidates.boxes[chosen]
-    table = pd.DataFrame(
-        {
-            "candidate": range(len(candidates)),
-            **dict(zip(COORDINATES, candidates.boxes.T)),
-            "text": [record["text"] for record in records],
-            "score": scores,
-            "logprob": np.where(candidates.parsed, sequence_logprob(candidates), np.nan),
-            "predicted_iou": predicted,
-            "failure": [record["failure"] for record in records],
-        }
-    )
+    table = pd.DataFrame({
+        "candidate": range(len(candidates)), **dict(zip(COORDINATES, candidates.boxes.T)),
+        "text": [record["text"] for record in records], "score": scores,
+        "logprob": np.where(candidates.parsed, sequence_logprob(candidates), np.nan), "predicted_iou": predicted,
+        "failure": [record["failure"] for record in records],
+    })  # fmt: skip
+    score, quality = (np.nan, np.nan) if chosen is None else (float(scores[chosen]), float(predicted[chosen]))
+    read = found_heads or HeadSet(lvlm.name, "", heads=())
     return Grounding(
         image=picture, category=category, lvlm=lvlm.name, selector=method.name, settings=settings,
-        box=box if np.isfinite(box).all() else None, chosen=chosen,
-        score=np.nan if chosen is None else float(scores[chosen]),
-        quality=np.nan if chosen is None else float(predicted[chosen]),
-        table=table, candidates=candidates, heads=() if found_heads is None else found_heads.heads,
-        coordinates=ALL_COORDINATES if found_heads is None else found_heads.coordinates,
+        box=box if np.isfinite(box).all() else None, chosen=chosen, score=score, quality=quality, table=table,
+        candidates=candidates, heads=read.heads, coordinates=read.coordinates,
     )  # fmt: skip

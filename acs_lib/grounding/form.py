@@ -36,9 +36,7 @@ def explore(lvlm: LVLM):
         category=widgets.Text(value=known["category"][0], description="object"),
         selector=widgets.Dropdown(options=METHODS),
         samples=widgets.IntSlider(usual.samples, 1, 30),
-        temperature=widgets.FloatSlider(
-            value=usual.temperature, min=0.1, max=1.5, step=0.1, style={"description_width": "initial"}
-        ),
-        top_p=widgets.FloatSlider(value=usual.top_p, min=0.1, max=1.0, step=0.1, description="top-p"),
+        temperature=widgets.FloatSlider(usual.temperature, min=0.1, max=1.5, style={"description_width": "initial"}),
+        top_p=widgets.FloatSlider(usual.top_p, min=0.1, max=1.0, description="top-p"),
         seed=widgets.IntText(0),
     )

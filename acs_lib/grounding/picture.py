@@ -8,13 +8,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 SIDE, GAP, BAR = 640, 24, 220  # px: a panel's longer side, between its parts, the length of a scale
 HEAT = ("#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4")  # from low to high
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".pdf": "PDF",
-}  # by suffix: what a picture can be saved as
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}  # that it can be saved as
 INK, CASING, CHOSEN, UNSCORED = "#222222", "#000000", "#FF0000", "#56B4E9"
 
 
@@ -35,14 +29,9 @@ def attended(image: Image.Image, attention: np.ndarray) -> Image.Image:
 
 
 def draw_picture(
-    image: Image.Image,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    chosen: int | None,
-    box: np.ndarray | None,
-    attention: np.ndarray,
-    title: str = "",
-) -> Image.Image:
+    image: Image.Image, boxes: np.ndarray, scores: np.ndarray, chosen: int | None, box: np.ndarray | None,
+    attention: np.ndarray, title: str = "",
+) -> Image.Image:  # fmt: skip
     """The candidates, coloured by score, beside the attention, both with the chosen box in red; RGB.
 
     image: RGB, enlarged or reduced to panels with a longer side of SIDE pixels

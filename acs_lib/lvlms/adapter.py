@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from acs_lib.core import boxes as bx
 from acs_lib.lvlms.attention_rows import attach
 
+NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"  # one number of an answer, as a group
 QUESTION = "Detect the {object} in the image."
 
 
@@ -130,12 +131,8 @@ class LVLM(ABC):
 
         ValueError for a template that shows no image.
         """
-        messages = [
-            {
-                "role": "user",
-                "content": [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}],
-            }
-        ]
+        content = [{"type": "image"}, {"type": "text", "text": self.question.format(object=category)}]
+        messages = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if text.count(self.image_token) != 1:
             raise ValueError(

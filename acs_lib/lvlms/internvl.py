@@ -9,9 +9,8 @@ from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from acs_lib.lvlms.adapter import LVLM, Grid, ImageTokens, Prompt
+from acs_lib.lvlms.adapter import LVLM, NUMBER, Grid, ImageTokens, Prompt
 
-NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
 SEPARATOR = r"[\s,]+"
 
 

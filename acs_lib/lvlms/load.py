@@ -132,13 +132,9 @@ def _tokenizer(source: str, revision: str | None):
 
 
 def load_checkpoint(
-    source: str | Path,
-    name: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    question: str = QUESTION,
-) -> LVLM:
+    source: str | Path, name: str | None = None, revision: str | None = None, dtype: str = "auto",
+    device: str | None = None, question: str = QUESTION,
+) -> LVLM:  # fmt: skip
     """Load an LVLM from a folder or a hub name.
 
     Without `device` a GPU is used if there is one. Raises ValueError where there is no model, or one of a family that

@@ -90,15 +90,9 @@ def batches(
 
 
 def train(
-    run: StoredAnswers,
-    validation: StoredAnswers,
-    width: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    seed: int,
+    run: StoredAnswers, validation: StoredAnswers, width: int, epochs: int, batch: int, lr: float, seed: int,
     shuffle_labels: bool = False,
-) -> tuple[AttentionIoURegressor, pd.DataFrame]:
+) -> tuple[AttentionIoURegressor, pd.DataFrame]:  # fmt: skip
     """Fit on `run`, keep the epoch with the highest Pearson r on `validation`; returns it and the history by epoch.
 
     `shuffle_labels` breaks the link between maps and IoU: the control, whose r is that of an arbitrary function of the

@@ -226,14 +226,11 @@ def predicted_vs_true(answers: pd.DataFrame, bins: pd.DataFrame) -> Figure:
     lowest, highest = min(0.0, answers["predicted_iou"].min()), max(1.0, answers["predicted_iou"].max())
     figure, grid = panel_grid(answers, 3.6, 3.5, 1.6, xlabel="predicted IoU", ylabel="true IoU")
     shade = mpl.colors.LinearSegmentedColormap.from_list("greys", ["#EDEDED", "#4D4D4D"])
-    counts = [
-        np.histogram2d(block["predicted_iou"], block["iou"], bins=(40, 40), range=[[lowest, highest], [0, 1]])
-        for _, block in grid
-    ]
+    sides = {"bins": (40, 40), "range": [[lowest, highest], [0, 1]]}
+    counts = [np.histogram2d(block["predicted_iou"], block["iou"], **sides) for _, block in grid]
     norm = LogNorm(1, max(2, *(count.max() for count, _, _ in counts)))
-    for (axes, block), (title, _), (count, *edges) in zip(
-        grid, panels(answers, "lvlm", "dataset"), counts, strict=True
-    ):
+    titles = [title for title, _ in panels(answers, "lvlm", "dataset")]
+    for (axes, block), title, (count, *edges) in zip(grid, titles, counts, strict=True):
         mesh = axes.pcolormesh(*edges, np.ma.masked_equal(count, 0).T, cmap=shade, norm=norm, rasterized=True)
         axes.plot([0, 1], [0, 1], label="predicted = true", **DIAGONAL)
         rows = means[title]
@@ -267,10 +264,8 @@ def candidates_sweep(frame: pd.DataFrame) -> Figure:
             rows = block[block["method"] == method].sort_values("n_samples")
             colour, marker, line, _ = looks[method]
             reference = method == "greedy" or method.startswith("oracle")  # a line to compare with: no markers
-            place, label = (
-                rows["n_samples"] + shifts.get(method, 0),
-                f"{method}, 95 % interval" if method in shifts else method,
-            )
+            place = rows["n_samples"] + shifts.get(method, 0)
+            label = f"{method}, 95 % interval" if method in shifts else method
             axes.plot(place, rows["acc50"], line, label=label, **marks(colour, "" if reference else marker), **EDGED)
             if method in shifts:
                 points(axes, rows, "acc50", x=place, fmt="none", ecolor=colour)

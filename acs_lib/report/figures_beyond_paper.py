@@ -221,24 +221,14 @@ def size_effect(frame: pd.DataFrame) -> Figure:
     labels = {"xlabel": "r of entropy and IoU", "ylabel": "partial r, sizes held fixed"}
     figure, grid = panel_grid(frame, 3.4, 3.7, 1, **labels)
     for axes, block in grid:
-        ends = [
-            block[["pearson", "partial_pearson"]].min(axis=None),
-            block[["pearson", "partial_pearson"]].max(axis=None),
-        ]
+        both = block[["pearson", "partial_pearson"]]
+        ends = both.min(axis=None), both.max(axis=None)
         axes.plot(ends, ends, **DIAGONAL)
         axes.axhline(0, **CHANCE)
         for heads, look in HEADS.items():
             rows = block[block["heads"] == heads]
-            points(
-                axes,
-                rows,
-                "partial_pearson",
-                x=rows["pearson"],
-                zorder=3,
-                label=formula(heads),
-                **marks(*look),
-                **EDGED,
-            )
+            look = {"zorder": 3, "label": formula(heads), **marks(*look), **EDGED}
+            points(axes, rows, "partial_pearson", x=rows["pearson"], **look)
     return legend_below(figure)
 
 
@@ -260,10 +250,8 @@ def ablation_panels(frame: pd.DataFrame) -> Figure:
     }
     tall = [min(ROWS, len(values)) for values in order.values()]
     heights = [max(tall[start : start + 2]) for start in range(0, len(tall), 2)]
-    figure, grid = plt.subplots(
-        len(heights), 2, squeeze=False, figsize=(9.2, 0.8 + sum(1.1 + 0.26 * height for height in heights)),
-        height_ratios=[3.5 + height for height in heights],
-    )  # fmt: skip
+    size, ratios = (9.2, 0.8 + sum(1.1 + 0.26 * height for height in heights)), [3.5 + height for height in heights]
+    figure, grid = plt.subplots(len(heights), 2, squeeze=False, figsize=size, height_ratios=ratios)
     for axes, (factor, values) in zip(grid.flat, order.items()):
         part = frame[frame["factor"] == factor]
         along = factor in numbers and len(values) > ROWS

@@ -13,6 +13,8 @@ from PIL import Image
 
 from acs_lib.report.style import HEAT, ORANGE, PREDICTION, SKY, TRUTH, cased, legend_below, plain_text, styled
 
+COLUMNS = 4  # of attention maps side by side, at most
+
 
 def is_box(box: np.ndarray | None) -> bool:
     return box is not None and bool(np.isfinite(np.asarray(box, float)).all())
@@ -72,13 +74,9 @@ def heat_image(values: np.ndarray) -> Image.Image:
 
 @styled
 def attention_overlay(
-    image: Image.Image,
-    maps: np.ndarray,
-    titles: Sequence[str],
-    box: np.ndarray | None = None,
+    image: Image.Image, maps: np.ndarray, titles: Sequence[str], box: np.ndarray | None = None,
     truth: np.ndarray | None = None,
-    columns: int = 4,  # at most
-) -> Figure:
+) -> Figure:  # fmt: skip
     """The heat maps of the paper's pipeline figure: attention over the image, one panel a map.
 
     maps: [k, h, w] attention >= 0 over the image-token grid, up-sampled bilinearly to the image, each divided by its
@@ -89,7 +87,7 @@ def attention_overlay(
     maps = np.asarray(maps, float)
     if maps.ndim != 3 or len(maps) != len(titles) or not len(maps):
         raise ValueError(f"maps must be [k, h, w] with k = {len(titles)} titles, at least one; got {maps.shape}")
-    rows = -(-len(maps) // columns)
+    rows = -(-len(maps) // COLUMNS)
     columns = -(-len(maps) // rows)  # even rows: six maps are 3 + 3
     side = 9.0 / max(columns, 3)
     size = (side * columns + 0.9, (side * image.height / image.width + 0.5) * rows + 0.4)
@@ -181,13 +179,9 @@ def draw_candidates(axes: Axes, boxes: np.ndarray, scores: np.ndarray | None, ch
 
 @styled
 def candidate_boxes(
-    image: Image.Image,
-    boxes: np.ndarray,
-    scores: np.ndarray | None = None,
-    truth: np.ndarray | None = None,
-    chosen: int | None = None,
-    label: str = "chosen",
-) -> Figure:
+    image: Image.Image, boxes: np.ndarray, scores: np.ndarray | None = None, truth: np.ndarray | None = None,
+    chosen: int | None = None, label: str = "chosen",
+) -> Figure:  # fmt: skip
     """The candidates b_1 to b_N of the paper's pipeline figure on one image.
 
     boxes: [n, 4] xyxy in pixels, NaN rows (no box in the answer) left out

@@ -12,6 +12,7 @@ from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import write_text
 from acs_lib.evaluation import published
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM
+from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.evaluation.claims import LEVEL, lower_for_good
 from acs_lib.evaluation.confidence import PUBLISHED_AUROC
 from acs_lib.lvlms.load import is_embedded
@@ -53,12 +54,11 @@ def say_regressor(table: pd.DataFrame, bound: float = published.REGRESSOR_PEARSO
     for (lvlm, dataset), rows in table.groupby(["lvlm", "dataset"], sort=False):
         rows = rows.set_index("split")
         test = rows.loc["test"]
-        text = f"{lvlm} on unseen images of {dataset}: r = {test['pearson']:.3f} {_interval(test)}"
+        text = f"{lvlm} on unseen images of {dataset}: r = {estimate(test, 'pearson', '.3f')}"
         if "test, labels shuffled" in rows.index:
             control = rows.loc["test, labels shuffled"]
-            text += (
-                f", with shuffled labels {control['pearson']:.3f} (mean of {CONTROLS}, SD {control['pearson_sd']:.3f})"
-            )
+            r, deviation = control["pearson"], control["pearson_sd"]
+            text += f", with shuffled labels {r:.3f} (mean of {CONTROLS}, SD {deviation:.3f})"
         parts.append(text)
     test = table[table["split"] == "test"]
     above = (test["pearson"] > bound).all()
@@ -68,11 +68,6 @@ def say_regressor(table: pd.DataFrame, bound: float = published.REGRESSOR_PEARSO
         f"above it in {sure} of {len(test)} columns.",
         parts,
     )
-
-
-def _interval(row) -> str:
-    """[lo, hi] of Pearson's r."""
-    return f"[{row['pearson_lo']:.3f}, {row['pearson_hi']:.3f}]"
 
 
 def say_heads(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
@@ -91,29 +86,27 @@ def say_heads(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
     return say(f"heads in D_c, as the validation split chose them: {few}.", parts)
 
 
-def say_significance(table: pd.DataFrame, level: float = LEVEL) -> Markdown:
+def say_significance(table: pd.DataFrame) -> Markdown:
     """Which methods differ from greedy by both tests after Holm's correction, from `significance_table`."""
     parts = []
     for (lvlm, dataset), rows in table.groupby(["lvlm", "dataset"], sort=False):
-        sure = rows[rows[["p_bootstrap_holm", "p_mcnemar_holm"]].max(axis=1) < level]
+        sure = rows[rows[["p_bootstrap_holm", "p_mcnemar_holm"]].max(axis=1) < LEVEL]
         above, below = (list(sure.loc[sign * sure["delta_vs_greedy"] > 0, "method"]) for sign in (1, -1))
         parts.append(f"{lvlm} on {dataset}: above {', '.join(above) or 'none'}; below {', '.join(below) or 'none'}")
     return say(
-        f"told apart from greedy by the paired bootstrap and by McNemar's test, both p < {level} after Holm's "
+        f"told apart from greedy by the paired bootstrap and by McNemar's test, both p < {LEVEL} after Holm's "
         "correction over the methods of a column:",
         parts,
     )
 
 
-def say_ranks(ranks: pd.DataFrame, method: str = "ACS-Free") -> Markdown:
-    """Where a method stands among those without training, from `rank_table`."""
-    row = ranks.set_index("method").loc[method]
-    best = ranks.iloc[0]
+def say_ranks(ranks: pd.DataFrame) -> Markdown:
+    """Where ACS-Free stands among the methods without training, from `rank_table`."""
+    best, free = ranks.iloc[0], ranks.set_index("method").loc["ACS-Free"]
     same = [f"{row.method} hits the same queries as {row.same}: one rank" for row in ranks.itertuples() if row.same]
     return say(
-        f"{method} has a mean rank of {row['mean_rank']:.1f} [{row['mean_rank_lo']:.1f}, {row['mean_rank_hi']:.1f}] "
-        f"among {len(ranks)} methods without training; the best is {best['method']} with {best['mean_rank']:.1f} "
-        f"[{best['mean_rank_lo']:.1f}, {best['mean_rank_hi']:.1f}].",
+        f"ACS-Free has a mean rank of {estimate(free, 'mean_rank', '.1f')} among {len(ranks)} methods without "
+        f"training; the best is {best['method']} with {estimate(best, 'mean_rank', '.1f')}.",
         same,
     )
 
@@ -150,8 +143,7 @@ def planted(profile: Profile) -> str:
 
 def _points(row, value: str) -> str:
     """A difference of rates with its interval, in percentage points: '+1.2 [-0.3, +2.7]'."""
-    point, lo, hi = (100 * getattr(row, f"{value}{end}") for end in ("", "_lo", "_hi"))
-    return f"{point:+.1f} [{lo:+.1f}, {hi:+.1f}]"
+    return estimate(row, value, "+.1f", 100)
 
 
 def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
@@ -195,8 +187,7 @@ def say_ranked(table: pd.DataFrame) -> Markdown:
         learned = rows.set_index("method").loc["ACS-Learned"]
         parts.append(
             f"{lvlm} on {dataset}, against {kind}: {best['method']} ({best['pair_auroc']:.2f}; ACS-Learned "
-            f"{learned['pair_auroc']:.2f} [{learned['pair_auroc_lo']:.2f}, {learned['pair_auroc_hi']:.2f}], "
-            f"{learned['pairs']} pairs)"
+            f"{estimate(learned, 'pair_auroc')}, {learned['pairs']} pairs)"
         )
     return say("the score that tells a good box best from a mistake, by kind of mistake:", parts)
 
@@ -231,10 +222,7 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
             continue
         best = rows["auroc"].idxmax()
         names = (best, "ACS-Learned", "ACS-Free", "sequence log-prob", *PUBLISHED_AUROC)
-        first, *others = (
-            f"{rows['auroc'][name]:.2f} [{rows['auroc_lo'][name]:.2f}, {rows['auroc_hi'][name]:.2f}] ({name})"
-            for name in dict.fromkeys(names)
-        )
+        first, *others = (f"{estimate(rows.loc[name], 'auroc')} ({name})" for name in dict.fromkeys(names))
         parts.append(f"{lvlm} on {dataset}: the best is {first}, beside {', '.join(others)}")
     published = "; ".join(f"{name} {numbers}" for name, numbers in PUBLISHED_AUROC.items())
     return say(

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from acs_lib.core.files import write_text
-from acs_lib.evaluation.accuracy import MAIN_COLUMNS
 from acs_lib.evaluation.published import main_results
 from acs_lib.method.baselines.likelihood import P_TRUE
 from acs_lib.profiles import Profile
@@ -106,7 +105,7 @@ def write_comparison(profile: Profile, folder: Path) -> bool:
     if columns.isdisjoint((lvlm.name, dataset.name) for lvlm in profile.lvlms for dataset in profile.datasets):
         return False
     file = Path(folder) / "tables" / "main_results.csv"
-    measured = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=MAIN_COLUMNS)
+    measured = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["lvlm", "dataset", "method", "family"])
     caption = "Acc@0.5 on small objects in %: the paper's numbers, and those measured here (95 % interval)."
     write_table(published_and_measured(measured), folder, "published_and_measured", caption)
     return True

@@ -97,11 +97,9 @@ def collect_run(
     cells = profile.map_side**2 if profile.map_side else mean_cells(load_spec(lvlm_spec), queries)
     config = lvlm_config(lvlm_spec).get_text_config()
     key_parts = {
-        "lvlm": lvlm_spec.model_dump(),
-        "weights": lvlm_digest(lvlm_spec),
-        "sampling": profile.sampling.model_dump(),
-        "data": data_digest(dataset, split),
-    }
+        "lvlm": lvlm_spec.model_dump(), "weights": lvlm_digest(lvlm_spec),
+        "sampling": how.model_dump(), "data": data_digest(dataset, split),
+    }  # fmt: skip
     if profile.map_side:
         key_parts["map_side"] = profile.map_side
     return fill(
@@ -160,9 +158,8 @@ def collect_p_true(lvlm: LVLM, run: Run, folder: Path) -> pd.DataFrame:
         path = folder / f"{shard:05d}.parquet"
         if not path.exists():
             records = run.records(shard)
-            frames = [
-                _ask_query(lvlm, queries.loc[name], rows) for name, rows in records.groupby("query_id", sort=False)
-            ]
+            groups = records.groupby("query_id", sort=False)
+            frames = [_ask_query(lvlm, queries.loc[name], rows) for name, rows in groups]
             with replacing(path) as aside:
                 pd.concat(frames, ignore_index=True).to_parquet(aside, index=False)
         parts.append(pd.read_parquet(path))

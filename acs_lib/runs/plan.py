@@ -167,18 +167,13 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
             if profile.p_true and split == "test":
                 hours += count * verification_seconds(model, tokens, how.samples + 1, gpu) / 3600
             memory.append(memory_bytes(model, largest, *settings))
-            rows.append(
-                (
-                    spec.name, dataset.name, split, count, count * (how.samples + 1), tokens.image, hours,
-                    count * maps / 1e9, counted, images,
-                )
-            )  # fmt: skip
+            answers, disk = count * (how.samples + 1), count * maps / 1e9
+            rows.append((spec.name, dataset.name, split, count, answers, tokens.image, hours, disk, counted, images))
         weights = BFLOAT16 * parameters / 1e9
         models.append((spec.name, parameters, weights, max(memory) / 1e9, max(host) / 1e9, training))
     names = "lvlm dataset split queries answers image_tokens gpu_hours maps_gb counted images".split()
-    return pd.DataFrame(rows, columns=names), pd.DataFrame(
-        models, columns=["lvlm", "parameters", "weights_gb", "memory_gb", "host_gb", "regressor_hours"]
-    )
+    of_lvlms = "lvlm parameters weights_gb memory_gb host_gb regressor_hours".split()
+    return pd.DataFrame(rows, columns=names), pd.DataFrame(models, columns=of_lvlms)
 
 
 def _queries(profile: Profile, dataset, split: str) -> tuple[pd.Series, bool, str]:

@@ -61,15 +61,10 @@ def locked(folder: Path):
 
 
 def fill(
-    folder: Path,
-    queries: pd.DataFrame,
-    answer: Callable[[pd.DataFrame], list[CandidatesWithRecords]],
-    key_parts: dict,
-    bytes_per_query: int,
-    batch: int = 16,
-    progress: str = "sampling",
+    folder: Path, queries: pd.DataFrame, answer: Callable[[pd.DataFrame], list[CandidatesWithRecords]],
+    key_parts: dict, bytes_per_query: int, batch: int = 16, progress: str = "sampling",
     backend: Callable[..., Iterable[list[CandidatesWithRecords]]] = map,
-) -> "Run":
+) -> "Run":  # fmt: skip
     """Fill a run directory with `answer(batch of queries)` for every query, and return it.
 
     `key_parts` is everything besides the queries that determines the answers; a directory with another key is emptied
@@ -190,16 +185,12 @@ def write_part(folder: Path, number: int, part: range, answers: list[CandidatesW
     rows = []
     for candidates, records in answers:
         for index, record in enumerate(records):
-            rows.append(
-                {
-                    "query_id": candidates.query_id,
-                    "candidate": index,
-                    **record,
-                    **dict(zip(BOX, candidates.boxes[index].tolist())),
-                    **{STORED_AS.get(name, name): getattr(candidates, name)[index] for name in PER_TOKEN},
-                    "coordinate_tokens": candidates.coordinate_tokens[index],
-                }
-            )
+            tokens = {STORED_AS.get(name, name): getattr(candidates, name)[index] for name in PER_TOKEN}
+            rows.append({
+                "query_id": candidates.query_id, "candidate": index, **record,
+                **dict(zip(BOX, candidates.boxes[index].tolist())), **tokens,
+                "coordinate_tokens": candidates.coordinate_tokens[index],
+            })  # fmt: skip
     statistics = np.concatenate([candidates.statistics for candidates, _ in answers])
     _save_part(folder, number, part, pd.DataFrame(rows), statistics, [candidates.maps for candidates, _ in answers])
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib.core.candidates import COORDINATES, STATISTICS, Candidates
-from acs_lib.evaluation.accuracy import ORACLE, RANDOM, SIZES, main_table, make_choices
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM, SIZES, accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import paired_difference
 from acs_lib.method import heads, regressor
 from acs_lib.method.baselines import SELECTORS
@@ -195,7 +195,7 @@ def rows(
     standard: pd.DataFrame | None = None, kept: Iterable[str] = (), candidates: Iterable[Candidates] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """COLUMNS of one factor over `queries` (the small objects): one row a value and method (the mean over those named
-    alike), and of the controls `kept` with value '-'.
+    alike), and of the controls `kept`, with the first value.
 
     standard: choices (see evaluation.accuracy) of the same methods as the profile has them, on these queries or more
     candidates: the queries' own, unless others are given
@@ -205,7 +205,7 @@ def rows(
         candidates = e.candidates(queries, maps=any(value == SPATIAL for value, _ in named))
     selectors = [replace(selector, name=f"{value}\t{selector.name}") for value, selector in named]
     choices, draws = choices_by_method(e, selectors, candidates), e.profile.bootstrap
-    table = main_table(choices, queries, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=draws)
+    table = e.labelled(accuracy_table(choices, queries, draws=draws))
     table = table[table["method"].str.contains("\t") | table["method"].isin(list(kept))]
     parts = table["method"].str.split("\t")
     gains = np.full((len(table), 3), np.nan)
@@ -216,7 +216,7 @@ def rows(
             paired_difference(choices, queries, name, STANDARD + part[-1], draws=draws)[:3]
             for name, part in zip(table["method"], parts)
         ]
-    table = table.assign(factor=factor, value=parts.map(lambda part: part[0] if len(part) > 1 else "-"))
+    table = table.assign(factor=factor, value=parts.map(lambda part: part[0] if len(part) > 1 else named[0][0]))
     table[["delta", "delta_lo", "delta_hi"]] = gains
     return table.assign(method=parts.str[-1])[COLUMNS]
 
@@ -274,13 +274,11 @@ def stored(study: Study, e: Experiment, own: list[Selector], standard: pd.DataFr
         sizes = {shards * SHARD: trained(study, e, most=shards) for shards in fewer}
         yield against("training queries", _named(sizes | {len(train.queries): learned}))
     by_threshold = small_parts(e.queries(), e.dataset.kind == "coco")
-    for factor, groups in (
-        ("threshold of small", by_threshold),
-        ("applied to size", {size: e.queries(size) for size in SIZES}),
-    ):
+    by_size = {size: e.queries(size) for size in SIZES}
+    for factor, groups in (("threshold of small", by_threshold), ("applied to size", by_size)):
         for value, part in groups.items():
             if len(part):
-                yield rows(e, factor, _named({value: own}), part, kept=KEPT).assign(value=value)
+                yield rows(e, factor, _named({value: own}), part, kept=KEPT)
 
 
 def unread_rows(records: pd.DataFrame) -> dict[str, str]:
@@ -319,8 +317,7 @@ def counted(study: Study, e: Experiment, standard: pd.DataFrame) -> Iterator[pd.
     for n in range(1, most + 1):
         first = (c.first(n + 1) for c in candidates)
         named = [(str(n), selector) for selector in selectors]
-        found = rows(answered, "samples", named, e.small, standard=standard, kept=KEPT, candidates=first)
-        yield found.assign(value=str(n))
+        yield rows(answered, "samples", named, e.small, standard=standard, kept=KEPT, candidates=first)
 
 
 def sampled(study: Study, e: Experiment, own: list[Selector], standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -333,13 +330,12 @@ def sampled(study: Study, e: Experiment, own: list[Selector], standard: pd.DataF
     cases += [("top-p", f"{p:g}", {"top_p": p}) for p in spec.top_ps]
     cases += [("row read", row, {"row": row}) for row in spec.rows if row not in left_out]
     for factor in dict.fromkeys(factor for factor, _, _ in cases):
-        value = profiled[factor]
-        yield rows(e, factor, _named({value: own}), standard=standard, kept=KEPT).assign(value=value)
+        yield rows(e, factor, _named({profiled[factor]: own}), standard=standard, kept=KEPT)
     for factor, value, settings in cases:
         other = changed(study, f"{factor.split()[0]}-{value}", **settings)
         answered = _answers(other, e)
         named = _named({value: as_profiled(other, answered)})
-        yield rows(answered, factor, named, e.small, standard=standard, kept=KEPT).assign(value=value)
+        yield rows(answered, factor, named, e.small, standard=standard, kept=KEPT)
     if spec.trained_on:
         yield rows(e, "trained on size", _named({"small": own}), standard=standard)
     for size in spec.trained_on:
@@ -360,10 +356,8 @@ def crossed(study: Study, experiments: list[Experiment]) -> Iterator[pd.DataFram
     for e in experiments:
         standard = choices_by_method(e, as_profiled(study, e), e.candidates())
         for name in sorted(found_on, key=lambda name: name != study.train_set.name):
-            value = f"{name}, on {e.dataset.name}"
-            named = _named({value: as_profiled(found_on[name], e)})
-            factor = "found on one dataset, applied to another"
-            yield rows(e, factor, named, standard=standard, kept=KEPT).assign(value=value)
+            named = _named({f"{name}, on {e.dataset.name}": as_profiled(found_on[name], e)})
+            yield rows(e, "found on one dataset, applied to another", named, standard=standard, kept=KEPT)
 
 
 def ablation_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:

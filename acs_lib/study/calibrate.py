@@ -21,17 +21,10 @@ LEAST = 8  # queries in either split, below which nothing can be told
 
 
 def make_profile(
-    lvlm: LVLMSpec,
-    annotations: Path,
-    images: Path,
-    queries: int = 2000,
-    small: float = 0.01,
-    layers: int | None = None,
-    samples: int = 10,
-    temperature: float | None = None,
-    top_p: float | None = None,
+    lvlm: LVLMSpec, annotations: Path, images: Path, queries: int = 2000, small: float = 0.01,
+    layers: int | None = None, samples: int = 10, temperature: float | None = None, top_p: float | None = None,
     seed: int = 0,
-) -> Profile:
+) -> Profile:  # fmt: skip
     """The profile of a calibration: one LVLM, one COCO-format file, split by image.
 
     queries: at most so many objects to train on, and a quarter of it to validate with

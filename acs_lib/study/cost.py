@@ -93,8 +93,7 @@ def stages(e: Experiment, queries: pd.DataFrame, model: AttentionIoURegressor, m
     with TemporaryDirectory() as folder, measure() as found["store"]:
         write_part(Path(folder), 0, range(len(answers)), answers)
         join_parts(Path(folder), 0)
-    candidates = [c for c, _ in answers]
-    free = acs_free(e.head_set.heads)
+    candidates, free = [c for c, _ in answers], acs_free(e.head_set.heads)
     with measure() as found["selection: ACS-Free"]:
         for c in candidates:
             free.score(c)
@@ -117,21 +116,15 @@ def cost_table(experiments: list[Experiment], models: list[AttentionIoURegressor
     """
     tables = []
     for e, model in zip(experiments, models, strict=True):
-        queries = e.small
-        batch = min(len(queries), e.profile.batch_queries)
-        parts = [queries.iloc[start : start + batch] for start in range(0, len(queries), batch)][:BATCHES]
+        batch = min(len(e.small), e.profile.batch_queries)
+        parts = [e.small.iloc[start : start + batch] for start in range(0, len(e.small), batch)][:BATCHES]
         measured = [stages(e, part, model, timed) / len(part) for part in (parts[0], *parts)][1:]
-        seconds = pd.DataFrame(measured).median().clip(lower=0)
+        seconds = pd.DataFrame(measured).median().clip(lower=0)[list(STAGES)].to_numpy()
         peak = pd.DataFrame([stages(e, part, model, peak_memory) for part in parts[:MEMORY_BATCHES]])
-        peak = peak.max().clip(lower=0) / 1e6
-        numbers = {
-            "lvlm": e.lvlm.name,
-            "stage": STAGES,
-            "seconds_per_query": seconds[list(STAGES)].to_numpy(),
-            "share_of_seconds": (seconds / seconds.sum())[list(STAGES)].to_numpy(),
-            "peak_mb": peak[list(STAGES)].to_numpy(),
-            "peak_mb_per_query": peak[list(STAGES)].to_numpy() / batch,
+        peak = peak.max().clip(lower=0)[list(STAGES)].to_numpy() / 1e6
+        tables.append(pd.DataFrame({
+            "lvlm": e.lvlm.name, "stage": STAGES, "seconds_per_query": seconds,
+            "share_of_seconds": seconds / seconds.sum(), "peak_mb": peak, "peak_mb_per_query": peak / batch,
             "batch_queries": batch,
-        }
-        tables.append(pd.DataFrame(numbers))
+        }))  # fmt: skip
     return pd.concat(tables, ignore_index=True)

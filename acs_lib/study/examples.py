@@ -12,16 +12,14 @@ from acs_lib.runs.store import BOX, Run
 from acs_lib.study.experiment import Experiment
 
 
-def most_varied_query(run: Run, size: str = "small") -> str:
-    """The query of that size with the largest spread of IoU among its sampled answers.
-
-    ValueError where no query of that size has two sampled answers with a box.
-    """
-    queries = run.queries.set_index("query_id")["size"]
+def most_varied_query(run: Run) -> str:
+    """The query for a small object with the largest spread of IoU among its sampled answers; ValueError where none has
+    two sampled answers with a box."""
+    small = run.queries.loc[run.queries["size"] == "small", "query_id"]
     sampled = run.records().query("candidate > 0 and failure == ''")
-    spread = sampled[sampled["query_id"].map(queries) == size].groupby("query_id")["iou"].std().dropna()
+    spread = sampled[sampled["query_id"].isin(small)].groupby("query_id")["iou"].std().dropna()
     if spread.empty:
-        raise ValueError(f"no {size} object has two sampled answers with a box; ask for more queries (--limit)")
+        raise ValueError("no small object has two sampled answers with a box; ask for more queries (--limit)")
     return spread.idxmax()
 
 
@@ -77,17 +75,9 @@ def outcome_cases(e: Experiment, outcome: str, count: int) -> list[dict]:
     for query_id in order:
         image, truth = image_of(e.run, query_id)
         pick = int(candidate[query_id])
-        cases.append(
-            {
-                "query_id": query_id,
-                "image": image,
-                "category": category[query_id],
-                "truth": truth,
-                "greedy": records.loc[(query_id, 0), BOX].to_numpy(float),
-                "chosen": records.loc[(query_id, pick), BOX].to_numpy(float),
-                "greedy_iou": iou["greedy"][query_id],
-                "chosen_iou": iou["ACS-Learned"][query_id],
-                "candidate": pick,
-            }
-        )
+        cases.append({
+            "query_id": query_id, "image": image, "category": category[query_id], "truth": truth, "candidate": pick,
+            "greedy": records.loc[(query_id, 0), BOX].to_numpy(float), "greedy_iou": iou["greedy"][query_id],
+            "chosen": records.loc[(query_id, pick), BOX].to_numpy(float), "chosen_iou": iou["ACS-Learned"][query_id],
+        })  # fmt: skip
     return cases

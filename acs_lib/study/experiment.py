@@ -1,7 +1,7 @@
 """One LVLM on one dataset, resolved once: what every table, figure and ablation is a function of."""
 
 import functools
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -97,6 +97,11 @@ def resolve(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec) -> Experiment:
     run = study.run(lvlm, dataset, "test")
     predictions, asked = study.predicted(lvlm, run), study.p_true(lvlm, dataset)
     return Experiment(study.profile, lvlm, dataset, run, predictions, study.head_set(lvlm), asked)
+
+
+def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.DataFrame]) -> pd.DataFrame:
+    """A table of every experiment, with leading columns lvlm and dataset, one below the other."""
+    return pd.concat([e.labelled(table(e)) for e in experiments], ignore_index=True)
 
 
 def experiments(study: Study, learned: bool = True) -> list[Experiment]:

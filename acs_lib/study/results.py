@@ -5,16 +5,9 @@ import pandas as pd
 
 from acs_lib.core.candidates import COORDINATES, ENTROPY, STATISTICS
 from acs_lib.datasets.splits import other_boxes
-from acs_lib.evaluation import published
-from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, main_table, make_choices, make_fusions
+from acs_lib.evaluation import confidence, published
+from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, accuracy_table, make_choices, make_fusions
 from acs_lib.evaluation.bootstrap import correlation_interval, image_counts, paired_difference
-from acs_lib.evaluation.confidence import (
-    confidence_table,
-    reliability,
-    risk_coverage_table,
-    score_frame,
-    within_query_r,
-)
 from acs_lib.evaluation.mistakes import KINDS, makeup, mixed_only, ranked_right
 from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, same_hits, significance
 from acs_lib.method import regressor
@@ -22,11 +15,10 @@ from acs_lib.method.baselines import FUSIONS, SELECTORS
 from acs_lib.method.heads import GROUPS, in_group
 from acs_lib.method.selection import ALL_HEADS
 from acs_lib.runs.store import Run
-from acs_lib.study.experiment import Experiment
+from acs_lib.study.experiment import Experiment, stacked
 from acs_lib.study.stages import Study
 
 CONTROLS = 3  # regressors trained on shuffled labels, each with its own seed
-COSTLY_DRAWS = 1000  # at most, of the bootstraps that take long
 COMPARED = (  # method, reference, size: what the paper's claims rest on
     ("ACS-Learned", "greedy", "small"),
     ("ACS-Learned", RANDOM, "small"),
@@ -42,16 +34,9 @@ RANKED = ("box area, small first", "sequence log-prob", "medoid", "entropy, all 
 RISKED = ("sequence log-prob", "medoid", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned")
 
 
-def _draws(e: Experiment, most: int = COSTLY_DRAWS) -> int:
-    return min(most, e.profile.bootstrap)
-
-
-def _main_table(e: Experiment, choices: pd.DataFrame) -> pd.DataFrame:
-    """evaluation.accuracy.main_table of choices on small objects."""
-    return main_table(
-        choices, e.small, lvlm=e.lvlm.name, dataset=e.dataset.name, published=published.main_results(),
-        draws=e.profile.bootstrap,
-    )  # fmt: skip
+def _rates(e: Experiment, choices: pd.DataFrame) -> pd.DataFrame:
+    """evaluation.accuracy.accuracy_table of choices on small objects."""
+    return accuracy_table(choices, e.small, draws=e.profile.bootstrap)
 
 
 # -------------------------------------------------------------------------------------------------------- answers
@@ -84,11 +69,12 @@ def failures(runs: list[tuple[str, str, str, Run]]) -> pd.DataFrame:
 
 def greedy_to_oracle(experiments: list[Experiment]) -> pd.DataFrame:
     """greedy_to_oracle.csv: Acc@0.5 and mIoU of the greedy answer, the mean sample and the oracle, by size."""
-    parts = []
-    for e in experiments:
+
+    def rates(e: Experiment) -> pd.DataFrame:
         choices = make_choices(e.run.candidates(), e.run.truth, [SELECTORS["greedy"]], e.profile.pool)
-        parts.append(size_table(e, choices))
-    return pd.concat(parts, ignore_index=True)
+        return accuracy_by_size(choices, e.queries(), e.profile.bootstrap)
+
+    return stacked(experiments, rates)
 
 
 def statistics_by_layer(run: Run) -> pd.DataFrame:
@@ -109,23 +95,20 @@ def regressor_table(study: Study) -> pd.DataFrame:
         for split in dataset.splits:
             run = study.run(lvlm, dataset, split)
             found = _of_small(study.predicted(lvlm, run), run)
-            images = run.queries.set_index("query_id")["image_id"]
-            interval = correlation_interval(
-                found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float),
-                pd.factorize(found["query_id"].map(images))[0], draws=study.profile.bootstrap,
-            )  # fmt: skip
-            table.append((lvlm.name, dataset.name, split, *_quality(found), *interval, np.nan))
+            images = pd.factorize(found["query_id"].map(run.queries.set_index("query_id")["image_id"]))[0]
+            predicted, iou = found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float)
+            ends = correlation_interval(predicted, iou, images, study.profile.bootstrap)
+            row = {"lvlm": lvlm.name, "dataset": dataset.name, "split": split, **_quality(found)}
+            table.append(row | dict(zip(("pearson_lo", "pearson_hi"), ends)))
     for lvlm in study.profile.lvlms:
         run = study.run(lvlm, study.train_set, "test")
         models = (study.fit(lvlm, seed, shuffle_labels=True) for seed in range(CONTROLS))
-        controls = [_quality(_of_small(regressor.predict(model, run), run)) for model in models]
-        *scores, n = np.mean(controls, axis=0)
-        spread = np.std([pearson for pearson, *_ in controls], ddof=1)
-        numbers = (*scores, int(n), np.nan, np.nan, spread)
-        table.append((lvlm.name, study.train_set.name, "test, labels shuffled", *numbers))
-    names = ["pearson", "spearman", "mae", "within_query_pearson", "n", "pearson_lo", "pearson_hi", "pearson_sd"]
-    found = pd.DataFrame(table, columns=["lvlm", "dataset", "split", *names])
-    return found[["lvlm", "dataset", "split", "pearson", "pearson_lo", "pearson_hi", *names[1:5], "pearson_sd"]]
+        controls = pd.DataFrame([_quality(_of_small(regressor.predict(model, run), run)) for model in models])
+        row = {"lvlm": lvlm.name, "dataset": study.train_set.name, "split": "test, labels shuffled"}
+        row |= {**controls.mean(skipna=False), "n": int(controls["n"].mean())}
+        table.append(row | {"pearson_sd": controls["pearson"].std(skipna=False)})
+    names = ["pearson", "pearson_lo", "pearson_hi", "spearman", "mae", "within_query_pearson", "n", "pearson_sd"]
+    return pd.DataFrame(table)[["lvlm", "dataset", "split", *names]]
 
 
 def _of_small(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -133,19 +116,20 @@ def _of_small(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
     return predictions[predictions["query_id"].map(run.queries.set_index("query_id")["size"]) == "small"]
 
 
-def _quality(predictions: pd.DataFrame) -> tuple:
-    scores = regressor.iou_correlation(predictions)
-    return scores["pearson"], scores["spearman"], scores["mae"], within_query_r(predictions), scores["n"]
+def _quality(predictions: pd.DataFrame) -> dict[str, float]:
+    """`iou_correlation`, and r inside queries."""
+    return regressor.iou_correlation(predictions) | {"within_query_pearson": confidence.within_query_r(predictions)}
 
 
 def predicted_answers(experiments: list[Experiment]) -> pd.DataFrame:
     """lvlm, dataset, image (its id), query_id, candidate, iou, predicted_iou of every answer to small test objects that
     holds a box."""
-    parts = []
-    for e in experiments:
+
+    def answers(e: Experiment) -> pd.DataFrame:
         found, image_of = _of_small(e.predictions, e.run), e.small.set_index("query_id")["image_id"]
-        parts.append(e.labelled(found.assign(image=found["query_id"].map(image_of))))
-    return pd.concat(parts, ignore_index=True)
+        return found.assign(image=found["query_id"].map(image_of))
+
+    return stacked(experiments, answers)
 
 
 def reliability_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -155,7 +139,7 @@ def reliability_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.
     for e in experiments:
         found = predicted_answers([e])
         predicted, iou = found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float)
-        frame, error = reliability(predicted, iou, pd.factorize(found["image"])[0], e.profile.bootstrap)
+        frame, error = confidence.reliability(predicted, iou, pd.factorize(found["image"])[0], e.profile.bootstrap)
         bins.append(e.labelled(frame))
         errors.append((e.lvlm.name, e.dataset.name, *error, predicted.mean(), iou.mean(), len(iou)))
     names = ["lvlm", "dataset", "ece", "ece_lo", "ece_hi", "predicted_iou", "iou", "n"]
@@ -171,15 +155,16 @@ def head_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, list]:
 
 def entropy_table(experiments: list[Experiment]) -> pd.DataFrame:
     """entropy_by_layer.csv: small objects of every test split, sampled and greedy answers together."""
-    parts = []
-    for e in experiments:
+
+    def by_layer(e: Experiment) -> pd.DataFrame:
         records, image_of = e.run.records(), e.small.set_index("query_id")["image_id"]
         kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
         images, names = pd.factorize(records["query_id"][kept].map(image_of))
-        counts = image_counts(max(1, len(names)), _draws(e))
+        counts = image_counts(max(1, len(names)), e.profile.costly_draws)
         entropy, iou = e.run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept]
-        parts.append(e.labelled(entropy_by_layer(entropy, iou, images, counts)))
-    return pd.concat(parts, ignore_index=True)
+        return entropy_by_layer(entropy, iou, images, counts)
+
+    return stacked(experiments, by_layer)
 
 
 def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
@@ -203,9 +188,8 @@ def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, c
                     sums = counts @ np.bincount(place, values, minlength=counts.shape[1])
                     lo, hi = np.quantile(sums[answers > 0] / answers[answers > 0], (0.025, 0.975))
                     table.append((coordinate, layer, group, mean, lo, hi, q25, q75, len(values)))
-    return pd.DataFrame(
-        table, columns=["coordinate", "layer", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
-    )
+    names = ["coordinate", "layer", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
+    return pd.DataFrame(table, columns=names)
 
 
 # ----------------------------------------------------------------------------------------------------- main table
@@ -213,19 +197,12 @@ def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, c
 
 def main_results(experiments: list[Experiment]) -> pd.DataFrame:
     """main_results.csv: every method on the small objects of every test split."""
-    return pd.concat([_main_table(e, e.choices_on("small")) for e in experiments], ignore_index=True)
-
-
-def size_table(e: Experiment, choices: pd.DataFrame) -> pd.DataFrame:
-    """evaluation.accuracy.accuracy_by_size of choices on objects of all sizes."""
-    return accuracy_by_size(
-        choices, e.queries(), lvlm=e.lvlm.name, dataset=e.dataset.name, draws=e.profile.bootstrap
-    )  # fmt: skip
+    return published.beside(stacked(experiments, lambda e: _rates(e, e.choices_on("small"))))
 
 
 def by_size(experiments: list[Experiment]) -> pd.DataFrame:
     """by_size.csv: every method, by object size."""
-    return pd.concat([size_table(e, e.choices) for e in experiments], ignore_index=True)
+    return stacked(experiments, lambda e: accuracy_by_size(e.choices, e.queries(), e.profile.bootstrap))
 
 
 def comparisons(experiments: list[Experiment]) -> pd.DataFrame:
@@ -235,8 +212,9 @@ def comparisons(experiments: list[Experiment]) -> pd.DataFrame:
     On small test objects, one on large ones. The best sampling baseline is the one with the highest Acc@0.5 on these
     very objects, as in the paper's table, which favours it.
     """
-    table = []
-    for e in experiments:
+
+    def compared(e: Experiment) -> pd.DataFrame:
+        table = []
         for method, reference, size in COMPARED:
             choices, queries = e.choices_on(size), e.queries(size)
             if queries.empty:
@@ -246,23 +224,18 @@ def comparisons(experiments: list[Experiment]) -> pd.DataFrame:
                 baselines = choices[choices["family"].isin(published.BASELINE_FAMILIES)]
                 name = baselines.groupby("method", sort=False)["hit"].mean().idxmax()
                 told = f"{reference}: {name}"
-            found = paired_difference(choices, queries, method, name, draws=e.profile.bootstrap)
-            table.append((e.lvlm.name, e.dataset.name, size, method, told, *found, len(queries)))
-    names = ["lvlm", "dataset", "size", "method", "reference", "delta", "delta_lo", "delta_hi", "p_value", "n_queries"]
-    compared = pd.DataFrame(table, columns=names)
-    compared["p_holm"] = compared.groupby(["lvlm", "dataset"])["p_value"].transform(holm)
-    return compared
+            found = paired_difference(choices, queries, method, name, e.profile.bootstrap)
+            table.append((size, method, told, *found, len(queries)))
+        names = ["size", "method", "reference", "delta", "delta_lo", "delta_hi", "p_value", "n_queries"]
+        compared = pd.DataFrame(table, columns=names)
+        return compared.assign(p_holm=holm(compared["p_value"]))
+
+    return stacked(experiments, compared)
 
 
 def significance_table(experiments: list[Experiment]) -> pd.DataFrame:
     """significance.csv: evaluation.significance of every column, small test objects."""
-    parts = [
-        significance(
-            e.choices_on("small"), e.small, lvlm=e.lvlm.name, dataset=e.dataset.name, draws=e.profile.bootstrap
-        )
-        for e in experiments
-    ]
-    return pd.concat(parts, ignore_index=True)
+    return stacked(experiments, lambda e: significance(e.choices_on("small"), e.small, e.profile.bootstrap))
 
 
 def rank_table(experiments: list[Experiment], main: pd.DataFrame) -> pd.DataFrame:
@@ -281,24 +254,26 @@ def rank_table(experiments: list[Experiment], main: pd.DataFrame) -> pd.DataFram
 
 def fusion_table(experiments: list[Experiment]) -> pd.DataFrame:
     """The methods whose box is outside the pool against greedy; columns and statistics of main_results.csv."""
-    parts = []
-    for e in experiments:
+
+    def rates(e: Experiment) -> pd.DataFrame:
         fused = make_fusions(e.candidates(), e.run.truth, FUSIONS.values())
-        parts.append(_main_table(e, pd.concat([e.choose(["greedy"], e.small), fused])))
-    return pd.concat(parts, ignore_index=True)
+        return _rates(e, pd.concat([e.choose(["greedy"], e.small), fused]))
+
+    return published.beside(stacked(experiments, rates))
 
 
 def candidates_sweep(experiments: list[Experiment]) -> pd.DataFrame:
     """candidates_sweep.csv: Acc@0.5 on small test objects when only the first n_samples sampled answers are there."""
-    parts = []
-    for e in experiments:
-        candidates, selectors = list(e.candidates()), [e.selectors[name] for name in SWEPT]
+
+    def rates(e: Experiment) -> pd.DataFrame:
+        candidates, selectors, parts = list(e.candidates()), [e.selectors[name] for name in SWEPT], []
         for n in range(1, e.profile.sampling.samples + 1):
             first = (found.first(n + 1) for found in candidates)
-            table = _main_table(e, make_choices(first, e.run.truth, selectors, e.profile.pool))
-            parts.append(table.assign(n_samples=n))
-    kept = ["lvlm", "dataset", "n_samples", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou"]
-    return pd.concat(parts, ignore_index=True)[kept]
+            parts.append(_rates(e, make_choices(first, e.run.truth, selectors, e.profile.pool)).assign(n_samples=n))
+        kept = ["n_samples", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou"]
+        return pd.concat(parts)[kept]
+
+    return stacked(experiments, rates)
 
 
 # ------------------------------------------------------------------------------------------ mistakes and confidence
@@ -306,30 +281,32 @@ def candidates_sweep(experiments: list[Experiment]) -> pd.DataFrame:
 
 def kind_table(e: Experiment) -> pd.DataFrame:
     """Kind of mistake (see evaluation.mistakes.makeup) of every sampled answer to a small test object."""
-    others = other_boxes(e.dataset, "test", e.small)
-    return makeup(e.candidates(), e.run.truth, others)
+    return makeup(e.candidates(), e.run.truth, other_boxes(e.dataset, "test", e.small))
 
 
 def kind_shares(experiments: list[Experiment]) -> pd.DataFrame:
     """mistakes.csv: the shares of evaluation.mistakes.KINDS among the sampled answers, to all queries for small objects
     and to the mixed ones."""
-    table = []
-    for e in experiments:
-        frame = kind_table(e)
-        for queries, part in (("all", frame), ("mixed", mixed_only(frame))):
-            shares = part["kind"].value_counts(normalize=True).reindex(KINDS, fill_value=0.0)
-            table.append((e.lvlm.name, e.dataset.name, queries, part["query_id"].nunique(), *shares))
-    return pd.DataFrame(table, columns=["lvlm", "dataset", "queries", "n_queries", *KINDS])
+
+    def shares(e: Experiment) -> pd.DataFrame:
+        kinds, table = kind_table(e), []
+        for queries, part in (("all", kinds), ("mixed", mixed_only(kinds))):
+            found = part["kind"].value_counts(normalize=True).reindex(KINDS, fill_value=0.0)
+            table.append((queries, part["query_id"].nunique(), *found))
+        return pd.DataFrame(table, columns=["queries", "n_queries", *KINDS])
+
+    return stacked(experiments, shares)
 
 
 def ranked_table(experiments: list[Experiment]) -> pd.DataFrame:
     """ranked_right.csv: evaluation.mistakes.ranked_right of size, a likelihood, a consensus and the ACS scores."""
-    parts = []
-    for e in experiments:
+
+    def ranked(e: Experiment) -> pd.DataFrame:
         images = dict(zip(e.run.queries["query_id"], e.run.queries["image_id"]))
         scores = [e.selectors[name] for name in RANKED]
-        parts.append(e.labelled(ranked_right(e.candidates(), kind_table(e), scores, images, draws=e.profile.bootstrap)))
-    return pd.concat(parts, ignore_index=True)
+        return ranked_right(e.candidates(), kind_table(e), scores, images, draws=e.profile.bootstrap)
+
+    return stacked(experiments, ranked)
 
 
 def confidence_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -338,9 +315,9 @@ def confidence_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.D
     for e in experiments:
         selectors = [selector for name, selector in e.selectors.items() if name != "greedy"]
         images = dict(zip(e.small["query_id"], e.small["image_id"]))
-        scores = score_frame(e.candidates(maps=True), e.run.truth, selectors)
-        tables.append(e.labelled(confidence_table(scores, selectors, images, e.profile.bootstrap)))
-        curves.append(e.labelled(risk_coverage_table(scores, RISKED, images, _draws(e))))
+        scores = confidence.score_frame(e.candidates(maps=True), e.run.truth, selectors)
+        tables.append(e.labelled(confidence.confidence_table(scores, selectors, images, e.profile.bootstrap)))
+        curves.append(e.labelled(confidence.risk_coverage_table(scores, RISKED, images, e.profile.costly_draws)))
     return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
 
 
@@ -355,7 +332,7 @@ def measured_text(rate: float, lo: float, hi: float, n: int) -> str:
 def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
     """The paper's table again, with what was measured beside it, one row a published number.
 
-    main_table: rows of `evaluate.main_table`, of any columns of the paper's table, or none
+    main_table: rows of main_results.csv, of any columns of the paper's table, or none
     Returns lvlm, dataset, method, published_acc50 (%), measured_acc50 ('49.1 [45.6, 52.7], n = 816', %, or 'not run'),
     measured_method: for the best sampling baseline the best measured one, by Acc@0.5 of the same column, as in the
     paper; else the method itself, empty where it was not run.

@@ -16,7 +16,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import ENTROPY, Candidates, Heads
-from acs_lib.evaluation.accuracy import main_table, make_choices
+from acs_lib.evaluation.accuracy import accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import INTERVAL, image_counts, share_interval
 from acs_lib.evaluation.confidence import drawn_auroc
 from acs_lib.method import heads
@@ -25,10 +25,10 @@ from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import Selector, acs_free
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, Run
-from acs_lib.study.experiment import Experiment
-from acs_lib.study.results import COSTLY_DRAWS
+from acs_lib.study.experiment import Experiment, stacked
 from acs_lib.study.stages import Study
 
+ANSWERS = 500  # that attributions are the mean of
 ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")
 Model = Callable[[torch.Tensor], torch.Tensor]  # maps [n, 4, layers, heads, h, w] -> [n]
 
@@ -47,30 +47,29 @@ def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> torch
     return FeatureAblation(model).attribute(maps, baseline, feature_mask=layer_of)[:, 0, :, 0, 0, 0].abs()
 
 
-def first_maps(run: Run, grid: tuple[int, int], answers: int) -> torch.Tensor:
-    """Maps [n, 4, layers, heads, h, w] float32 of the first answers of a run that hold a box."""
+def first_maps(run: Run, grid: tuple[int, int]) -> torch.Tensor:
+    """Maps [n, 4, layers, heads, h, w] float32 of the first ANSWERS of a run that hold a box."""
     parts, seen = [], 0
     for shard in run.shards:
-        parts.append(maps_with_iou(run, shard, grid)[0][: answers - seen].float())
+        parts.append(maps_with_iou(run, shard, grid)[0][: ANSWERS - seen].float())
         seen += len(parts[-1])
-        if seen >= answers:
+        if seen >= ANSWERS:
             break
     return torch.cat(parts)
 
 
-def attributions(model: AttentionIoURegressor, run: Run, draws: int, answers: int = 500) -> pd.DataFrame:
+def attributions(model: AttentionIoURegressor, run: Run, draws: int) -> pd.DataFrame:
     """One row a layer: the three ATTRIBUTIONS as shares that sum to 1, and the interval of each (name_lo, name_hi). The
     baseline is the mean map of the answers, so that what counts is how a map differs from an ordinary one; gradient x
     input has none."""
-    maps = first_maps(run, model.grid, answers)
+    maps = first_maps(run, model.grid)
     baseline = maps.mean(0, keepdim=True)
     parts = maps.split(128)
     integrated = torch.cat([integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in parts])
     hidden = torch.cat([occlusion(model, part, baseline) for part in parts])
-    _, gradient, images = heads.attribution(model, run, answers)
-    found = zip(ATTRIBUTIONS, (gradient, integrated.numpy(), hidden.numpy()))
+    _, gradient, images = heads.attribution(model, run, ANSWERS)
     columns = {}
-    for name, values in found:
+    for name, values in zip(ATTRIBUTIONS, (gradient, integrated.numpy(), hidden.numpy())):
         columns[name] = values.sum(0) / values.sum()
         columns[f"{name}_lo"], columns[f"{name}_hi"] = share_interval(values, images, draws)
     return pd.DataFrame(columns).rename_axis("layer").reset_index()
@@ -81,7 +80,7 @@ def attribution_agreement(table: pd.DataFrame, head_scores: np.ndarray, layers: 
     `count` heads of the highest separation, head_scores [layers, heads], inside the `layers` layers that each ranks
     first."""
     found = {name: heads.select_heads(table[name].to_numpy(), head_scores, layers, count) for name in ATTRIBUTIONS}
-    pairs = [(a, b) for index, a in enumerate(ATTRIBUTIONS) for b in ATTRIBUTIONS[index + 1 :]]
+    pairs = itertools.combinations(ATTRIBUTIONS, 2)
     rows = [(a, b, float(spearmanr(table[a], table[b])[0]), jaccard(found[a], found[b])) for a, b in pairs]
     return pd.DataFrame(rows, columns=["a", "b", "spearman", "jaccard"])
 
@@ -132,15 +131,13 @@ def stability(
         times[tuple(np.array(again).T)] += 1
         kept.append(len(set(again) & set(chosen)) / len(chosen))
     lo, hi = np.nanquantile(drawn, INTERVAL, axis=0)
-    table = pd.DataFrame(
-        [
-            (layer, head, known[layer, head], lo[layer, head], hi[layer, head], (layer, head) in chosen, share)
-            for (layer, head), share in np.ndenumerate(times / draws)
-        ],
-        columns=["layer", "head", "auroc", "auroc_lo", "auroc_hi", "selected", "share_of_draws"],
-    )
+    rows = [
+        (*pair, known[pair], lo[pair], hi[pair], pair in chosen, times[pair] / draws)
+        for pair in np.ndindex(known.shape)
+    ]
+    names = ["layer", "head", "auroc", "auroc_lo", "auroc_hi", "selected", "share_of_draws"]
     ends = np.quantile(kept, INTERVAL)
-    return table, {"kept": float(np.mean(kept)), "lo": float(ends[0]), "hi": float(ends[1])}
+    return pd.DataFrame(rows, columns=names), {"kept": float(np.mean(kept)), "lo": float(ends[0]), "hi": float(ends[1])}
 
 
 def jaccard(a: Heads, b: Heads) -> float:
@@ -190,7 +187,7 @@ def transfer_rows(
     selectors = [_on_own_heads(name, given, coordinates) for name, given in sets.items()]
     choices = make_choices(e.candidates(), e.run.truth, selectors, e.profile.pool)
     choices = choices[choices["method"].isin(sets)]
-    table = main_table(choices, e.small, lvlm="", dataset="", reference=next(iter(sets)), draws=draws)
+    table = accuracy_table(choices, e.small, next(iter(sets)), draws)
     return table.rename(columns={"method": "found_on"})[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
 
 
@@ -217,22 +214,21 @@ def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, d
     given = np.log(records[["object_area", "box_area"]].to_numpy())
     layers, columns = np.array(head_set.heads).T
     chosen = entropy[kept][:, list(head_set.coordinates)][:, :, layers, columns]
-    means = {"all heads": read.mean((1, 2)), "D_c": chosen.mean((1, 2))}
-    table = []
+    named = [("all heads", None, None, read.mean((1, 2))), ("D_c", None, None, chosen.mean((1, 2)))]
+    named += [("one head", layer, head, read[:, layer, head]) for layer, head in np.ndindex(read.shape[1:])]
     images, names = pd.factorize(records["image"])
-    drawn_rows = [np.repeat(np.arange(len(iou)), count[images]) for count in image_counts(len(names), draws)]
-    for name, values in means.items():
-        drawn = [partial_correlation(values[rows], iou[rows], given[rows]) for rows in drawn_rows]
-        ends = np.nanquantile(drawn, INTERVAL)
+    drawn = [np.repeat(np.arange(len(iou)), count[images]) for count in image_counts(len(names), draws)]
+    table = []
+    for name, layer, head, values in named:
+        ends = None, None
+        if layer is None:
+            found = [partial_correlation(values[rows], iou[rows], given[rows]) for rows in drawn]
+            ends = np.nanquantile(found, INTERVAL)
         r = float(pearsonr(values, iou)[0])
-        table.append((name, None, None, r, partial_correlation(values, iou, given), *ends, len(iou)))
-    for layer, head in np.ndindex(read.shape[1:]):
-        values = read[:, layer, head]
-        r = float(pearsonr(values, iou)[0])
-        table.append(("one head", layer, head, r, partial_correlation(values, iou, given), None, None, len(iou)))
+        table.append((name, layer, head, r, partial_correlation(values, iou, given), *ends, len(iou)))
     ends = ["pearson", "partial_pearson", "partial_pearson_lo", "partial_pearson_hi"]
-    names = ["heads", "layer", "head", *ends, "n"]
-    return pd.DataFrame(table, columns=names).astype({"layer": "Int64", "head": "Int64"})
+    table = pd.DataFrame(table, columns=["heads", "layer", "head", *ends, "n"])
+    return table.astype({"layer": "Int64", "head": "Int64"})
 
 
 def attribution_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -241,7 +237,7 @@ def attribution_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     tables, agreements = [], []
     for lvlm in study.profile.lvlms:
         finding, train = study.find_heads(lvlm), study.run(lvlm, study.train_set, "train")
-        table = attributions(study.fit(lvlm), train, _draws(study))
+        table = attributions(study.fit(lvlm), train, study.profile.costly_draws)
         layers, count = min(study.profile.heads.layers), len(finding.head_set.heads)
         agreement = attribution_agreement(table, finding.auroc, layers, count)
         agreements.append(_of(lvlm, agreement.assign(layers=layers)))
@@ -257,7 +253,7 @@ def stability_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
         records, entropy = sampled_answers(study.run(lvlm, study.train_set, "train"))
         entropy, count = entropy[:, list(finding.head_set.coordinates)].mean(1), len(finding.head_set.heads)
         layers = max(study.profile.heads.layers)
-        table, kept = stability(entropy, records, finding.layer_scores, layers, count, _draws(study))
+        table, kept = stability(entropy, records, finding.layer_scores, layers, count, study.profile.costly_draws)
         tables.append(_of(lvlm, table))
         sets.append({"lvlm": lvlm.name, "n_heads": count, **kept})
     return pd.concat(tables, ignore_index=True), pd.DataFrame(sets)
@@ -284,12 +280,10 @@ def transfer_tables(study: Study, experiments: list[Experiment]) -> tuple[pd.Dat
             both = pd.Series(found[a]["auroc"].ravel()).corr(pd.Series(found[b]["auroc"].ravel()), "spearman")
             overlaps.append((lvlm.name, a, b, jaccard(found[a]["all"], found[b]["all"]), both))
         for e in own:
-            sets: dict[str, Heads | dict[str, Heads]] = {"D_c": head_set.heads}
-            sets |= {
-                name: part["crossed"] if name == f"{e.dataset.name}, test" else part["all"]
-                for name, part in found.items()
-            }
-            table = transfer_rows(e, sets, head_set.coordinates, _draws(study))
+            crossed = f"{e.dataset.name}, test"
+            sets = {"D_c": head_set.heads}
+            sets |= {name: part["crossed" if name == crossed else "all"] for name, part in found.items()}
+            table = transfer_rows(e, sets, head_set.coordinates, study.profile.costly_draws)
             table.insert(1, "applied_to", e.dataset.name)
             transfers.append(_of(lvlm, table))
     overlap = pd.DataFrame(overlaps, columns=["lvlm", "a", "b", "jaccard", "spearman"])
@@ -298,18 +292,11 @@ def transfer_tables(study: Study, experiments: list[Experiment]) -> tuple[pd.Dat
 
 def size_table(experiments: list[Experiment]) -> pd.DataFrame:
     """partial_correlation.csv: small objects of every test split, sampled answers."""
-    parts = []
-    for e in experiments:
-        records, entropy = sampled_answers(e.run)
-        draws = min(200, e.profile.bootstrap)
-        parts.append(e.labelled(size_effect(records, entropy, e.head_set, draws)))
-    return pd.concat(parts, ignore_index=True)
+    return stacked(
+        experiments, lambda e: size_effect(*sampled_answers(e.run), e.head_set, min(200, e.profile.bootstrap))
+    )
 
 
 def _of(lvlm: LVLMSpec, frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with a leading column lvlm."""
     return frame.assign(lvlm=lvlm.name)[["lvlm", *frame]]
-
-
-def _draws(study: Study) -> int:
-    return min(COSTLY_DRAWS, study.profile.bootstrap)

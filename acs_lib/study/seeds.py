@@ -10,9 +10,10 @@ every other table, and acc50_lo and acc50_hi here.
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
-from acs_lib.evaluation.accuracy import ORACLE, RANDOM, main_table
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM, accuracy_table
 from acs_lib.method import regressor
 from acs_lib.study.experiment import Experiment
 from acs_lib.study.stages import Study, restricted
@@ -51,13 +52,10 @@ def seeds_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
 
 def _rows(e: Experiment, small: pd.DataFrame, methods: Iterable[str], source: str, seed: int) -> pd.DataFrame:
     """COLUMNS of `methods` on one run's answers to the small objects."""
-    rows = main_table(
-        e.choose(("greedy", *methods), small), small, lvlm=e.lvlm.name, dataset=e.dataset.name,
-        draws=e.profile.bootstrap,
-    )  # fmt: skip
+    rows = accuracy_table(e.choose(("greedy", *methods), small), small, draws=e.profile.bootstrap)
     rows = rows.set_index("method").loc[list(methods)].reset_index().assign(source=source, seed=seed)
     r = regressor.iou_correlation(e.predictions[e.predictions["query_id"].isin(small["query_id"])])["pearson"]
-    return rows.assign(pearson=[r if method == LEARNED else float("nan") for method in rows["method"]])[COLUMNS]
+    return e.labelled(rows.assign(pearson=np.where(rows["method"] == LEARNED, r, np.nan)))[COLUMNS]
 
 
 def seed_spread(seeds: pd.DataFrame) -> pd.DataFrame:

@@ -149,31 +149,18 @@ class Study:
         best = self._most_accurate(validation, list(sets), coordinates)
         head_set = HeadSet(lvlm.name, self.train_set.name, best, coordinates)
         head_set.save(self._head_set_file(lvlm))
-        lo, hi = share_interval(each, images, min(2000, self.profile.bootstrap))
+        draws = min(2000, self.profile.bootstrap)
         share = scores.sum(1) / scores.sum()
-        layers = pd.DataFrame(
-            {
-                "lvlm": lvlm.name,
-                "layer": range(len(scores)),
-                "attribution": share,
-                "attribution_lo": lo,
-                "attribution_hi": hi,
-                "rank": pd.Series(share).rank(ascending=False, method="first").astype(int),
-                "selected": [layer in {chosen for chosen, _ in best} for layer in range(len(scores))],
-            }
-        )
-        grid = list(np.ndindex(scores.shape))
-        table = pd.DataFrame(
-            {
-                "lvlm": lvlm.name,
-                "layer": [layer for layer, _ in grid],
-                "head": [head for _, head in grid],
-                "attribution": (scores / scores.sum()).ravel(),
-                "auroc": separations["pooled"].ravel(),
-                "auroc_within_query": separations["within"].ravel(),
-                "selected": [pair in best for pair in grid],
-            }
-        )
+        layers = pd.DataFrame({"lvlm": lvlm.name, "layer": range(len(scores)), "attribution": share})
+        layers["attribution_lo"], layers["attribution_hi"] = share_interval(each, images, draws)
+        layers["rank"] = layers["attribution"].rank(ascending=False, method="first").astype(int)
+        layers["selected"] = layers["layer"].isin([layer for layer, _ in best])
+        layer, head = np.indices(scores.shape).reshape(2, -1)
+        table = pd.DataFrame({
+            "lvlm": lvlm.name, "layer": layer, "head": head, "attribution": (scores / scores.sum()).ravel(),
+            "auroc": separations["pooled"].ravel(), "auroc_within_query": separations["within"].ravel(),
+            "selected": [pair in best for pair in zip(layer, head)],
+        })  # fmt: skip
         return HeadFinding(layers, table, head_set)
 
     def _most_accurate(self, run: Run, sets: list[Heads], coordinates: tuple[int, ...]) -> Heads:
@@ -209,9 +196,8 @@ class Study:
         """query_id, candidate, p_true of every answer to the test split; None for an LVLM that is not asked."""
         if lvlm.name in self.p_true_unavailable:
             return None
-        folder = run_folder(self.profile, lvlm, dataset, "test")
-        run = self.run(lvlm, dataset, "test")
-        return collect_p_true(load_spec(lvlm), run, folder.with_name(f"{folder.name}-p-true"))
+        folder = run_folder(self.profile, lvlm, dataset, "test-p-true")
+        return collect_p_true(load_spec(lvlm), self.run(lvlm, dataset, "test"), folder)
 
     def with_changes(
         self, name: str, datasets: Iterable[DatasetSpec], train_on: str | None = None, **sampling

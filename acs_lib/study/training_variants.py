@@ -16,14 +16,9 @@ from acs_lib.study.results import kind_table
 
 LOG = paths.EMBEDDED / "designs.csv"
 METHODS = {
-    "greedy": "greedy",
-    "random": RANDOM,
-    "oracle": ORACLE,
-    "log_prob": "sequence log-prob",
-    "entropy_all": "entropy, all heads",
-    "acs_free": "ACS-Free",
-    "acs_learned": "ACS-Learned",
-}
+    "greedy": "greedy", "random": RANDOM, "oracle": ORACLE, "log_prob": "sequence log-prob",
+    "entropy_all": "entropy, all heads", "acs_free": "ACS-Free", "acs_learned": "ACS-Learned",
+}  # fmt: skip
 GAINS = {
     "learned_vs_greedy": ("ACS-Learned", "greedy"),
     "free_vs_random": ("ACS-Free", RANDOM),
@@ -48,10 +43,8 @@ def variant_row(e: Experiment) -> dict:
         found = paired_difference(choices, small, method, reference, draws=e.profile.bootstrap)
         row |= {f"delta_{name}": found.delta, f"delta_{name}_lo": found.lo, f"delta_{name}_hi": found.hi}
     predicted = e.predictions[(e.predictions["candidate"] > 0) & e.predictions["query_id"].isin(small["query_id"])]
-    row |= {
-        "pearson": predicted["iou"].corr(predicted["predicted_iou"]),
-        "within_query_pearson": within_query_r(predicted),
-    }
+    row["pearson"] = predicted["iou"].corr(predicted["predicted_iou"])
+    row["within_query_pearson"] = within_query_r(predicted)
     kinds = kind_table(e)
     both = mixed_only(kinds)
     row["mixed_queries"] = both["query_id"].nunique() / kinds["query_id"].nunique()

@@ -12,7 +12,7 @@ from PIL import Image
 from acs_lib import paths
 from acs_lib.core import boxes as bx
 from acs_lib.evaluation import published
-from acs_lib.evaluation.accuracy import main_table, make_choices
+from acs_lib.evaluation.accuracy import accuracy_table, make_choices
 from acs_lib.lvlms.load import load_spec
 from acs_lib.method.baselines import SELECTORS
 from acs_lib.method.maps import box_coverage
@@ -121,9 +121,8 @@ def test_photographs_go_all_the_way_into_the_reports_tables(family, study):
         assert found.boxes[0, 2] <= found.width and found.boxes[0, 3] <= found.height
 
     choices = make_choices(run.candidates(maps=True), run.truth, SELECTORS.values(), study.profile.pool)
-    main = main_table(
-        choices, run.queries, lvlm=lvlm.name, dataset=dataset.name, published=published.main_results(), draws=100
-    )
+    rates = accuracy_table(choices, run.queries, draws=100)
+    main = published.beside(rates.assign(lvlm=lvlm.name, dataset=dataset.name))
     assert list(main["method"]) and set(SELECTORS) < set(main["method"]) and (main["n_queries"] == 6).all()
     greedy = main.set_index("method").loc["greedy"]
     truth = [bx.iou(found.boxes[0], run.truth[found.query_id]) for found in run.candidates()]
