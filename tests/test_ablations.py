@@ -330,7 +330,7 @@ def test_heads_and_regressor_of_either_dataset_are_applied_to_both(study):
     content["datasets"] += (load_profile("ablations").datasets[1].model_dump(),)
     both = Planted(Profile.model_validate(content))
     columns = found_and_resolved(both)
-    table = pd.concat(ablations.crossed(both, columns))
+    table = pd.concat(ablations.crossed(ablations.trainings_by_dataset(both, both.profile.lvlms[0]), columns))
     table = table[table["method"] == "ACS-Free"]
     assert table[["value", "dataset"]].to_numpy().tolist() == [
         ["scenes, on scenes", "scenes"],
@@ -341,7 +341,8 @@ def test_heads_and_regressor_of_either_dataset_are_applied_to_both(study):
     assert (table[["delta", "delta_lo", "delta_hi"]] == 0).all(axis=None), "the planted runs are the same"
     content["datasets"][1]["splits"] = {"test": content["datasets"][1]["splits"]["test"]}
     alone = Planted(Profile.model_validate(content))
-    table = pd.concat(ablations.crossed(alone, experiments(alone)))
+    trainings = ablations.trainings_by_dataset(alone, alone.profile.lvlms[0])
+    table = pd.concat(ablations.crossed(trainings, experiments(alone)))
     assert table["dataset"].unique().tolist() == ["scenes", "scenes-shift"]
     assert table["value"].str.startswith("scenes, on").all()
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib.core.candidates import COORDINATES, STATISTICS, Candidates
+from acs_lib.core.stored import StoredAnswers
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM, SIZES, accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import paired_difference
 from acs_lib.method import heads, regressor
@@ -24,10 +25,12 @@ from acs_lib.method.baselines import SELECTORS
 from acs_lib.method.baselines.attention import spatial_entropy
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import box_coverage
+from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Selector, acs_free, acs_learned, statistic, stored_scores
+from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, SHARD, Run
 from acs_lib.study.experiment import Experiment
-from acs_lib.study.stages import Study, restricted
+from acs_lib.study.stages import HeadFinding, Study, restricted
 
 COLUMNS = [
     "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
@@ -221,29 +224,44 @@ def rows(
     return table.assign(method=parts.str[-1])[COLUMNS]
 
 
-def as_profiled(study: Study, e: Experiment) -> list[Selector]:
-    """ACS-Free and ACS-Learned, one a seed, as the study's profile has them, for an experiment's answers."""
-    finding = study.find_heads(e.lvlm)
-    frames = (study.predicted(e.lvlm, e.run, [seed]) for seed in _seeds(study))
-    learned = (acs_learned(stored_scores(frame, "predicted_iou")) for frame in frames)
-    return [acs_free(finding.head_set.heads, finding.head_set.coordinates), *learned]
+@dataclass(frozen=True)
+class Training:
+    """What one LVLM's choosing was learned from and with: the runs of the train and the validation split, how D_c was
+    found, and regressors of as many seeds as `profile.seeds.regressor` names."""
+
+    train: Run
+    validation: Run
+    finding: HeadFinding
+    models: tuple[AttentionIoURegressor, ...]
+
+    @classmethod
+    def of(cls, study: Study, lvlm: LVLMSpec) -> "Training":
+        """That of a study; trained and found now unless it was."""
+        runs = (study.run(lvlm, study.train_set, split) for split in ("train", "validation"))
+        seeds = range(max(1, study.profile.seeds.regressor))
+        return cls(*runs, study.find_heads(lvlm), tuple(study.fit(lvlm, seed) for seed in seeds))
 
 
-def trained(study: Study, e: Experiment, change: Change | None = None, most: int | None = None, **settings) -> list:
+def as_trained(training: Training, e: Experiment) -> list[Selector]:
+    """ACS-Free and ACS-Learned, one a seed, for an experiment's answers."""
+    head_set = training.finding.head_set
+    return [acs_free(head_set.heads, head_set.coordinates), *(_learned(model, e.run) for model in training.models)]
+
+
+def retrained(
+    training: Training, e: Experiment, change: Change | None = None, most: int | None = None, **settings
+) -> list[Selector]:
     """ACS-Learned with regressors of another input, training set or width, one a seed; with fewer shards they get more
     epochs (at most four times as many), so that few queries do not mean few steps."""
-    known = study.profile.regressor.model_dump(exclude={"seeds"}) | settings
-    whole, validation = (study.run(e.lvlm, study.train_set, split) for split in ("train", "validation"))
-    train = TransformedRun(whole, change, most)
-    known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(whole.shards) // len(train.shards))
-    validation, test = TransformedRun(validation, change), TransformedRun(e.run, change)
-    models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in _seeds(study))
-    return [acs_learned(stored_scores(regressor.predict(model, test), "predicted_iou")) for model in models]
+    known = e.profile.regressor.model_dump(exclude={"seeds"}) | settings
+    train, validation = TransformedRun(training.train, change, most), TransformedRun(training.validation, change)
+    known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(training.train.shards) // len(train.shards))
+    models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in range(len(training.models)))
+    return [_learned(model, TransformedRun(e.run, change)) for model in models]
 
 
-def _seeds(study: Study) -> range:
-    """Of the regressors that each ACS-Learned is the mean over."""
-    return range(max(1, study.profile.seeds.regressor))
+def _learned(model: AttentionIoURegressor, run: StoredAnswers) -> Selector:
+    return acs_learned(stored_scores(regressor.predict(model, run), "predicted_iou"))
 
 
 def _named(options: Mapping[object, Iterable[Selector]]) -> list[Named]:
@@ -251,28 +269,27 @@ def _named(options: Mapping[object, Iterable[Selector]]) -> list[Named]:
     return [(str(value), selector) for value, selectors in options.items() for selector in selectors]
 
 
-def stored(study: Study, e: Experiment, own: list[Selector], standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
+def stored(training: Training, e: Experiment, own: list[Selector], standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The factors that need no new sampling. own, standard: the selectors as the profile has them and their choices."""
-    spec, finding, learned = study.profile.ablations, study.find_heads(e.lvlm), own[1:]
-    train = study.run(e.lvlm, study.train_set, "train")
+    spec, finding, learned = e.profile.ablations, training.finding, own[1:]
 
     def against(factor: str, named: Iterable[Named], **settings) -> pd.DataFrame:
         return rows(e, factor, named, standard=standard, **settings)
 
     yield against(STANDARD, [("-", selector) for selector in own], kept=KEPT)
-    yield against("coordinates", coordinates(finding.head_set, study.profile.heads.coordinates))
+    yield against("coordinates", coordinates(finding.head_set, e.profile.heads.coordinates))
     for factor, named in counts_of_heads(finding.layer_scores, finding.auroc, finding.head_set).items():
         yield against(factor, named)
     yield against("signal of the same heads", signals(finding.head_set))
-    inputs = {"maps (the paper's)": learned} | {name: trained(study, e, change) for name, change in INPUTS.items()}
-    yield against("regressor's input", _named(inputs))
+    inputs = {name: retrained(training, e, change) for name, change in INPUTS.items()}
+    yield against("regressor's input", _named({"maps (the paper's)": learned} | inputs))
     if spec.widths:
-        widths = {width: trained(study, e, width=width) for width in spec.widths}
-        widths[study.profile.regressor.width] = learned
+        widths = {width: retrained(training, e, width=width) for width in spec.widths}
+        widths[e.profile.regressor.width] = learned
         yield against("regressor's width", _named(dict(sorted(widths.items()))))
-    if fewer := [shards for shards in spec.train_shards if shards < len(train.shards)]:
-        sizes = {shards * SHARD: trained(study, e, most=shards) for shards in fewer}
-        yield against("training queries", _named(sizes | {len(train.queries): learned}))
+    if fewer := [shards for shards in spec.train_shards if shards < len(training.train.shards)]:
+        sizes = {shards * SHARD: retrained(training, e, most=shards) for shards in fewer}
+        yield against("training queries", _named(sizes | {len(training.train.queries): learned}))
     by_threshold = small_parts(e.queries(), e.dataset.kind == "coco")
     by_size = {size: e.queries(size) for size in SIZES}
     for factor, groups in (("threshold of small", by_threshold), ("applied to size", by_size)):
@@ -306,15 +323,11 @@ def _answers(study: Study, e: Experiment) -> Experiment:
     return Experiment(study.profile, e.lvlm, study.train_set, study.run(e.lvlm, study.train_set, "test"))
 
 
-def counted(study: Study, e: Experiment, standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The number of samples, 1 to `ablations.samples` (at least the profile's own number): the first so many answers,
-    whose noise does not depend on how many follow. Heads and regressor are the profile's."""
-    most = max(study.profile.sampling.samples, study.profile.ablations.samples)
-    answered = e
-    if most > study.profile.sampling.samples:
-        answered = _answers(changed(study, f"samples-{most}", samples=most), e)
-    selectors, candidates = as_profiled(study, answered), list(answered.candidates(e.small))
-    for n in range(1, most + 1):
+def counted(training: Training, answered: Experiment, e: Experiment, standard: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The number of samples, 1 to that of `answered`, about the queries of `e`: the first so many answers, whose noise
+    does not depend on how many follow. Heads and regressor are the profile's."""
+    selectors, candidates = as_trained(training, answered), list(answered.candidates(e.small))
+    for n in range(1, answered.profile.sampling.samples + 1):
         first = (c.first(n + 1) for c in candidates)
         named = [(str(n), selector) for selector in selectors]
         yield rows(answered, "samples", named, e.small, standard=standard, kept=KEPT, candidates=first)
@@ -334,43 +347,52 @@ def sampled(study: Study, e: Experiment, own: list[Selector], standard: pd.DataF
     for factor, value, settings in cases:
         other = changed(study, f"{factor.split()[0]}-{value}", **settings)
         answered = _answers(other, e)
-        named = _named({value: as_profiled(other, answered)})
+        named = _named({value: as_trained(Training.of(other, e.lvlm), answered)})
         yield rows(answered, factor, named, e.small, standard=standard, kept=KEPT)
     if spec.trained_on:
         yield rows(e, "trained on size", _named({"small": own}), standard=standard)
     for size in spec.trained_on:
-        other = changed(study, f"trained-on-{size}", size=size)
-        yield rows(e, "trained on size", _named({size: as_profiled(other, e)}), standard=standard)
+        other = Training.of(changed(study, f"trained-on-{size}", size=size), e.lvlm)
+        yield rows(e, "trained on size", _named({size: as_trained(other, e)}), standard=standard)
 
 
-def crossed(study: Study, experiments: list[Experiment]) -> Iterator[pd.DataFrame]:
-    """Heads and regressor found on the train split of one dataset and applied to the test split of each; only the
-    dataset that the profile trains on has to have a train split. experiments: those of one LVLM."""
-    if len(experiments) < 2:
-        return
-    found_on = {
-        e.dataset.name: changed(study, f"found-on-{e.dataset.name}", train_on=e.dataset.name)
-        for e in experiments
-        if "train" in e.dataset.splits
-    } | {study.train_set.name: study}
+def crossed(trainings: Mapping[str, Training], experiments: list[Experiment]) -> Iterator[pd.DataFrame]:
+    """Heads and regressor found on the train split of one dataset and applied to the test split of each.
+
+    trainings: dataset -> what was found on it, the profile's own first; experiments: those of the same LVLM
+    """
     for e in experiments:
-        standard = choices_by_method(e, as_profiled(study, e), e.candidates())
-        for name in sorted(found_on, key=lambda name: name != study.train_set.name):
-            named = _named({f"{name}, on {e.dataset.name}": as_profiled(found_on[name], e)})
+        own, *_ = trainings.values()
+        standard = choices_by_method(e, as_trained(own, e), e.candidates())
+        for name, training in trainings.items():
+            named = _named({f"{name}, on {e.dataset.name}": as_trained(training, e)})
             yield rows(e, "found on one dataset, applied to another", named, standard=standard, kept=KEPT)
+
+
+def trainings_by_dataset(study: Study, lvlm: LVLMSpec) -> dict[str, Training]:
+    """Dataset -> what is found on its train split, the one that the profile trains on first; only that one has to have
+    a train split."""
+    others = [d.name for d in study.profile.datasets if "train" in d.splits and d.name != study.train_set.name]
+    found = {name: changed(study, f"found-on-{name}", train_on=name) for name in others}
+    return {name: Training.of(other, lvlm) for name, other in ({study.train_set.name: study} | found).items()}
 
 
 def ablation_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
     """ablations.csv: every factor, for every LVLM, on the dataset that it was calibrated on (and on the others where a
     factor says so)."""
-    parts = []
+    parts, own_samples = [], study.profile.sampling.samples
     for e in (e for e in experiments if e.dataset.name == study.profile.train_on):
-        own = as_profiled(study, e)
+        training = Training.of(study, e.lvlm)
+        own = as_trained(training, e)
         standard = choices_by_method(e, own, e.candidates())
-        parts += stored(study, e, own, standard)
-        parts += counted(study, e, standard)
+        parts += stored(training, e, own, standard)
+        most = max(own_samples, study.profile.ablations.samples)
+        more = e if most == own_samples else _answers(changed(study, f"samples-{most}", samples=most), e)
+        parts += counted(training, more, e, standard)
         parts += sampled(study, e, own, standard)
-        parts += crossed(study, [other for other in experiments if other.lvlm == e.lvlm])
+        if len(study.profile.datasets) > 1:
+            same = [other for other in experiments if other.lvlm == e.lvlm]
+            parts += crossed(trainings_by_dataset(study, e.lvlm), same)
     return pd.concat(parts, ignore_index=True)
 
 
