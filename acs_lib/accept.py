@@ -114,6 +114,8 @@ def _copy(report: Path, folder: Path, patterns: tuple[str, ...]) -> None:
 def _rename(aside: Path, folder: Path) -> None:
     """Put a finished folder in the place of another, which is whole up to then."""
     old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # left between the two renames by a killed process
+        old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

@@ -181,7 +181,10 @@ def ground(
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Draw box, candidates and attention: a file, or a folder for several."),
+        typer.Option(
+            metavar="PATH",
+            help="Draw box, candidates and attention: a file (png, jpg, webp, pdf), or a folder for several.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")] = False,
 ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_evaluate import candidates
+from test_accuracy import candidates
 from test_regressor import HEADS, LAYERS, planted
 from test_store import make_queries
 
@@ -405,7 +405,7 @@ def test_analyses_of_a_planted_study(study):
     assert overlap["jaccard"].tolist() == [1]
     assert transfer["found_on"].tolist() == ["D_c", "train split", "scenes, test"]
     assert transfer["acc50"].nunique() == 1
-    sizes = robustness.size_table(columns)
+    sizes = robustness.partial_correlation_table(columns)
     chosen = sizes[(sizes["layer"] == 1) & (sizes["head"] == 1)].iloc[0]
     assert chosen["pearson"] < -0.8
     made = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_evaluate import NAN, candidates
+from test_accuracy import NAN, candidates
 
 from acs_lib.evaluation.bootstrap import image_counts
 from acs_lib.evaluation.confidence import (

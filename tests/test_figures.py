@@ -15,7 +15,7 @@ from PIL import Image
 
 from acs_lib.report import figures, figures_beyond_paper
 from acs_lib.report.pictures import _window, attention_overlay, candidate_boxes, qualitative
-from acs_lib.report.style import METHODS, save_figure
+from acs_lib.report.style import METHOD_LOOKS, save_figure
 from acs_lib.study import ablations
 
 COORDINATES = ("x1", "y1", "x2", "y2")
@@ -370,7 +370,7 @@ def test_ablations_stand_at_their_ticks_and_fill_what_is_told_apart():
     heads, _, sizes, empty = figures_beyond_paper.ablation_panels(ablations_frame()).axes
     assert heads.get_title() == "heads in $D_c$" and not empty.axison
     assert [label.get_text() for label in heads.get_yticklabels()] == ["1", "2"]
-    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, METHODS["ACS-Free"][0])]
+    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, METHOD_LOOKS["ACS-Free"][0])]
     assert {round(y, 2) for _, y, _ in points(sizes)} == {-0.1, 0.1, 0.9, 1.1}, "two methods, side by side"
     assert heads.get_xlabel() == sizes.get_xlabel() == "Acc@0.5"
 

@@ -13,7 +13,7 @@ from acs_lib.method.heads import HeadSet
 from acs_lib.profiles import load_profile
 from acs_lib.report import figures_beyond_paper
 from acs_lib.study.experiment import experiments
-from acs_lib.study.seeds import COLUMNS, METHODS, resampled, seed_spread, seeds_table
+from acs_lib.study.seeds import COLUMNS, SEEDED, resampled, seed_spread, seeds_table
 from acs_lib.study.stages import Study
 
 TRUTH = [0.0, 0.0, 10.0, 10.0]
@@ -72,7 +72,7 @@ def test_every_seed_of_both_sources_has_its_rows(study):
     assert list(found.columns) == COLUMNS
     accuracy = found.pivot(index=["source", "method"], columns="seed", values="acc50")
     drawn = accuracy.loc["sampling", [7, 8, 9]]
-    assert set(drawn.index) == set(METHODS)
+    assert set(drawn.index) == set(SEEDED)
     assert drawn.loc["greedy"].tolist() == [0.5] * 3
     assert drawn.loc["ACS-Learned"].tolist() == drawn.loc["ACS-Free"].tolist() == [1, 0.5, 0]
     assert drawn.loc[RANDOM].tolist() == [0.5, 0.25, 0] and drawn.loc[ORACLE].tolist() == [1, 0.5, 0]
@@ -106,7 +106,7 @@ def test_the_figure_has_a_point_a_seed(study):
     found = seeds_table(study, experiments(study))
     axes = figures_beyond_paper.seeds(found).axes[0]
     points = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata())}
-    assert points == {"seeds of sampling": 3 * len(METHODS), "seeds of regressor": 2}
+    assert points == {"seeds of sampling": 3 * len(SEEDED), "seeds of regressor": 2}
 
 
 def test_a_profile_without_seeds_has_an_empty_table(study):

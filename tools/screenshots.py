@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import typer
 from selenium import webdriver
 
 from acs_lib import paths
@@ -44,9 +45,15 @@ def shoot(page: Path, name: str, width: int, height: int, scheme: str, place: st
         browser.quit()
 
 
-for name, settings in SHOTS.items():
-    shoot(paths.reference("embedded") / "index.html", name, *settings)
-first = samples().query("size == 'small'").iloc[0]
-ground(load_lvlm(), first["image"], first["category"]).save(DOCS / "grounding.png")
-for path in (DOCS / f"{name}.png" for name in (*SHOTS, "grounding")):
-    path.write_bytes(small_png(path.read_bytes()))
+def main() -> None:
+    """Take the pictures of docs/ anew, from the committed report and the shipped scenes."""
+    for name, settings in SHOTS.items():
+        shoot(paths.reference("embedded") / "index.html", name, *settings)
+    first = samples().query("size == 'small'").iloc[0]
+    ground(load_lvlm(), first["image"], first["category"]).save(DOCS / "grounding.png")
+    for path in (DOCS / f"{name}.png" for name in (*SHOTS, "grounding")):
+        path.write_bytes(small_png(path.read_bytes()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -32,7 +32,7 @@ PITCH = 16  # px a LLM image token
 GRID = scenes.SIZE // PITCH
 IMAGE_START = 10  # position of the first image token
 IMAGE_STOP = IMAGE_START + GRID**2
-QUESTION = ["Detect", "the", "{}", "in", "the", "image", "."]
+QUESTION_WORDS = ["Detect", "the", "{}", "in", "the", "image", "."]
 ASKED = 4  # position of the category in the prompt
 
 
@@ -69,7 +69,7 @@ class TinyLVLM(ABC):
 
     def prompt_ids(self, category: int) -> list[int]:
         """Token ids [prompt_length] of the question about one category, as the shipped processor writes it."""
-        question = [scenes.CATEGORIES[category] if token == "{}" else token for token in QUESTION]
+        question = [scenes.CATEGORIES[category] if token == "{}" else token for token in QUESTION_WORDS]
         tokens = [*self.before, *question, self.opening, *[self.image_token] * GRID**2, *self.after]
         return [self.vocabulary[token] for token in tokens]
 

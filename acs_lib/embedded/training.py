@@ -44,8 +44,8 @@ CHECKPOINT_EVERY = 200  # steps
 SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an image token has to come close to its word:
 # without that the LLM does not learn to match them
 TOKEN_LOSS = ("background", "box.weight", "box.bias", "offsets")  # parameters of Perception that it trains
-GROUPS = list(scenes.LOOKALIKES)
-GROUP_OF = np.array([GROUPS.index(scenes.GROUP[name]) for name in scenes.CATEGORIES])
+ICON_GROUPS = list(scenes.LOOKALIKES)
+GROUP_OF = np.array([ICON_GROUPS.index(scenes.GROUP[name]) for name in scenes.CATEGORIES])
 BEST_KNOWN = np.array([np.flatnonzero(GROUP_OF == group)[0] for group in GROUP_OF])  # the first of the same group
 
 

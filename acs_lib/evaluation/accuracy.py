@@ -1,7 +1,7 @@
-"""From chosen boxes to tables: Acc@t, mIoU, paired bootstrap over images, exact tests, ranks.
+"""From scores to chosen boxes, and from these to Acc@0.5 and mIoU with their intervals.
 
-The unit of evaluation is a frame of choices, one row a query and method:
-    query_id, method, family, candidate (row of the pool, -1 where the box is none of them), iou (0-1), hit (0-1:
+The unit of evaluation is a frame of choices, one record a query and method:
+    query_id, method, family, candidate (its number, -1 where the box is none of them), iou (0-1), hit (0-1:
     IoU >= 0.5, or the mean of that over a pool)
 Queries are a frame with query_id and image_id. Queries of one image share its difficulty, so every interval comes
 from drawing images, not queries, and every comparison is paired: all methods meet the same draws.

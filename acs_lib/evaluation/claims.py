@@ -8,7 +8,7 @@ import pandas as pd
 
 from acs_lib.evaluation import published
 from acs_lib.evaluation.bootstrap import estimate
-from acs_lib.method.heads import GROUPS
+from acs_lib.method.heads import IOU_GROUPS
 from acs_lib.method.selection import ALL_HEADS
 
 LEVEL = 0.05  # of significance, after Holm's correction
@@ -18,7 +18,7 @@ def lower_for_good(table: pd.DataFrame) -> pd.Series:
     """By (lvlm, dataset): the share (0-1) of layer and coordinate pairs in which good boxes have a lower mean entropy
     than misses, from `entropy_table`; NaN where there are none of a kind."""
     wide = table.pivot(index=["lvlm", "dataset", "coordinate", "layer"], columns="group", values="mean")
-    good, _, miss = (wide.get(group, pd.Series(np.nan, wide.index)) for group in GROUPS)
+    good, _, miss = (wide.get(group, pd.Series(np.nan, wide.index)) for group in IOU_GROUPS)
     lower = (good < miss).astype(float).where(good.notna() & miss.notna())
     return lower.groupby(level=["lvlm", "dataset"], sort=False).mean()
 

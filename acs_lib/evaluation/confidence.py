@@ -109,7 +109,7 @@ def confidence_table(
     """confidence.csv of one LVLM and dataset, one row a method and kind of answer ('all': greedy and sampled,
     'greedy': greedy alone): n, acc50 (share of hits), auroc and aurc with intervals, and the published AUROC.
 
-    scores: as `scored` gives them; image_of: query id -> image
+    scores: as `score_frame` gives them; image_of: query id -> image
     """
     rows = []
     for answers, part in (("all", scores), ("greedy", scores[scores["candidate"] == 0])):

@@ -14,12 +14,12 @@ from acs_lib.core.stored import StoredAnswers
 from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import above
 
-GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
+IOU_GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
 
 
 def in_group(iou: np.ndarray, group: str) -> np.ndarray:
-    """[n] bool: which IoUs [n] are of one of GROUPS. A good box is 'high', a miss is 'zero'."""
-    low, high = GROUPS[group]
+    """[n] bool: which IoUs [n] are of one of IOU_GROUPS. A good box is 'high', a miss is 'zero'."""
+    low, high = IOU_GROUPS[group]
     return (iou > low) & (iou <= high)
 
 

@@ -40,7 +40,7 @@ from acs_lib.report.style import (
     styled,
 )
 
-GROUPS = {  # IoU group -> label, colour, marker, line style, hatch of the band
+GROUP_LOOKS = {  # IoU group -> label, colour, marker, line style, hatch of the band
     "high": ("high IoU (> 0.6)", BLUE, "o", "-", "////"),
     "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
     "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
@@ -65,7 +65,7 @@ def entropy_by_layer(frame: pd.DataFrame) -> Figure:
         column[0].set_title(title.replace(", ", ",\n"))
         for axes, coordinate in zip(column, COORDINATES, strict=True):
             here = block[block["coordinate"] == coordinate]
-            for group, (label, colour, marker, line, hatch) in GROUPS.items():
+            for group, (label, colour, marker, line, hatch) in GROUP_LOOKS.items():
                 rows = here[here["group"] == group].sort_values("layer")
                 if group in BANDS:
                     axes.fill_between(

@@ -19,7 +19,7 @@ from acs_lib.report.style import (
     GREEN,
     GREY,
     LIGHT,
-    METHODS,
+    METHOD_LOOKS,
     ORANGE,
     VERMILLION,
     bars,
@@ -268,7 +268,7 @@ def ablation_panels(frame: pd.DataFrame) -> Figure:
     for axes in list(grid.flat)[len(order) :]:
         axes.set_axis_off()
     looks = {"linestyle": "", "markeredgewidth": 1.2}
-    handles = [Line2D([], [], color=METHODS[m][0], marker=METHODS[m][1], label=m, **looks) for m in ABLATED]
+    handles = [Line2D([], [], color=METHOD_LOOKS[m][0], marker=METHOD_LOOKS[m][1], label=m, **looks) for m in ABLATED]
     for face, label in ((GREY, "filled: told apart from the profile's own setting"),
                         ("white", "hollow: not told apart, or other queries")):  # fmt: skip
         handles.append(Line2D([], [], color=GREY, marker="s", markerfacecolor=face, label=label, **looks))
@@ -279,7 +279,7 @@ def _ablated(axes: Axes, part: pd.DataFrame, values: list[str], along: bool) -> 
     """Draw the methods of one factor side by side at each of the values, which go along x or down y."""
     methods = [method for method in ABLATED if method in set(part["method"])]
     for shift, method in zip(offsets(len(methods), 0.2), methods):
-        colour, marker, line, _ = METHODS[method]
+        colour, marker, line, _ = METHOD_LOOKS[method]
         rows = part[part["method"] == method]
         told = (rows["delta_lo"] > 0) | (rows["delta_hi"] < 0)
         at = rows["value"].map(float if along else values.index) + shift

@@ -91,7 +91,7 @@ def _shown(text: str) -> str:
     return f"{value:.4f}" if 0.0001 <= abs(value) <= 1 else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
-def read_table(path: Path) -> dict | None:
+def page_table(path: Path) -> dict | None:
     """What the page shows of a CSV: stem, title, caption, href, columns, rows; None for an empty file."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *lines = list(csv.reader(file)) or [[]]
@@ -212,7 +212,7 @@ def _flat(value: object, name: str = "") -> list[tuple[str, str]]:
 def render(profile: str, folder: Path) -> str:
     """The page of `folder` as HTML text; parts that are not there are left out."""
     paths = {path.stem: path for path in (folder / "tables").glob("*.csv") if not path.name.startswith(".")}
-    tables = {stem: read_table(paths[stem]) for stem in _first(list(paths), list(TITLES))}
+    tables = {stem: page_table(paths[stem]) for stem in _first(list(paths), list(TITLES))}
     tables = {stem: table for stem, table in tables.items() if table}
     claims = tables.pop("claims", None)
     browser, manifest = folder / "browser.json", folder / "manifest.json"

@@ -71,7 +71,7 @@ def say_regressor(table: pd.DataFrame, bound: float = published.REGRESSOR_PEARSO
 
 
 def say_heads(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
-    """Each LVLM's D_c and how well its heads separate, from `Study.head_tables`."""
+    """Each LVLM's D_c and how well its heads separate, from `results.head_tables`."""
     parts = []
     for head_set in head_sets:
         chosen = table[table["selected"] & (table["lvlm"] == head_set.lvlm)]
@@ -137,7 +137,7 @@ def planted(profile: Profile) -> str:
     return (
         "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they "
         "answer many questions about rare small categories with a well-known look-alike"
-        + (f". Without it, ACS-Learned against greedy decoding brings {gains} (designs)." if gains else ".")
+        + (f". Without it, ACS-Learned against greedy decoding brings {gains} (training variants)." if gains else ".")
     )
 
 
@@ -193,7 +193,7 @@ def say_ranked(table: pd.DataFrame) -> Markdown:
 
 
 def say_training_variants(log: pd.DataFrame) -> Markdown:
-    """In which designs choosing by attention beat greedy decoding, from the log of designs."""
+    """In which training variants choosing by attention beat greedy decoding, from their log."""
     won, lost = log[log["delta_learned_vs_greedy_lo"] > 0], log[log["delta_learned_vs_greedy_hi"] < 0]
     others, pooled, within = (
         log[name].corr(log["delta_learned_vs_greedy"], "spearman")
@@ -271,7 +271,7 @@ def say_ablations(table: pd.DataFrame, method: str) -> Markdown:
 
 
 def say_rows(experiments: list[Experiment]) -> Markdown:
-    """Which attention rows an LVLM's answers do not have, from acs_lib.ablations.unread_rows."""
+    """Which attention rows an LVLM's answers do not have, from `ablations.unread_rows`."""
     parts = []
     for e in experiments:
         reasons = ablations.unread_rows(e.run.records())

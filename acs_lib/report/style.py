@@ -42,7 +42,7 @@ FAMILIES = {  # family -> colour, marker
     "fusion": (BLACK, "X"),
     "oracle": (BLACK, "p"),
 }
-METHODS = {  # method -> colour, marker, line style, hatch; the others take theirs from OTHERS in turn
+METHOD_LOOKS = {  # method -> colour, marker, line style, hatch; the others take theirs from OTHERS in turn
     "greedy": (GREY, "o", "--", ""),
     "ACS-Free": (GREEN, "P", "-", "///"),
     "ACS-Learned": (VERMILLION, "*", "-", "\\\\\\"),
@@ -196,8 +196,8 @@ def name_rows(grid: Sequence[Axes], places: Mapping[str, float]) -> None:
 
 def looks_of(methods: Iterable[str]) -> dict[str, tuple[str, str, str, str]]:
     """Colour, marker, line style and hatch of each method; the same for a well-known method in every figure."""
-    others = [method for method in methods if method not in METHODS]
-    return METHODS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
+    others = [method for method in methods if method not in METHOD_LOOKS]
+    return METHOD_LOOKS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
 
 
 def marks(colour: str, marker: str, size: float = 6) -> dict:

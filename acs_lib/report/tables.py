@@ -75,7 +75,7 @@ def side_by_side(
 ) -> pd.DataFrame:
     """Acc@0.5 in %, measured and published in columns of their own: a number never stands under the other's name.
 
-    main_table: rows of `evaluate.main_table`, of one or several LVLMs and datasets
+    main_table: main_results.csv, of one or several LVLMs and datasets
     published: rows of `published.main_results`
     unasked: LVLM -> why it was not asked for P(True); its cells say so
     Returns text: method, then 'measured, <lvlm>, <dataset>' as '49.1 [45.6, 52.7], n = 816' (95 % interval), then

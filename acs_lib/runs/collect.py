@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def answer_batch(
     lvlm: LVLM, how: Sampling, queries: pd.DataFrame, map_side: int | None = None
 ) -> list[CandidatesWithRecords]:
-    """Candidates and records of a batch of queries (`map_side`: see sampling.candidates). An image that cannot be read
+    """Candidates and records of a batch of queries (`map_side`: see sample_candidates). An image that cannot be read
     or shown to the LVLM gives one row that says why (see store.unread)."""
     prompts, found = {}, {}
     for query in queries.itertuples():

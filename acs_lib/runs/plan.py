@@ -23,8 +23,8 @@ from acs_lib.profiles import GPUSpec, Profile
 from acs_lib.runs.collect import bytes_per_query
 from acs_lib.runs.store import SHARD
 
-VERIFICATION = 60  # tokens of P(True)'s question that are no image, about
-QUESTION = 40  # tokens of the prompt that are no image, about; those of the chat template included
+VERIFICATION_TOKENS = 60  # tokens of P(True)'s question that are no image, about
+QUESTION_TOKENS = 40  # tokens of the prompt that are no image, about; those of the chat template included
 IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most frequent
 IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
 BFLOAT16, FLOAT32 = 2, 4  # bytes
@@ -35,7 +35,7 @@ CONTROL_EPOCHS = 3 * 2  # of the regressors on shuffled labels
 PROCESS = 4e9  # bytes of host memory besides weights and maps, about
 
 
-def prefill_flops(model: nn.Module, tokens: ImageTokens, question: int = QUESTION) -> float:
+def prefill_flops(model: nn.Module, tokens: ImageTokens, question: int = QUESTION_TOKENS) -> float:
     """Floating-point operations (a multiplication and an addition are two) of the image and the prompt, once."""
     config, vision = model.config, model.config.vision_config
     text = config.get_text_config()
@@ -90,7 +90,7 @@ def verification_seconds(model: nn.Module, tokens: ImageTokens, answers: int, gp
     as long as its operations or the reading of the weights take, whichever is slower."""
     compute, bandwidth = gpu.tflops * 1e12 * gpu.compute_share, gpu.bandwidth * 1e9 * gpu.bandwidth_share
     weights = decoder_parameters(model)
-    one = max(BFLOAT16 * weights / bandwidth, 2 * weights * VERIFICATION / compute)
+    one = max(BFLOAT16 * weights / bandwidth, 2 * weights * VERIFICATION_TOKENS / compute)
     return prefill_flops(model, tokens) / compute + answers * one
 
 
@@ -98,7 +98,7 @@ def cache_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int)
     """Keys and values of one query: its prompt once, and the tokens of all its answers."""
     text = model.config.get_text_config()
     a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text) * BFLOAT16
-    return a_token * (tokens.image + QUESTION + answers * steps)
+    return a_token * (tokens.image + QUESTION_TOKENS + answers * steps)
 
 
 def memory_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int, batch: int) -> int:
@@ -107,7 +107,7 @@ def memory_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int
     text = model.config.get_text_config()
     weights = BFLOAT16 * sum(parameter.numel() for parameter in model.parameters())
     rows = FLOAT32 * 5 * answers * text.num_hidden_layers * text.num_attention_heads * tokens.cells
-    widest = BFLOAT16 * 3 * text.intermediate_size * (tokens.image + QUESTION)
+    widest = BFLOAT16 * 3 * text.intermediate_size * (tokens.image + QUESTION_TOKENS)
     return weights + batch * (cache_bytes(model, tokens, answers, steps) + rows + widest)
 
 
@@ -222,9 +222,9 @@ def say(profile: Profile) -> str:
         "counted: operations, parameters, tokens and bytes, from the models' published configurations",
         f"assumed, not measured: one {gpu.name} that reaches {gpu.compute_share:.0%} of {gpu.tflops:g} TFLOPS in the "
         f"prefill and {gpu.bandwidth_share:.0%} of {gpu.bandwidth:g} GB/s while decoding; every answer as long as the "
-        f"limit of {how.max_new_tokens} tokens; {QUESTION} tokens of question; one image of {IMAGE_BYTES // 1000} kB a "
-        f"query; in the host's memory {PROCESS / 1e9:.0f} GB and an LVLM's weights, or two shards of {SHARD} queries' "
-        f"maps twice; the regressor at {TRAINING_SECONDS * 1e9:g} ns a number of the maps, for its epochs and "
+        f"limit of {how.max_new_tokens} tokens; {QUESTION_TOKENS} tokens of question; one image of "
+        f"{IMAGE_BYTES // 1000} kB a query; in the host's memory {PROCESS / 1e9:.0f} GB and an LVLM's weights, or two "
+        f"shards of {SHARD} queries' maps twice; the regressor at {TRAINING_SECONDS * 1e9:g} ns a number of the maps, for its epochs and "
         f"{CONTROL_EPOCHS} of its controls (measured on one CPU thread)",
     ]
     if not splits["counted"].all():

@@ -37,7 +37,7 @@ class Worker:
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # that answers travel as objects needs no warning
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """rows: `queries` [1], a batch; returns `answers` [1], a list of Answers, or the error instead."""
+        """rows: `queries` [1], a batch; returns `answers` [1], CandidatesWithRecords, or the error instead."""
         import ray
 
         batch, answers = rows["queries"][0], np.empty(1, object)

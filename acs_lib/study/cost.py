@@ -93,7 +93,7 @@ def stages(e: Experiment, queries: pd.DataFrame, model: AttentionIoURegressor, m
     with TemporaryDirectory() as folder, measure() as found["store"]:
         write_part(Path(folder), 0, range(len(answers)), answers)
         join_parts(Path(folder), 0)
-    candidates, free = [c for c, _ in answers], acs_free(e.head_set.heads)
+    candidates, free = [c for c, _ in answers], acs_free(e.head_set.heads, e.head_set.coordinates)
     with measure() as found["selection: ACS-Free"]:
         for c in candidates:
             free.score(c)

@@ -12,7 +12,7 @@ from acs_lib.evaluation.mistakes import KINDS, makeup, mixed_only, ranked_right
 from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, same_hits, significance
 from acs_lib.method import regressor
 from acs_lib.method.baselines import FUSIONS, SELECTORS
-from acs_lib.method.heads import GROUPS, in_group
+from acs_lib.method.heads import IOU_GROUPS, in_group
 from acs_lib.method.selection import ALL_HEADS
 from acs_lib.runs.store import Run
 from acs_lib.study.experiment import Experiment, stacked
@@ -176,7 +176,7 @@ def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, c
     """
     per_layer = entropy.mean(-1)
     table = []
-    for group in GROUPS:
+    for group in IOU_GROUPS:
         kept = in_group(iou, group)
         chosen, place = per_layer[kept], images[kept]
         answers = counts @ np.bincount(place, minlength=counts.shape[1])

@@ -101,7 +101,7 @@ def sampled_answers(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def drawn_aurocs(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int) -> np.ndarray:
-    """AUROC [draws, ...] of low entropy for IoU > 0.6 against IoU 0 (see heads.separation) when the images are drawn
+    """AUROC [draws, ...] of low entropy for IoU > 0.6 against IoU 0 (see heads.entropy_auroc) when the images are drawn
     with replacement; entropy [n, ...], iou [n], images [n] codes 0..m-1. NaN in a draw without one of the kinds."""
     high = in_group(iou, "high")
     kept = high | in_group(iou, "zero")
@@ -290,7 +290,7 @@ def transfer_tables(study: Study, experiments: list[Experiment]) -> tuple[pd.Dat
     return overlap, pd.concat(transfers, ignore_index=True)
 
 
-def size_table(experiments: list[Experiment]) -> pd.DataFrame:
+def partial_correlation_table(experiments: list[Experiment]) -> pd.DataFrame:
     """partial_correlation.csv: small objects of every test split, sampled answers."""
     return stacked(
         experiments, lambda e: size_effect(*sampled_answers(e.run), e.head_set, min(200, e.profile.bootstrap))

@@ -19,7 +19,7 @@ from acs_lib.study.experiment import Experiment
 from acs_lib.study.stages import Study, restricted
 
 LEARNED = "ACS-Learned"
-METHODS = (
+SEEDED = (
     "greedy", "random", RANDOM, "sequence log-prob", "self-certainty", "ACS-Free", LEARNED, ORACLE,
 )  # fmt: skip
 COLUMNS = [
@@ -43,7 +43,7 @@ def seeds_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
         for seed in range(first, first + study.profile.seeds.sampling):
             run = resampled(study, seed).run(e.lvlm, e.dataset, "test")
             drawn = replace(e, run=run, predictions=study.predicted(e.lvlm, run))
-            parts.append(_rows(drawn, e.small, METHODS, "sampling", seed))
+            parts.append(_rows(drawn, e.small, SEEDED, "sampling", seed))
         for seed in range(study.profile.seeds.regressor):
             trained = replace(e, predictions=study.predicted(e.lvlm, e.run, [seed]))
             parts.append(_rows(trained, e.small, [LEARNED], "regressor", seed))

@@ -1,7 +1,7 @@
 """How the embedded LVLMs were trained otherwise, and what that did to selection: one row an LVLM, design and sampling.
 
-`data/embedded/designs.csv` holds the rows of the search, measured on images that are no test images (the numbers of
-a profile's own LVLM come from its test split). Nothing here chooses anything; the log is evidence.
+`data/embedded/training_variants.csv` holds the rows of the search, measured on images that are no test images
+(the numbers of a profile's own LVLM come from its test split). Nothing here chooses anything; the log is evidence.
 """
 
 import pandas as pd
@@ -14,8 +14,8 @@ from acs_lib.evaluation.mistakes import MISTAKES, mixed_only
 from acs_lib.study.experiment import Experiment
 from acs_lib.study.results import kind_table
 
-LOG = paths.EMBEDDED / "designs.csv"
-METHODS = {
+LOG = paths.EMBEDDED / "training_variants.csv"
+RATES = {
     "greedy": "greedy", "random": RANDOM, "oracle": ORACLE, "log_prob": "sequence log-prob",
     "entropy_all": "entropy, all heads", "acs_free": "ACS-Free", "acs_learned": "ACS-Learned",
 }  # fmt: skip
@@ -32,13 +32,13 @@ def variant_log() -> pd.DataFrame:
 
 
 def variant_row(e: Experiment) -> dict:
-    """Small test objects: Acc@0.5 of METHODS (0-1), GAINS with 95 % intervals, Pearson r over all sampled answers and
+    """Small test objects: Acc@0.5 of RATES (0-1), GAINS with 95 % intervals, Pearson r over all sampled answers and
     inside queries, the share of mixed queries, and the make-up of their mistakes (shares that sum to 1)."""
     small, choices, sampling = e.small, e.choices_on("small"), e.profile.sampling
     row = {"lvlm": e.lvlm.name, "dataset": e.dataset.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
     row["n_queries"] = len(small)
     accuracy = choices.groupby("method")["hit"].mean()
-    row |= {name: accuracy[method] for name, method in METHODS.items()}
+    row |= {name: accuracy[method] for name, method in RATES.items()}
     for name, (method, reference) in GAINS.items():
         found = paired_difference(choices, small, method, reference, draws=e.profile.bootstrap)
         row |= {f"delta_{name}": found.delta, f"delta_{name}_lo": found.lo, f"delta_{name}_hi": found.hi}

@@ -106,7 +106,7 @@ def test_the_cache_has_the_bytes_that_were_reckoned(lvlm, monkeypatch):
     tokens = tokens_of(lvlm, prompt)
     reckoned = plan.cache_bytes(lvlm.model, tokens, answers=3, steps=9)
     a_token = found / (prompt.length + 3 * 8)
-    assert reckoned == pytest.approx(a_token * (tokens.image + plan.QUESTION + 3 * 9))
+    assert reckoned == pytest.approx(a_token * (tokens.image + plan.QUESTION_TOKENS + 3 * 9))
 
 
 def test_time_follows_batch_steps_and_gpu(lvlm):

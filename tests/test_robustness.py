@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_evaluate import candidates
+from test_accuracy import candidates
 
 from acs_lib.core.candidates import ENTROPY
 from acs_lib.evaluation.bootstrap import image_counts, share_interval

@@ -1,4 +1,4 @@
-"""The log of designs: its rows come from a small run, and the shipped log says what it has to."""
+"""The log of training variants: its rows come from a small run, and the shipped log says what it has to."""
 
 import pandas as pd
 import pytest

@@ -8,14 +8,14 @@ import pytest
 
 from acs_lib.evaluation.accuracy import CHOICE_COLUMNS, accuracy_table
 from acs_lib.evaluation.claims import claims_table, lower_for_good
-from acs_lib.method.heads import GROUPS
+from acs_lib.method.heads import IOU_GROUPS
 from acs_lib.method.selection import ALL_HEADS
 from acs_lib.profiles import load_profile
 from acs_lib.report import page, sentences
 from acs_lib.study import results
 from acs_lib.study.experiment import Experiment
 
-HIGH, _, ZERO = GROUPS
+HIGH, _, ZERO = IOU_GROUPS
 DATASETS = ("a", "b")
 
 

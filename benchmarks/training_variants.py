@@ -1,6 +1,6 @@
-"""Measure one design of an embedded LVLM and add it to the log of designs (data/embedded/designs.csv).
+"""Measure one design of an embedded LVLM and add it to the log (data/embedded/training_variants.csv).
 
-    python -m benchmarks.designs "habit, rho 0.6" path/to/weights --lvlm internvl-embedded --temperature 0.4
+    python -m benchmarks.training_variants "habit, rho 0.6" path/to/weights --lvlm internvl-embedded --temperature 0.4
 
 What selection gains is measured on research images of the world `scenes`: neither a test nor a training image of any
 profile. Regressor and D_c come from the embedded profile's train and validation images, as always. A row of the same
@@ -46,7 +46,12 @@ def main(
     study = Study(profile.model_copy(update=changed))
     heads = study.find_heads(lvlm).heads
     row = variant_row(resolve(study, lvlm, dataset))
-    row = {"design": design, **row, "auroc": heads["auroc"].max(), "auroc_within": heads["auroc_within_query"].max()}
+    row = {
+        "design": design,
+        **row,
+        "auroc": heads["auroc"].max(),
+        "auroc_within_query": heads["auroc_within_query"].max(),
+    }
     keys = ["lvlm", "design", "temperature", "top_p"]
     log = pd.read_csv(LOG) if LOG.exists() else pd.DataFrame(columns=keys)
     same = (log[keys] == [row[key] for key in keys]).all(axis=1)

@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from acs_lib import paths
-from acs_lib.report.page import LIMIT, _shown, build, read_table
+from acs_lib.report.page import LIMIT, _shown, build, page_table
 
 NASTY = "<img src=x onerror=alert(1)></script><b>&\"'"
 VOID = {"meta", "img", "input", "link", "br", "hr"}
@@ -212,7 +212,7 @@ def test_images_from_elsewhere_are_refused(report):
 )
 def test_verdicts(tmp_path, text, kind):
     pd.DataFrame({"claim": ["reproduced"], "verdict": [text]}).to_csv(tmp_path / "claims.csv", index=False)
-    claim, verdict = read_table(tmp_path / "claims.csv")["rows"][0]["cells"]
+    claim, verdict = page_table(tmp_path / "claims.csv")["rows"][0]["cells"]
     assert (claim["verdict"], verdict["verdict"]) == ("", kind)
 
 
