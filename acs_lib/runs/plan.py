@@ -224,8 +224,8 @@ def say(profile: Profile) -> str:
         f"prefill and {gpu.bandwidth_share:.0%} of {gpu.bandwidth:g} GB/s while decoding; every answer as long as the "
         f"limit of {how.max_new_tokens} tokens; {QUESTION_TOKENS} tokens of question; one image of "
         f"{IMAGE_BYTES // 1000} kB a query; in the host's memory {PROCESS / 1e9:.0f} GB and an LVLM's weights, or two "
-        f"shards of {SHARD} queries' maps twice; the regressor at {TRAINING_SECONDS * 1e9:g} ns a number of the maps, for its epochs and "
-        f"{CONTROL_EPOCHS} of its controls (measured on one CPU thread)",
+        f"shards of {SHARD} queries' maps twice; the regressor at {TRAINING_SECONDS * 1e9:g} ns a number of the maps, "
+        f"for its epochs and {CONTROL_EPOCHS} of its controls (measured on one CPU thread)",
     ]
     if not splits["counted"].all():
         lines.append(
