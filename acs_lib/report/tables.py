@@ -85,9 +85,7 @@ def side_by_side(
     methods = [*main_table["method"], *([P_TRUE] if unasked else []), *published["method"]]
     display = pd.DataFrame({"method": list(dict.fromkeys(methods))})
     for (lvlm, dataset), part in main_table.groupby(["lvlm", "dataset"], sort=False):
-        cells = {
-            row.method: measured_text(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries) for row in part.itertuples()
-        }
+        cells = {row.method: measured_text(row) for row in part.itertuples()}
         if lvlm in unasked:
             cells[P_TRUE] = f"not asked: {unasked[lvlm]}"
         display[f"measured, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
