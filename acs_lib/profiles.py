@@ -205,12 +205,6 @@ def known_lvlms() -> dict[str, LVLMSpec]:
     return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}
 
 
-def known_sampling(lvlm: str) -> Sampling | None:
-    """How the first profile that has the LVLM of that name samples; None where no profile has it."""
-    found = (profile for profile in map(load_profile, available()) if lvlm in [spec.name for spec in profile.lvlms])
-    return next((profile.sampling for profile in found), None)
-
-
 def sampling_of(
     lvlm: str, samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0
 ) -> Sampling:
@@ -219,7 +213,8 @@ def sampling_of(
 
     ValueError where nothing can be drawn so.
     """
-    usual = known_sampling(lvlm) or Sampling()
+    found = (profile for profile in map(load_profile, available()) if lvlm in [spec.name for spec in profile.lvlms])
+    usual = next((profile.sampling for profile in found), Sampling())
     temperature = usual.temperature if temperature is None else temperature
     top_p = usual.top_p if top_p is None else top_p
     if samples < 1 or not 0 < temperature < math.inf or not 0 < top_p <= 1:

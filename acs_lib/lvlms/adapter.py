@@ -141,9 +141,10 @@ class LVLM(ABC):
             )
         return text
 
-    @abstractmethod
     def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
-        """The box [4] in pixels of the original image, of coordinates [4] as the answer writes them."""
+        """The box [4] in pixels of the original image, of coordinates [4] as the answer writes them: 0-1000 of the
+        image, unless a family says otherwise."""
+        return coordinates / 1000 * [prompt.width, prompt.height, prompt.width, prompt.height]
 
     def positions(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Position ids of the prompt, [..., batch, length], and of the first generated token, [..., batch, 1]."""

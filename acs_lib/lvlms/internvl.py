@@ -70,6 +70,3 @@ class InternVL(LVLM):
         grid = Grid(cells=places[cells], thumbnail=places[cells.numel() :])
         inputs = {"input_ids": ids, "pixel_values": processed["pixel_values"]}
         return Prompt(inputs, grid, *image.size)
-
-    def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
-        return coordinates / 1000 * [prompt.width, prompt.height, prompt.width, prompt.height]

@@ -69,9 +69,6 @@ class _QwenVL(LVLM):
         positions, delta = self.model.model.get_rope_index(**{name: inputs[name] for name in names})
         return positions, (delta + inputs["input_ids"].shape[1]).expand(3, -1, -1)
 
-    def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
-        return coordinates / 1000 * [prompt.width, prompt.height, prompt.width, prompt.height]
-
 
 class Qwen2VL(_QwenVL):
     """`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, 0-1000 of the image (arXiv 2409.12191)."""

@@ -1,6 +1,7 @@
 """Localization-critical patterns (paper, step 5): layers by gradient attribution, heads by entropy separation."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,27 +48,36 @@ class HeadSet:
         return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
 
 
+def first_answers(
+    run: StoredAnswers, grid: tuple[int, int], answers: int
+) -> Iterator[tuple[torch.Tensor, pd.DataFrame]]:
+    """Maps [n, 4, layers, heads, h, w] float32 on `grid` and records of the first answers that hold a box, by shard."""
+    seen = 0
+    for shard in run.shards:
+        maps, _, frame = maps_with_iou(run, shard, grid)
+        yield maps[: answers - seen].float(), frame[: answers - seen]
+        seen += len(maps)
+        if seen >= answers:
+            return
+
+
 def attribution(
     model: AttentionIoURegressor, run: StoredAnswers, answers: int = 2000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over answers of
     sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
     answer, summed over heads [n, layers], with its image id [n]."""
-    total, seen, each, names = 0.0, 0, [], []
-    for shard in run.shards:
-        maps, _, frame = maps_with_iou(run, shard, model.grid)
-        names.append(frame["query_id"][: answers - seen])
-        for part in maps[: answers - seen].float().split(256):
+    total, each, names = 0.0, [], []
+    for maps, frame in first_answers(run, model.grid, answers):
+        names.append(frame["query_id"])
+        for part in maps.split(256):
             part.requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(part).sum(), part)
             found = (gradient * part).abs().detach()
             total = total + found.sum((0, 1, 4, 5))
             each.append(found.sum((1, 3, 4, 5)))
-            seen += len(part)
-        if seen >= answers:
-            break
     images = run.queries.set_index("query_id")["image_id"].loc[pd.concat(names)]
-    return (total / seen).numpy(), torch.cat(each).numpy(), images.to_numpy()
+    return (total / len(images)).numpy(), torch.cat(each).numpy(), images.to_numpy()
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -54,13 +54,12 @@ def branch_mask(lengths: torch.Tensor, longest: int, width: int, step: int, wind
 
 def _padded(values: Sequence[torch.Tensor], length: int, dim: int) -> torch.Tensor:
     """The values joined along `dim`, each filled up to `length` by repeating its last column."""
-    return torch.cat(
-        [
-            torch.cat([value, value[..., -1:].expand(*value.shape[:-1], length - value.shape[-1])], -1)
-            for value in values
-        ],
-        dim,
-    )
+
+    def filled(value: torch.Tensor) -> torch.Tensor:
+        last = value[..., -1:].expand(*value.shape[:-1], length - value.shape[-1])
+        return torch.cat([value, last], -1)
+
+    return torch.cat([filled(value) for value in values], dim)
 
 
 @torch.inference_mode()

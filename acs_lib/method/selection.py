@@ -81,6 +81,14 @@ def statistic(c: Candidates, name: str) -> np.ndarray:
     return np.asarray(c.statistics, float)[..., STATISTICS.index(name)]
 
 
+def over_heads(
+    values: np.ndarray, heads: Sequence[tuple[int, int]], coordinates: Sequence[int] = ALL_COORDINATES
+) -> np.ndarray:
+    """[n] mean of values [n, 4, layers, heads] over (layer, head) pairs, counted from 0, and over the coordinates."""
+    layers, columns = np.asarray(heads, int).T
+    return values[:, list(coordinates)][:, :, layers, columns].mean(axis=(1, 2))
+
+
 def entropy_of_heads(
     c: Candidates, heads: Sequence[tuple[int, int]], coordinates: Sequence[int] = ALL_COORDINATES
 ) -> np.ndarray:
@@ -91,8 +99,7 @@ def entropy_of_heads(
     """
     if not len(heads):
         raise ValueError("no heads to average over")
-    layers, columns = np.asarray(heads, int).T
-    return -statistic(c, "entropy")[:, list(coordinates)][:, :, layers, columns].mean(axis=(1, 2))
+    return -over_heads(statistic(c, "entropy"), heads, coordinates)
 
 
 ALL_HEADS = "entropy, all heads at D_c's coordinates"

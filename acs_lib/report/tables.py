@@ -85,9 +85,7 @@ def side_by_side(
     methods = [*main_table["method"], *([P_TRUE] if unasked else []), *published["method"]]
     display = pd.DataFrame({"method": list(dict.fromkeys(methods))})
     for (lvlm, dataset), part in main_table.groupby(["lvlm", "dataset"], sort=False):
-        cells = {
-            row.method: measured_text(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries) for row in part.itertuples()
-        }
+        cells = {row.method: measured_text(row) for row in part.itertuples()}
         if lvlm in unasked:
             cells[P_TRUE] = f"not asked: {unasked[lvlm]}"
         display[f"measured, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
@@ -105,7 +103,9 @@ def write_comparison(profile: Profile, folder: Path) -> bool:
     if columns.isdisjoint((lvlm.name, dataset.name) for lvlm in profile.lvlms for dataset in profile.datasets):
         return False
     file = Path(folder) / "tables" / "main_results.csv"
-    measured = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["lvlm", "dataset", "method", "family"])
+    measured = (
+        pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["lvlm", "dataset", "method", "family", "acc50"])
+    )
     caption = "Acc@0.5 on small objects in %: the paper's numbers, and those measured here (95 % interval)."
     write_table(published_and_measured(measured), folder, "published_and_measured", caption)
     return True

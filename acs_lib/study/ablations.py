@@ -26,7 +26,7 @@ from acs_lib.method.baselines.attention import spatial_entropy
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import box_coverage
 from acs_lib.method.regressor import AttentionIoURegressor
-from acs_lib.method.selection import Selector, acs_free, acs_learned, statistic, stored_scores
+from acs_lib.method.selection import Selector, acs_free, acs_learned, over_heads, statistic, stored_scores
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, SHARD, Run
 from acs_lib.study.experiment import Experiment
@@ -118,16 +118,6 @@ def raw_entropy(c: Candidates) -> np.ndarray:
     return mass * (statistic(c, "entropy") - np.log(mass))
 
 
-def on_heads(head_set: HeadSet, values: Callable[[Candidates], np.ndarray]) -> Callable[[Candidates], np.ndarray]:
-    """Candidates -> [n] mean of values [n, 4, layers, heads] over D_c and its coordinates."""
-    layers, columns = np.array(head_set.heads).T
-
-    def score(c: Candidates) -> np.ndarray:
-        return values(c)[:, list(head_set.coordinates)][:, :, layers, columns].mean((1, 2))
-
-    return score
-
-
 def coordinates(head_set: HeadSet, options: Iterable[tuple[int, ...]]) -> list[Named]:
     """The same heads, read at other coordinates."""
     return [(" ".join(COORDINATES[index] for index in option), acs_free(head_set.heads, option)) for option in options]
@@ -136,17 +126,21 @@ def coordinates(head_set: HeadSet, options: Iterable[tuple[int, ...]]) -> list[N
 def signals(head_set: HeadSet) -> list[Named]:
     """Other measures of the same heads' maps than entropy, each with the sign that its source gives it."""
 
-    def share_in_box(c):
-        return statistic(c, "mass_in_box") / np.maximum(statistic(c, "mass"), 1e-12)
-
     measures = {
         "entropy of the raw map": lambda c: -raw_entropy(c),
         "maximum of the renormalised map": lambda c: statistic(c, "peak"),
         "mass on the image": lambda c: statistic(c, "mass"),
         "mass inside the box": lambda c: statistic(c, "mass_in_box"),
-        "share of the mass inside the box": share_in_box,
+        "share of the mass inside the box": lambda c: (
+            statistic(c, "mass_in_box") / np.maximum(statistic(c, "mass"), 1e-12)
+        ),
     }
-    found = [(name, replace(acs_free(head_set.heads), score=on_heads(head_set, f))) for name, f in measures.items()]
+
+    def on_heads(values: Callable[[Candidates], np.ndarray]) -> Selector:
+        chosen = head_set.heads, head_set.coordinates
+        return replace(acs_free(head_set.heads), score=lambda c: over_heads(values(c), *chosen))
+
+    found = [(name, on_heads(values)) for name, values in measures.items()]
     at = np.eye(len(COORDINATES), dtype=bool)[list(head_set.coordinates)].any(0)
 
     def spatial(c):

@@ -7,7 +7,7 @@ from acs_lib.core.candidates import COORDINATES, ENTROPY, STATISTICS
 from acs_lib.datasets.splits import other_boxes
 from acs_lib.evaluation import confidence, published
 from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, accuracy_table, make_choices, make_fusions
-from acs_lib.evaluation.bootstrap import correlation_interval, image_counts, paired_difference
+from acs_lib.evaluation.bootstrap import correlation_interval, estimate, image_counts, paired_difference
 from acs_lib.evaluation.mistakes import KINDS, makeup, mixed_only, ranked_right
 from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, same_hits, significance
 from acs_lib.method import regressor
@@ -324,9 +324,9 @@ def confidence_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.D
 # ------------------------------------------------------------------------------------------ published and measured
 
 
-def measured_text(rate: float, lo: float, hi: float, n: int) -> str:
-    """A rate in 0-1 with its interval as text in %."""
-    return f"{100 * rate:.1f} [{100 * lo:.1f}, {100 * hi:.1f}], n = {n}"
+def measured_text(row) -> str:
+    """Acc@0.5 of a row of main_results.csv with its interval as text in %."""
+    return f"{estimate(row, 'acc50', '.1f', 100)}, n = {row.n_queries}"
 
 
 def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
@@ -346,7 +346,7 @@ def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
             part = part[part["method"] == cell.method]
         text, method = "not run", ""
         for row in part.itertuples():
-            text, method = measured_text(row.acc50, row.acc50_lo, row.acc50_hi, row.n_queries), row.method
+            text, method = measured_text(row), row.method
         rows.append((cell.lvlm, cell.dataset, cell.method, round(100 * cell.acc50, 1), text, method))
     names = ["lvlm", "dataset", "method", "published_acc50", "measured_acc50", "measured_method"]
     return pd.DataFrame(rows, columns=names)

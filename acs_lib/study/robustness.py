@@ -21,8 +21,8 @@ from acs_lib.evaluation.bootstrap import INTERVAL, image_counts, share_interval
 from acs_lib.evaluation.confidence import drawn_auroc
 from acs_lib.method import heads
 from acs_lib.method.heads import HeadSet, in_group
-from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
-from acs_lib.method.selection import Selector, acs_free
+from acs_lib.method.regressor import AttentionIoURegressor
+from acs_lib.method.selection import Selector, acs_free, over_heads
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, Run
 from acs_lib.study.experiment import Experiment, stacked
@@ -47,22 +47,11 @@ def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> torch
     return FeatureAblation(model).attribute(maps, baseline, feature_mask=layer_of)[:, 0, :, 0, 0, 0].abs()
 
 
-def first_maps(run: Run, grid: tuple[int, int]) -> torch.Tensor:
-    """Maps [n, 4, layers, heads, h, w] float32 of the first ANSWERS of a run that hold a box."""
-    parts, seen = [], 0
-    for shard in run.shards:
-        parts.append(maps_with_iou(run, shard, grid)[0][: ANSWERS - seen].float())
-        seen += len(parts[-1])
-        if seen >= ANSWERS:
-            break
-    return torch.cat(parts)
-
-
 def attributions(model: AttentionIoURegressor, run: Run, draws: int) -> pd.DataFrame:
     """One row a layer: the three ATTRIBUTIONS as shares that sum to 1, and the interval of each (name_lo, name_hi). The
     baseline is the mean map of the answers, so that what counts is how a map differs from an ordinary one; gradient x
     input has none."""
-    maps = first_maps(run, model.grid)
+    maps = torch.cat([maps for maps, _ in heads.first_answers(run, model.grid, ANSWERS)])
     baseline = maps.mean(0, keepdim=True)
     parts = maps.split(128)
     integrated = torch.cat([integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in parts])
@@ -212,9 +201,8 @@ def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, d
     records, read = records[kept], entropy[kept].mean(1)
     iou = records["iou"].to_numpy()
     given = np.log(records[["object_area", "box_area"]].to_numpy())
-    layers, columns = np.array(head_set.heads).T
-    chosen = entropy[kept][:, list(head_set.coordinates)][:, :, layers, columns]
-    named = [("all heads", None, None, read.mean((1, 2))), ("D_c", None, None, chosen.mean((1, 2)))]
+    chosen = over_heads(entropy[kept], head_set.heads, head_set.coordinates)
+    named = [("all heads", None, None, read.mean((1, 2))), ("D_c", None, None, chosen)]
     named += [("one head", layer, head, read[:, layer, head]) for layer, head in np.ndindex(read.shape[1:])]
     images, names = pd.factorize(records["image"])
     drawn = [np.repeat(np.arange(len(iou)), count[images]) for count in image_counts(len(names), draws)]
