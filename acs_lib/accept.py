@@ -52,10 +52,12 @@ def accept(name: str) -> list[str]:
         for stage in stages
         if _default_profile(stage.notebook) == name
     }
-    differences = compare.folders(reference / "tables", report / "tables")
     aside = reference.with_name(f".{name}.{os.getpid()}")
+    written = {paths.ROOT / file for stage in stages for file in stage.stamp()["outputs"]}
+    written |= {*report.glob("*.json"), *report.glob("tables/published_and_measured.*")}  # from after the last stage
     try:
-        _copy(report, aside, COMPARED if stored else REPORT)
+        _copy(report, aside, COMPARED if stored else REPORT, written)
+        differences = compare.folders(reference / "tables", aside / "tables")
         if not stored:
             page.build(name, aside)
             (aside / "browser.json").unlink(missing_ok=True)  # the page holds it
@@ -103,9 +105,10 @@ def _default_profile(notebook: Path) -> str:
     return ast.literal_eval(papermill.inspect_notebook(notebook)["profile"]["default"])
 
 
-def _copy(report: Path, folder: Path, patterns: tuple[str, ...]) -> None:
-    """Copy what the patterns match, pictures in few bytes."""
-    for path in (path for pattern in patterns for path in sorted(report.glob(pattern))):
+def _copy(report: Path, folder: Path, patterns: tuple[str, ...], written: set[Path]) -> None:
+    """Copy what the patterns match and this run has written (an earlier one may have left other tables), pictures in
+    few bytes."""
+    for path in (path for pattern in patterns for path in sorted(report.glob(pattern)) if path in written):
         target = folder / path.relative_to(report)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(small_png(path.read_bytes()) if path.suffix == ".png" else path.read_bytes())

@@ -203,10 +203,10 @@ def test_correlations_and_auroc_are_those_of_scipy():
     rng = np.random.default_rng(0)
     iou = rng.random(300).round(2)
     predicted = (iou + rng.normal(size=300)).round(1).astype(np.float32)
-    found = regressor.iou_correlation(pd.DataFrame({"predicted": predicted, "iou": iou}))
+    found = regressor.iou_correlation(pd.DataFrame({"predicted_iou": predicted, "iou": iou}))
     assert found["pearson"] == pytest.approx(stats.pearsonr(predicted, iou)[0], abs=1e-12)
     assert found["spearman"] == pytest.approx(stats.spearmanr(predicted, iou)[0], abs=1e-12)
-    constant = regressor.iou_correlation(pd.DataFrame({"predicted": np.full(300, 0.3), "iou": iou}))
+    constant = regressor.iou_correlation(pd.DataFrame({"predicted_iou": np.full(300, 0.3), "iou": iou}))
     assert np.isnan([constant["pearson"], constant["spearman"]]).all()
 
     scores, positive = rng.normal(size=(300, 3, 2)).round(1), iou > 0.6

@@ -461,8 +461,9 @@ def test_a_reference_is_replaced_whole_and_says_what_moved(checkout, monkeypatch
     assert old == {name: (paths.reference("tiny") / name).read_bytes() for name in in_reference()}
     assert os.listdir(paths.reference("tiny").parent) == ["tiny"]
 
+    (paths.reports("tiny") / "tables" / "left.csv").write_text("of an earlier run\n")
     result = accept()
-    assert result.exit_code == 0 and "uncommitted changes" in result.output
+    assert result.exit_code == 0 and "uncommitted changes" in result.output and "left.csv" not in result.output
     assert "gone.csv is missing" in result.output and "the reference has 0.5" in result.output
     assert in_reference() == KEPT and os.listdir(paths.reference("tiny").parent) == ["tiny"]
 

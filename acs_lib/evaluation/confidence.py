@@ -156,7 +156,7 @@ def risk_coverage_table(
 def reliability(
     predicted: np.ndarray, iou: np.ndarray, images: np.ndarray, draws: int
 ) -> tuple[pd.DataFrame, tuple[float, float, float]]:
-    """Calibration of predicted IoU: (bins, expected calibration error with its interval).
+    """Reliability of predicted IoU: (bins, expected calibration error with its interval).
 
     bins: from, to, n, predicted_iou and iou (means in the bin), iou_lo, iou_hi; BINS of equal width in 0-1, empty ones
     left out. The error (0-1, lower is better) is sum_b n_b / n |mean predicted - mean IoU|.

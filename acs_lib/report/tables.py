@@ -71,23 +71,23 @@ def read_table(folder: str | Path, stem: str) -> pd.DataFrame:
 
 
 def side_by_side(
-    main_table: pd.DataFrame, published: pd.DataFrame, unasked: Mapping[str, str] | None = None
+    main_table: pd.DataFrame, published: pd.DataFrame, unavailable: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
     """Acc@0.5 in %, measured and published in columns of their own: a number never stands under the other's name.
 
     main_table: main_results.csv, of one or several LVLMs and datasets
     published: rows of `published.main_results`
-    unasked: LVLM -> why it was not asked for P(True); its cells say so
+    unavailable: LVLM -> why it was not asked for P(True); its cells say so
     Returns text: method, then 'measured, <lvlm>, <dataset>' as '49.1 [45.6, 52.7], n = 816' (95 % interval), then
     'published, <lvlm>, <dataset>' as '61.4'; empty where there is no number. Measured methods come first, in order.
     """
-    unasked = unasked or {}
-    methods = [*main_table["method"], *([P_TRUE] if unasked else []), *published["method"]]
+    unavailable = unavailable or {}
+    methods = [*main_table["method"], *([P_TRUE] if unavailable else []), *published["method"]]
     display = pd.DataFrame({"method": list(dict.fromkeys(methods))})
     for (lvlm, dataset), part in main_table.groupby(["lvlm", "dataset"], sort=False):
         cells = {row.method: measured_text(row) for row in part.itertuples()}
-        if lvlm in unasked:
-            cells[P_TRUE] = f"not asked: {unasked[lvlm]}"
+        if lvlm in unavailable:
+            cells[P_TRUE] = f"not asked: {unavailable[lvlm]}"
         display[f"measured, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
     for (lvlm, dataset), part in published.groupby(["lvlm", "dataset"], sort=False):
         cells = {row.method: f"{100 * row.acc50:.1f}" for row in part.itertuples()}
