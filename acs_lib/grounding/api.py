@@ -221,7 +221,7 @@ class Grounding:
 
     def _repr_png_(self) -> bytes:
         picture = self.show()
-        picture.thumbnail((768, 768))  # notebooks keep it beside the HTML
+        picture.thumbnail((600, 600))  # notebooks keep it beside the HTML
         return encode(picture, ".png")
 
     def _repr_html_(self) -> str:

@@ -14,7 +14,7 @@ from acs_lib.study.examples import outcome_cases
 from acs_lib.study.experiment import Experiment
 
 
-def write_browser(e: Experiment, folder: Path, each: int = 12) -> None:
+def write_browser(e: Experiment, folder: Path, each: int = 10) -> None:
     """`folder`/browser.json: test queries for the page's browser, gained, lost and unchanged ones; the overlay is the
     selected box's attention in D_c."""
     predicted = e.predictions.set_index(["query_id", "candidate"])["predicted_iou"]
