@@ -252,7 +252,7 @@ def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):
 def test_it_shows_itself(result, tmp_path):
     assert result.summary in repr(result)
     page = result._repr_html_()
-    assert page.count("<tr") == 5 and 'src="data:image/jpeg;base64,' in page
+    assert page.count("<tr") == 5 and 'src="data:image/webp;base64,' in page
     assert result._repr_png_().startswith(b"\x89PNG")
     for suffix, magic in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".JPG", b"\xff\xd8"), (".webp", b"RIFF")):
         path = tmp_path / f"a{suffix}"

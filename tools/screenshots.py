@@ -1,4 +1,4 @@
-"""Take the pictures of docs/ anew, from the published report and the shipped scenes.
+"""Take the pictures of docs/ anew, from the published report.
 
 python tools/screenshots.py    (needs chromium and its chromedriver)
 """
@@ -11,8 +11,6 @@ import typer
 from selenium import webdriver
 
 from acs_lib import paths
-from acs_lib.grounding.api import ground, samples
-from acs_lib.lvlms.load import load_lvlm
 from acs_lib.report.encoding import small_png
 
 DOCS = paths.ROOT / "docs"
@@ -46,12 +44,10 @@ def shoot(page: Path, name: str, width: int, height: int, scheme: str, place: st
 
 
 def main() -> None:
-    """Take the pictures of docs/ anew, from the committed report and the shipped scenes."""
+    """Take the pictures of docs/ anew, from the committed report."""
     for name, settings in SHOTS.items():
         shoot(paths.reference("embedded") / "index.html", name, *settings)
-    first = samples().query("size == 'small'").iloc[0]
-    ground(load_lvlm(), first["image"], first["category"]).save(DOCS / "grounding.png")
-    for path in (DOCS / f"{name}.png" for name in (*SHOTS, "grounding")):
+        path = DOCS / f"{name}.png"
         path.write_bytes(small_png(path.read_bytes()))
 
 

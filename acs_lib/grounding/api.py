@@ -225,10 +225,10 @@ class Grounding:
         return encode(picture, ".png")
 
     def _repr_html_(self) -> str:
-        picture = base64.b64encode(encode(self.show(), ".jpg")).decode()
+        picture = base64.b64encode(encode(self.show(), ".webp")).decode()
         summary = html.escape(self.summary)
         table = self.table.round(3).to_html(index=False, na_rep="")
-        picture = f'<img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/jpeg;base64,{picture}">'
+        picture = f'<img style="max-width: 60em; width: 100%" alt="{summary}" src="data:image/webp;base64,{picture}">'
         return (
             f"<figure>{picture}<figcaption>{summary}</figcaption></figure><details><summary>{len(self.table)} "
             f"candidates (0 is the greedy answer)</summary>{table}</details>"

@@ -67,6 +67,7 @@ CHANCE = {"color": GREY, "linewidth": 1, "linestyle": ":"}
 DIAGONAL = {"color": BLACK, "linewidth": 1, "linestyle": "--"}
 
 VECTOR = 200_000  # bytes of a PDF at most
+IMAGE = 700  # px of a picture's longer side at most
 
 RC = {
     "font.family": "DejaVu Sans", "font.size": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -125,6 +126,8 @@ def save_figure(
     figures.mkdir(parents=True, exist_ok=True)
     png, pdf = io.BytesIO(), io.BytesIO()
     if isinstance(figure, Image.Image):
+        figure = figure.copy()
+        figure.thumbnail((IMAGE, IMAGE))
         figure.save(png, "png")
     else:
         with style():
