@@ -84,7 +84,7 @@ def test_a_row_is_known_by_its_words_and_by_the_numbers_that_name_it():
     assert compare.tables(sweep, sweep.sort_values("n_samples")) == []
     (told,) = compare.tables(sweep, sweep.assign(acc50=[0.1, 0.23, 0.3]))
     assert told.startswith("row a, 2, acc50: 0.23")
-    assert compare.tables(sweep, sweep.assign(n=[1, 3, 1]))[0] == "row a, 2 is missing"
+    assert compare.tables(sweep, sweep.assign(n_samples=[1, 3, 1]))[0] == "row a, 2 is missing"
 
 
 def test_a_rate_over_part_of_the_queries_is_one_of_few():
