@@ -393,7 +393,8 @@ def test_an_lvlm_that_is_not_asked_has_the_reason_in_place_of_a_number():
 
 def test_write_table(tmp_path):
     rows = pd.DataFrame({"method": ["a|b_1", "50 %"], "acc50": [0.123456789, np.nan], "n_queries": [3, 12345678]})
-    paths = write_table(rows, tmp_path, "demo", caption="Acc & IoU")
+    write_table(rows, tmp_path, "demo", caption="Acc & IoU")
+    paths = {path.suffix[1:]: path for path in (tmp_path / "tables").iterdir()}
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["demo.csv", "demo.md", "demo.tex"]
     pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), rows)
     assert paths["md"].read_text().splitlines() == [

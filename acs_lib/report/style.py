@@ -110,9 +110,9 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def save_figure(
     figure: Figure | Image.Image, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
-) -> dict[str, Path]:
+) -> None:
     """Write `folder`/figures/`stem`.png (150 dpi), and .pdf where it is small, each whole or not at all; of an image
-    the PNG alone. Returns suffix -> path of what was written.
+    the PNG alone.
 
     seen: a takeaway (see report.sentences.say), which ends the caption with what is seen
 
@@ -133,7 +133,6 @@ def save_figure(
         with style():
             figure.savefig(png, format="png", metadata={"Software": None})
             figure.savefig(pdf, format="pdf", metadata=dict.fromkeys(("CreationDate", "Producer", "Creator")))
-    written = {}
     for suffix, content in (("png", png.getvalue()), ("pdf", pdf.getvalue())):
         path = figures / f"{stem}.{suffix}"
         if not 0 < len(content) <= (VECTOR if suffix == "pdf" else math.inf):
@@ -141,12 +140,10 @@ def save_figure(
             continue
         with replacing(path) as aside:
             aside.write_bytes(content)
-        written[suffix] = path
     path = figures / "captions.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known.get(stem) != caption:
         write_text(path, json.dumps({**known, stem: caption}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    return written
 
 
 def panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:

@@ -43,8 +43,8 @@ def to_latex(frame: pd.DataFrame, caption: str | None = None) -> str:
     return titled.to_latex(hrules=True, position_float="centering", caption=caption and caption.translate(TEX_ESCAPES))
 
 
-def write_table(frame: pd.DataFrame, folder: str | Path, stem: str, caption: str | None = None) -> dict[str, Path]:
-    """Write `folder`/tables/`stem`.csv, .md and .tex; each appears whole or not at all. Returns suffix -> path.
+def write_table(frame: pd.DataFrame, folder: str | Path, stem: str, caption: str | None = None) -> None:
+    """Write `folder`/tables/`stem`.csv, .md and .tex; each appears whole or not at all.
 
     The index is not written. The CSV keeps full precision, and an empty field is a missing value.
     """
@@ -55,11 +55,8 @@ def write_table(frame: pd.DataFrame, folder: str | Path, stem: str, caption: str
         "md": to_markdown(frame, caption),
         "tex": to_latex(frame, caption),
     }
-    paths = {}
     for suffix, text in texts.items():
-        paths[suffix] = tables / f"{stem}.{suffix}"
-        write_text(paths[suffix], text)
-    return paths
+        write_text(tables / f"{stem}.{suffix}", text)
 
 
 def read_table(folder: str | Path, stem: str) -> pd.DataFrame:
