@@ -25,6 +25,7 @@ COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
 
 
 def complain(message: str) -> None:
+    """Writes `message` to standard error; ends nothing."""
     typer.echo(message, err=True)
 
 

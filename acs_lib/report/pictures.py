@@ -17,6 +17,7 @@ COLUMNS = 4  # of attention maps side by side, at most
 
 
 def is_box(box: np.ndarray | None) -> bool:
+    """Whether `box` [4] is there and all its numbers are finite."""
     return box is not None and bool(np.isfinite(np.asarray(box, float)).all())
 
 
@@ -42,6 +43,7 @@ def box_handles(truth: bool = True, prediction: str | None = "prediction") -> li
 
 
 def show_image(axes: Axes, image: Image.Image) -> None:
+    """Draws `image` on `axes` in its own pixels, origin at the upper left, without ticks."""
     width, height = image.size
     axes.imshow(np.asarray(image), extent=(0, width, height, 0), aspect="equal")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])

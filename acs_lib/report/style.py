@@ -240,6 +240,7 @@ def legend_below(figure: Figure, handles: Sequence | None = None) -> Figure:
 
 
 def layer_ticks(axes: Axes, layers: Iterable[int]) -> None:
+    """Puts ticks on the x axis at whole `layers` (one or more), at most 14 of them."""
     layers = sorted(set(map(int, layers)))
     step = -(-len(layers) // 14)
     axes.set_xticks(layers[::step])
