@@ -113,8 +113,8 @@ class AblationsSpec(Strict):
 
 class SeedsSpec(Strict):
     """Over how many seeds of each source of randomness the spread of the results is shown (see study.seeds); 0: not
-    shown. Every seed of sampling samples the test splits' small objects once more, every one of the regressor trains
-    one."""
+    shown (sampling), or the first alone (regressor). Every seed of sampling samples the test splits' small objects once
+    more, every one of the regressor trains one."""
 
     sampling: int = Field(0, ge=0)
     regressor: int = Field(0, ge=0)

@@ -17,10 +17,11 @@ from acs_lib.method.baselines import SELECTORS
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.selection import acs_free, acs_learned, stored_scores
 from acs_lib.profiles import Profile, load_profile
+from acs_lib.report import figures as paper_figures
 from acs_lib.report import figures_beyond_paper as figures
 from acs_lib.report import sentences
 from acs_lib.runs import store
-from acs_lib.study import ablations, results, robustness
+from acs_lib.study import ablations, results, robustness, size
 from acs_lib.study.cost import STAGES, peak_memory, timed
 from acs_lib.study.experiment import Experiment, experiments
 from acs_lib.study.stages import Study
@@ -405,11 +406,13 @@ def test_analyses_of_a_planted_study(study):
     assert overlap["jaccard"].tolist() == [1]
     assert transfer["found_on"].tolist() == ["D_c", "train split", "scenes, test"]
     assert transfer["acc50"].nunique() == 1
-    sizes = robustness.partial_correlation_table(columns)
+    assert shares["selected"].tolist() == layers["selected"].tolist()
+    assert (shares[["n", "n_images"]] == layers[["n", "n_images"]]).all(axis=None)
+    sizes = size.partial_correlation_table(columns)
     chosen = sizes[(sizes["layer"] == 1) & (sizes["head"] == 1)].iloc[0]
-    assert chosen["pearson"] < -0.8
+    assert chosen["pearson"] < -0.8 and sizes["score"].iloc[0] == "ACS-Learned"
     made = (
-        figures.attributions(shares),
+        paper_figures.layer_attribution(shares),
         figures.stability(heads),
         figures.transfer(transfer),
         figures.size_effect(sizes),

@@ -8,7 +8,7 @@ import pytest
 
 from acs_lib.evaluation.accuracy import CHOICE_COLUMNS, accuracy_table
 from acs_lib.evaluation.claims import claims_table, lower_for_good
-from acs_lib.method.heads import IOU_GROUPS
+from acs_lib.method.heads import ATTRIBUTIONS, IOU_GROUPS
 from acs_lib.method.selection import ALL_HEADS
 from acs_lib.profiles import load_profile
 from acs_lib.report import page, sentences
@@ -19,7 +19,8 @@ HIGH, _, ZERO = IOU_GROUPS
 DATASETS = ("a", "b")
 
 
-def verdicts(free=((0.03, 0.001), (0.03, 0.001)), r=(0.8, 0.75), entropy=((1.0, 2.0), (1.0, 2.0)), rank=1, free_rank=1):
+def verdicts(free=((0.03, 0.001), (0.03, 0.001)), r=(0.8, 0.75), entropy=((1.0, 2.0), (1.0, 2.0)), rank=1, free_rank=1,
+             occlusion=None):  # fmt: skip
     """Verdicts of two columns. free: (difference, p after Holm) of ACS-Free against greedy and against all heads in
     each; r: by column, its interval is 0.05 to either side; entropy: (good boxes, misses) by column; rank: of D_c's
     layer among four; free_rank: ACS-Free's mean rank, beside another method's 2 [1.5, 2.5]."""
@@ -68,9 +69,15 @@ def verdicts(free=((0.03, 0.001), (0.03, 0.001)), r=(0.8, 0.75), entropy=((1.0, 
         {"method": ["ACS-Free", "medoid"], "mean_rank": [free_rank, 2], "mean_rank_lo": [free_rank - 0.2, 1.5],
          "mean_rank_hi": [free_rank + 0.2, 2.5]}
     ).sort_values("mean_rank")  # fmt: skip
-    layers = pd.DataFrame({"lvlm": "x", "layer": range(4), "rank": [1, 2, 3, 4]})
-    layers["selected"] = layers["rank"] == rank
-    found = claims_table(regressors, compared, curves, sizes, ranks, layers)
+    layers = pd.DataFrame({"lvlm": "x", "layer": range(4), **dict.fromkeys(ATTRIBUTIONS, [0.4, 0.3, 0.2, 0.1])})
+    layers["occlusion"] = layers["occlusion"] if occlusion is None else occlusion
+    layers["selected"] = layers["layer"] == rank - 1
+    spread = pd.DataFrame([("x", DATASETS[0], "regressor", "ACS-Learned", 3, 0.02, 0.01, 0.03)], columns=[
+        "lvlm", "dataset", "source", "method", "seeds", *(f"delta_vs_greedy_{n}" for n in ("mean", "lowest", "highest"))
+    ])  # fmt: skip
+    found = claims_table(regressors, compared, curves, sizes, ranks, layers, spread)
+    learned = found.set_index("claim").loc["ACS-Learned beats greedy decoding on small objects", "measured"].split("; ")
+    assert learned[0].endswith("(mean of 3 seeds +2.0, +1.0 to +3.0)") and "seeds" not in learned[1]
     return found.set_index("claim")["verdict"]
 
 
@@ -103,6 +110,7 @@ def test_the_other_claims_are_judged_by_their_own_numbers():
     assert verdicts(entropy=((1.0, 2.0), (2.0, 1.0)))[entropy] == "contradicted", "not in the second column"
     layers = "Gradient attribution finds the layers with the discriminative heads (D_c)"
     assert verdicts(rank=2)[layers] == "reproduced" and verdicts(rank=3)[layers] == "contradicted"
+    assert verdicts(rank=3, occlusion=[0, 0, 1, 0])[layers].startswith("in part"), "first by one attribution alone"
     best = "ACS-Free is the best method without training"
     assert verdicts(free_rank=1.9)[best] == "not shown" and verdicts(free_rank=4)[best] == "contradicted"
 
@@ -144,7 +152,8 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
 
 def test_a_report_on_embedded_lvlms_says_that_their_mistakes_are_planted():
     assert "taught a habit on purpose" in (said := sentences.planted(load_profile("embedded")))
-    assert "with internvl-embedded" in said and "with qwen2.5-vl-embedded" in said
+    for lvlm in ("internvl-embedded", "qwen2.5-vl-embedded"):
+        assert f"without it ({lvlm})" in said, "with the habit and without, of one log"
     assert sentences.planted(load_profile("paper")) == ""
 
 

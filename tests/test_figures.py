@@ -13,6 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from acs_lib.method.heads import ATTRIBUTIONS
 from acs_lib.report import figures, figures_beyond_paper
 from acs_lib.report.pictures import _window, attention_overlay, candidate_boxes, qualitative
 from acs_lib.report.style import METHOD_LOOKS, save_figure
@@ -146,18 +147,21 @@ def test_main_results_do_not_need_published_numbers():
 
 
 def layers_frame() -> pd.DataFrame:
-    frame = pd.DataFrame({"lvlm": "tiny", "layer": range(4), "attribution": [0.05, 0.45, 0.4, 0.1]})
-    ends = {"attribution_lo": frame["attribution"] - 0.02, "attribution_hi": frame["attribution"] + 0.03}
-    return frame.assign(**ends, selected=[False, True, True, False])
+    frame = pd.DataFrame({"lvlm": "tiny", "layer": range(4), "selected": [False, True, True, False]})
+    for name in ATTRIBUTIONS:
+        frame[name] = [0.05, 0.45, 0.4, 0.1]
+        frame[f"{name}_lo"], frame[f"{name}_hi"] = frame[name] - 0.02, frame[name] + 0.03
+    return frame
 
 
-def test_layers_with_selected_heads_are_hatched():
+def test_layers_have_all_attributions_and_those_with_selected_heads_stand_on_grey():
     figure = figures.layer_attribution(layers_frame())
     (axes,) = figure.axes
-    assert [round(patch.get_x() + 0.4) for patch in axes.patches if patch.get_hatch()] == [1, 2]
-    assert legend_texts(figure) == ["layers with heads in $D_c$", "other layers"]
+    grey = [patch for patch in axes.patches if mpl.colors.to_hex(patch.get_facecolor()).upper() == figures.LIGHT]
+    assert [round(patch.get_x() + patch.get_width() / 2) for patch in grey] == [1, 2]
+    assert legend_texts(figure) == ["layers with heads in $D_c$", *ATTRIBUTIONS]
     ends = [found.get_segments() for found in axes.collections if hasattr(found, "get_segments")]
-    assert ends[0][0][:, 1] == pytest.approx([0.43, 0.48]) and [len(found) for found in ends] == [2, 2]
+    assert ends[0][1][:, 1] == pytest.approx([0.43, 0.48]) and [len(found) for found in ends] == [4, 4, 4]
 
 
 def test_selected_heads_are_outlined():
@@ -319,8 +323,10 @@ def test_nothing_leaks_into_the_callers_matplotlib():
 
 SHOWN = """import pandas as pd
 from acs_lib.report import figures, style
-frame = pd.DataFrame({"layer": [0, 1], "attribution": [0.4, 0.6], "attribution_lo": 0.3, "attribution_hi": 0.7})
-frame["selected"] = [True, False]
+from acs_lib.method.heads import ATTRIBUTIONS
+frame = pd.DataFrame({"layer": [0, 1], "selected": [True, False]})
+for name in ATTRIBUTIONS:
+    frame[name], frame[f"{name}_lo"], frame[f"{name}_hi"] = [0.4, 0.6], 0.3, 0.7
 for _ in range(2):
     figure = figures.layer_attribution(frame)
 style.save_figure(figure, folder, "layers", "Layers.")
@@ -407,10 +413,11 @@ def test_names_of_acs_are_bold_in_every_row_of_panels():
 
 def test_correlations_over_heads_have_intervals_and_single_heads_none():
     frame = pd.DataFrame(
-        {"heads": ["one head", "all heads", "D_c"], "pearson": [0.1, 0.2, -0.5], "partial_pearson": [0.1, 0.1, -0.3]}
-    )
-    frame = frame.assign(partial_pearson_lo=[np.nan, 0.0, -0.4], partial_pearson_hi=[np.nan, 0.2, -0.1])
+        {"score": [*(f"entropy, {name}" for name in ("one head", "all heads", "D_c")), "ACS-Learned"]}
+    ).assign(pearson=[0.1, 0.2, -0.5, 0.8], partial_pearson_category=[0.1, 0.1, -0.3, 0.6])
+    for end, values in {"lo": [np.nan, 0.0, -0.4, 0.5], "hi": [np.nan, 0.2, -0.1, 0.7]}.items():
+        frame[f"partial_pearson_category_{end}"] = values
     figure = figures_beyond_paper.size_effect(frame)
-    assert legend_texts(figure) == ["one head", "all heads", "$D_c$"]
+    assert legend_texts(figure) == ["entropy, one head", "entropy, all heads", "entropy, $D_c$", "ACS-Learned"]
     ends = [container.lines[2][0].get_segments()[0][:, 1] for container in figure.axes[0].containers]
-    assert np.ptp(ends[0]) == 0 and [list(found) for found in ends[1:]] == [[0.0, 0.2], [-0.4, -0.1]]
+    assert np.ptp(ends[0]) == 0 and [list(found) for found in ends[1:]] == [[0.0, 0.2], [-0.4, -0.1], [0.5, 0.7]]

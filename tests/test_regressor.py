@@ -105,6 +105,36 @@ def test_attribution_and_separation_find_the_planted_head(runs, model):
     assert heads.select_heads(scores.sum(1), auroc, layers=1, count=1) == ((1, 1),)
 
 
+class ManyAnswers:
+    """Forty answers about each of five images, and two about a sixth, in three shards; every tenth holds no box."""
+
+    queries = pd.DataFrame({"query_id": [f"q{i}" for i in range(21)], "image_id": [*np.repeat(range(5), 4), 5]})
+    shards = (0, 1, 2)
+
+    def records(self, shard):
+        names = np.repeat([name for name in self.queries["query_id"]], [10] * 20 + [2])
+        rows = pd.DataFrame({"query_id": names, "candidate": np.arange(len(names)), "iou": 0.5})
+        rows["failure"] = np.where(rows["candidate"] % 10 == 9, "no box", "")
+        return rows[rows["candidate"] % 202 // 70 == shard].reset_index(drop=True)
+
+    def maps(self, shard):
+        for _, rows in self.records(shard).groupby("query_id", sort=False):
+            value = rows["candidate"].to_numpy(np.float16)
+            yield np.broadcast_to(value[:, None, None, None, None, None], (len(rows), 4, 1, 1, 2, 2))
+
+
+def test_attributions_look_at_answers_of_all_images():
+    run = ManyAnswers()
+    maps, frames = zip(*heads.drawn_answers(run, (2, 2), 32))
+    found = pd.concat(frames)
+    images = found["query_id"].map(run.queries.set_index("query_id")["image_id"])
+    assert images.value_counts().to_dict() == {**dict.fromkeys(range(5), 6), 5: 2}, "as many of each as there are"
+    assert (torch.cat(maps)[:, 0, 0, 0, 0, 0] == torch.tensor(found["candidate"].to_numpy())).all()
+    assert (found["failure"] == "").all() and found["query_id"].nunique() > 12, "not the first ones of an image"
+    everything = pd.concat(frame for _, frame in heads.drawn_answers(run, (2, 2), 10_000))
+    assert len(everything) == 182, "all that hold a box"
+
+
 def test_separation_by_hand():
     entropy = np.array([1.0, 2.0, 3.0, 4.0])
     iou = np.array([0.9, 0.0, 0.7, 0.0])

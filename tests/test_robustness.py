@@ -1,4 +1,4 @@
-"""Other attributions, stability, transfer and the effect of size, against hand-worked cases."""
+"""Other attributions, stability and transfer, against hand-worked cases."""
 
 import numpy as np
 import pandas as pd
@@ -130,38 +130,3 @@ def test_transfer_takes_each_querys_own_heads():
     table = robustness.transfer_rows(e, sets, (0, 1, 2, 3), 50).set_index("found_on")
     assert table["acc50"].to_dict() == {"right": 1, "wrong": 0, "crossed": 0.5}
     assert (table["n_queries"] == 2).all()
-
-
-def test_partial_correlation_removes_a_mere_size_effect():
-    rng = np.random.default_rng(0)
-    size = rng.normal(size=4000)
-    entropy, iou = size + 0.3 * rng.normal(size=4000), size + 0.3 * rng.normal(size=4000)
-    assert np.corrcoef(entropy, iou)[0, 1] > 0.9
-    assert abs(robustness.partial_correlation(entropy, iou, size[:, None])) < 0.05
-    x, y, z = rng.normal(size=(3, 200))
-    r = np.corrcoef([x, y, z])
-    textbook = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
-    assert robustness.partial_correlation(x, y, z[:, None]) == pytest.approx(textbook)
-    assert np.isnan(robustness.partial_correlation(z, y, z[:, None]))
-
-
-def test_size_effect_has_every_head_and_both_means():
-    rng = np.random.default_rng(0)
-    records = pd.DataFrame(
-        {
-            "image": np.repeat(np.arange(30), 4),
-            "iou": rng.random(120),
-            "object_area": rng.random(120) + 0.1,
-            "box_area": np.where(np.arange(120) == 7, 0, rng.random(120) + 0.1),
-        }
-    )
-    entropy = rng.normal(size=(120, 4, 2, 2))
-    entropy[:, :, 1, 0] = -records["iou"].to_numpy()[:, None]
-    entropy[:, 3, 1, 0] = 0  # not one of D_c's coordinates
-    table = robustness.size_effect(records, entropy, heads.HeadSet("tiny", "scenes", ((1, 0),), (0, 2)), draws=20)
-    assert table["heads"].tolist() == ["all heads", "D_c", *["one head"] * 4]
-    assert (table["n"] == 119).all()
-    chosen = table.set_index("heads").loc["D_c"]
-    assert chosen["pearson"] == pytest.approx(-1) and chosen["partial_pearson"] == pytest.approx(-1)
-    single = table[table["heads"] == "one head"].set_index(["layer", "head"])["pearson"]
-    assert single[(1, 0)] == pytest.approx(-1) and single.abs().nsmallest(3).max() < 0.5

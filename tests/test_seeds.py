@@ -13,7 +13,7 @@ from acs_lib.method.heads import HeadSet
 from acs_lib.profiles import load_profile
 from acs_lib.report import figures_beyond_paper
 from acs_lib.study.experiment import experiments
-from acs_lib.study.seeds import COLUMNS, SEEDED, resampled, seed_spread, seeds_table
+from acs_lib.study.seeds import COLUMNS, SEEDED, regressor_seeds, resampled, sampling_seeds, seed_spread
 from acs_lib.study.stages import Study
 
 TRUTH = [0.0, 0.0, 10.0, 10.0]
@@ -54,6 +54,12 @@ class Stub(Study):
         return HeadSet(lvlm.name, "scenes", ((0, 0),))
 
 
+def both(study):
+    """The tables of both sources, one below the other."""
+    found = experiments(study)
+    return pd.concat([sampling_seeds(study, found), regressor_seeds(study, found)], ignore_index=True)
+
+
 @pytest.fixture
 def study():
     profile = load_profile("smoke")
@@ -68,7 +74,7 @@ def study():
 
 
 def test_every_seed_of_both_sources_has_its_rows(study):
-    found = seeds_table(study, experiments(study))
+    found = both(study)
     assert list(found.columns) == COLUMNS
     accuracy = found.pivot(index=["source", "method"], columns="seed", values="acc50")
     drawn = accuracy.loc["sampling", [7, 8, 9]]
@@ -94,22 +100,25 @@ def test_other_seeds_sample_the_small_test_objects_into_runs_of_their_own(study)
 
 
 def test_the_spread_by_hand(study):
-    spread = seed_spread(seeds_table(study, experiments(study))).set_index(["source", "method"])
+    spread = seed_spread(both(study)).set_index(["source", "method"])
     learned = spread.loc[("sampling", "ACS-Learned")]
     assert (learned["seeds"], learned["acc50_mean"], learned["acc50_sd"]) == (3, 0.5, 0.5)
     assert (learned["acc50_lowest"], learned["acc50_highest"]) == (0, 1)
+    assert (learned["delta_vs_greedy_lowest"], learned["delta_vs_greedy_highest"]) == (-0.5, 0.5)
     assert spread.loc[("sampling", "greedy"), "acc50_sd"] == 0
     assert spread.loc[("regressor", "ACS-Learned"), "acc50_sd"] == pytest.approx(0.5**0.5)
 
 
 def test_the_figure_has_a_point_a_seed(study):
-    found = seeds_table(study, experiments(study))
+    found = both(study)
     axes = figures_beyond_paper.seeds(found).axes[0]
     points = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata())}
     assert points == {"seeds of sampling": 3 * len(SEEDED), "seeds of regressor": 2}
 
 
-def test_a_profile_without_seeds_has_an_empty_table(study):
+def test_a_profile_without_seeds_samples_nothing_again_and_has_its_own_regressor(study):
     none = study.profile.model_copy(update={"seeds": study.profile.seeds.model_copy(update=dict.fromkeys(
         ("sampling", "regressor"), 0))})  # fmt: skip
-    assert seeds_table(Stub(none), experiments(study)).empty and not Stub(none).asked
+    found = experiments(study)
+    assert sampling_seeds(Stub(none), found).empty and not Stub(none).asked
+    assert regressor_seeds(Stub(none), found)["seed"].tolist() == [0]

@@ -15,6 +15,8 @@ from acs_lib.core.stored import StoredAnswers
 from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import above
 
+ATTRIBUTED = 1000  # answers that an attribution is the mean of
+ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")  # the first is the paper's; study.robustness
 IOU_GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
 
 
@@ -48,27 +50,32 @@ class HeadSet:
         return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
 
 
-def first_answers(
-    run: StoredAnswers, grid: tuple[int, int], answers: int
+def drawn_answers(
+    run: StoredAnswers, grid: tuple[int, int], answers: int = ATTRIBUTED
 ) -> Iterator[tuple[torch.Tensor, pd.DataFrame]]:
-    """Maps [n, 4, layers, heads, h, w] float32 on `grid` and records of the first answers that hold a box, by shard."""
-    seen = 0
-    for shard in run.shards:
+    """Maps [n, 4, layers, heads, h, w] float32 on `grid` and records, shard by shard, of `answers` answers that hold a
+    box (all, if there are fewer): as many of every image as of any other, as far as it has them. Which ones is drawn,
+    the same ones every time."""
+    image_of = run.queries.set_index("query_id")["image_id"]
+    frames = {shard: run.records(shard) for shard in run.shards}
+    held = [f.loc[f["failure"] == "", ["query_id"]].reset_index(drop=True).assign(shard=s) for s, f in frames.items()]
+    held = pd.concat(held).rename_axis("place").reset_index()
+    held = held.iloc[np.random.default_rng(0).permutation(len(held))]
+    turn = held.groupby(image_of.loc[held["query_id"]].to_numpy()).cumcount()
+    chosen = held.loc[turn.sort_values(kind="stable").index[:answers]]
+    for shard, places in chosen.sort_values(["shard", "place"]).groupby("shard")["place"]:
         maps, _, frame = maps_with_iou(run, shard, grid)
-        yield maps[: answers - seen].float(), frame[: answers - seen]
-        seen += len(maps)
-        if seen >= answers:
-            return
+        yield maps[places.to_numpy()].float(), frame.iloc[places]
 
 
 def attribution(
-    model: AttentionIoURegressor, run: StoredAnswers, answers: int = 2000
+    model: AttentionIoURegressor, run: StoredAnswers, answers: int = ATTRIBUTED
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over answers of
+    """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over `drawn_answers` of
     sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
     answer, summed over heads [n, layers], with its image id [n]."""
     total, each, names = 0.0, [], []
-    for maps, frame in first_answers(run, model.grid, answers):
+    for maps, frame in drawn_answers(run, model.grid, answers):
         names.append(frame["query_id"])
         for part in maps.split(256):
             part.requires_grad_(True)

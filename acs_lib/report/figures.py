@@ -16,14 +16,17 @@ from matplotlib.patches import Patch, Rectangle
 
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.evaluation import published
+from acs_lib.method.heads import ATTRIBUTIONS
 from acs_lib.report.style import (
     BLACK,
     BLUE,
     DIAGONAL,
     EDGED,
     FAMILIES,
+    GREEN,
     GREY,
     HOLLOW,
+    LIGHT,
     ORANGE,
     VERMILLION,
     bars,
@@ -45,6 +48,7 @@ GROUP_LOOKS = {  # IoU group -> label, colour, marker, line style, hatch of the 
     "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
     "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
 }
+BARS = dict(zip(ATTRIBUTIONS, ((BLUE, ""), (ORANGE, "///"), (GREEN, "..."))))  # colour, hatch
 BANDS = ("high", "zero")  # groups whose quartiles are drawn: three bands would merge in greyscale
 KEY_METHODS = ("greedy", "ACS-Free", "ACS-Learned", "oracle best of N")
 
@@ -162,22 +166,22 @@ def main_results(frame: pd.DataFrame) -> Figure:
 
 
 @styled
-def layer_attribution(layers: pd.DataFrame) -> Figure:
-    """The paper's 'discovering localization-critical patterns', first half: gradient attribution by layer.
+def layer_attribution(frame: pd.DataFrame) -> Figure:
+    """The paper's 'discovering localization-critical patterns', first half: attribution by layer (share, 0-1), in each
+    of the ways of method.heads.ATTRIBUTIONS, with 95 % intervals; layers with heads in D_c stand on grey.
 
-    layers: layers.csv: columns layer, attribution (share of the total, 0-1) with its 95 % interval attribution_lo and
-        attribution_hi, selected (the layer has heads in D_c: hatched), and optionally lvlm (a panel each)
+    frame: attributions.csv: columns layer, selected, the ATTRIBUTIONS, each also with _lo and _hi, and optionally lvlm
+        (a panel each)
     """
-    width, labels = max(4.6, 0.24 * layers["layer"].nunique() + 2), ("layers with heads in $D_c$", "other layers")
-    names = {"xlabel": "decoder layer (from 0)", "ylabel": "share of the gradient attribution"}
-    figure, grid = panel_grid(layers, width, 3.1, 0, ["lvlm"], **names)
+    width, names = max(4.6, 0.3 * frame["layer"].nunique() + 2), ("decoder layer (from 0)", "share of the attribution")
+    figure, grid = panel_grid(frame, width, 3.1, 0, ["lvlm"], xlabel=names[0], ylabel=names[1])
     for axes, block in grid:
-        for selected, label, colour, hatch in zip((True, False), labels, (VERMILLION, "#B5B5B5"), ("///", "")):
-            if len(rows := block[block["selected"] == selected]):
-                look = {"color": colour, "hatch": hatch, "label": label}
-                bars(axes, rows, "attribution", rows["layer"], 0.8, **look)
+        for layer in block.loc[block["selected"], "layer"]:
+            axes.axvspan(layer - 0.45, layer + 0.45, color=LIGHT, zorder=0, label="layers with heads in $D_c$")
+        for shift, (name, (colour, hatch)) in zip(offsets(len(BARS), 0.27), BARS.items()):
+            bars(axes, block, name, block["layer"] + shift, 0.25, color=colour, hatch=hatch, label=name)
         axes.grid(axis="x", visible=False)
-        layer_ticks(axes, layers["layer"])
+        layer_ticks(axes, frame["layer"])
     return legend_below(figure)
 
 

@@ -22,9 +22,7 @@ from acs_lib.report.style import (
     METHOD_LOOKS,
     ORANGE,
     VERMILLION,
-    bars,
     formula,
-    layer_ticks,
     legend_below,
     looks_of,
     marks,
@@ -36,7 +34,6 @@ from acs_lib.report.style import (
     styled,
 )
 from acs_lib.study import ablations
-from acs_lib.study.robustness import ATTRIBUTIONS
 
 MISTAKES = {  # kind -> colour, marker, label
     "near miss": (BLUE, "o", "against near miss"),
@@ -45,8 +42,18 @@ MISTAKES = {  # kind -> colour, marker, label
 }
 ANSWERS = {"all": (BLUE, "o", "all answers"), "greedy": (VERMILLION, "^", "greedy answers alone")}
 SEEDS = {"sampling": (BLUE, "o"), "regressor": (VERMILLION, "^")}  # source of randomness -> colour, marker
-HEADS = {"one head": (GREY, "o", 4), "all heads": (BLUE, "s", 8), "D_c": (VERMILLION, "*", 8)}  # colour, marker, size
-BARS = dict(zip(ATTRIBUTIONS, ((BLUE, ""), (ORANGE, "///"), (GREEN, "..."))))  # colour, hatch
+SCORES = {  # score -> colour, marker, size
+    "entropy, one head": (GREY, "o", 4),
+    "entropy, all heads": (BLUE, "s", 8),
+    "entropy, D_c": (GREEN, "P", 8),
+    "ACS-Learned": (VERMILLION, "*", 10),
+}
+SIZED = {  # method -> colour, marker
+    "box area, small first": (GREY, "o"),
+    "box size, learned": (BLUE, "s"),
+    "ACS-Free": (GREEN, "P"),
+    "ACS-Learned": (VERMILLION, "*"),
+}
 ABLATED = ("greedy", "ACS-Free", "ACS-Learned")
 ROWS = 8  # values of a factor that stand one below the other; more numbers than that go along a line
 
@@ -173,21 +180,6 @@ def reliability_diagram(bins: pd.DataFrame, errors: pd.DataFrame) -> Figure:
 
 
 @styled
-def attributions(frame: pd.DataFrame) -> Figure:
-    """Share of the attribution (0-1) of every layer by three ways to attribute, with 95 % intervals.
-
-    frame: columns layer and study.robustness.ATTRIBUTIONS, each also with _lo and _hi, and lvlm (a panel each)
-    """
-    labels = {"xlabel": "decoder layer (from 0)", "ylabel": "share of the attribution"}
-    figure, grid = panel_grid(frame, 4.4, 3.3, 1.2, ["lvlm"], **labels)
-    for axes, block in grid:
-        for shift, (name, (colour, hatch)) in zip(offsets(len(BARS), 0.27), BARS.items()):
-            bars(axes, block, name, block["layer"] + shift, 0.25, color=colour, hatch=hatch, label=name)
-        layer_ticks(axes, frame["layer"])
-    return legend_below(figure)
-
-
-@styled
 def stability(frame: pd.DataFrame, most: int = 16) -> Figure:
     """The heads with the highest AUROC, with 95 % intervals over drawn images, and how often a draw selects them.
 
@@ -213,22 +205,42 @@ def stability(frame: pd.DataFrame, most: int = 16) -> Figure:
 
 @styled
 def size_effect(frame: pd.DataFrame) -> Figure:
-    """Correlation of entropy with IoU of every head, and what is left of it at equal object and box area.
+    """Correlation of scores with IoU, and what is left of it at equal object and box area and category.
 
-    frame: columns heads ('one head', 'all heads', 'D_c'), pearson, partial_pearson with its 95 % interval _lo and _hi
-        (of all heads and D_c), and lvlm, dataset (a panel each)
+    frame: partial_correlation.csv: columns score, pearson, partial_pearson_category with its 95 % interval _lo and _hi
+        (but for single heads), and lvlm, dataset (a panel each)
     """
-    labels = {"xlabel": "r of entropy and IoU", "ylabel": "partial r, sizes held fixed"}
+    labels = {"xlabel": "r of score and IoU", "ylabel": "partial r, sizes and category held fixed"}
     figure, grid = panel_grid(frame, 3.4, 3.7, 1, **labels)
     for axes, block in grid:
-        both = block[["pearson", "partial_pearson"]]
+        both = block[["pearson", "partial_pearson_category"]]
         ends = both.min(axis=None), both.max(axis=None)
         axes.plot(ends, ends, **DIAGONAL)
         axes.axhline(0, **CHANCE)
-        for heads, look in HEADS.items():
-            rows = block[block["heads"] == heads]
-            look = {"zorder": 3, "label": formula(heads), **marks(*look), **EDGED}
-            points(axes, rows, "partial_pearson", x=rows["pearson"], **look)
+        for score, look in SCORES.items():
+            rows = block[block["score"] == score]
+            look = {"zorder": 3, "label": formula(score), **marks(*look), **EDGED}
+            points(axes, rows, "partial_pearson_category", x=rows["pearson"], **look)
+    return legend_below(figure)
+
+
+@styled
+def size_and_category(frame: pd.DataFrame) -> Figure:
+    """What choosing brings over greedy decoding (points of Acc@0.5), by size alone and by attention, for the categories
+    that occur small only and for the others (no figure of the paper).
+
+    frame: size_and_category.csv: columns categories, method, delta_vs_greedy, _lo, _hi (0-1), and lvlm, dataset
+        (a panel each)
+    """
+    frame = frame[frame["method"].isin(SIZED)]
+    frame = frame.assign(**{f"gain{end}": 100 * frame[f"delta_vs_greedy{end}"] for end in ("", "_lo", "_hi")})
+    labels = {"xlabel": "Acc@0.5 against greedy (points)", "ylabel": "categories"}
+    figure, grid, places = row_grid(frame, "categories", 3.6, 0.6, 1.9, **labels)
+    for axes, block in grid:
+        axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
+        for shift, (method, look) in zip(offsets(len(SIZED), 0.18), SIZED.items()):
+            rows = block[block["method"] == method]
+            points(axes, rows, "gain", y=rows["categories"].map(places) + shift, label=method, **marks(*look))
     return legend_below(figure)
 
 

@@ -13,15 +13,15 @@ from acs_lib.core.files import write_text
 from acs_lib.evaluation import published
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.bootstrap import estimate
-from acs_lib.evaluation.claims import LEVEL, lower_for_good
+from acs_lib.evaluation.claims import LEVEL, lower_for_good, seeds_told
 from acs_lib.evaluation.confidence import PUBLISHED_AUROC
 from acs_lib.lvlms.load import is_embedded
-from acs_lib.method.heads import HeadSet
+from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
 from acs_lib.profiles import Profile
-from acs_lib.study import ablations, robustness
+from acs_lib.study import ablations
 from acs_lib.study.experiment import Experiment
 from acs_lib.study.results import CONTROLS
-from acs_lib.study.training_variants import variant_log
+from acs_lib.study.training_variants import habit_contrast, variant_log
 
 POINTS = "percentage points"
 
@@ -123,22 +123,45 @@ def say_comparisons(table: pd.DataFrame, method: str) -> Markdown:
 
 
 def planted(profile: Profile) -> str:
-    """What has to be said of a report on embedded LVLMs: that their mistakes are planted, and what choosing brings
-    without them (from the log of training variants). '' for other LVLMs."""
+    """What has to be said of a report on embedded LVLMs: that their mistakes are planted, and what choosing brings with
+    them and without, like for like (from the log of training variants). '' for other LVLMs."""
     names = [lvlm.name for lvlm in profile.lvlms if is_embedded(lvlm)]
     if not names:
         return ""
-    log = variant_log()
-    own = (log["temperature"] == profile.sampling.temperature) & (log["top_p"] == profile.sampling.top_p)
-    gains = ", ".join(
-        f"{_points(row, 'delta_learned_vs_greedy')} points with {row.lvlm}"
-        for row in log[(log["design"] == "no habit") & log["lvlm"].isin(names) & own].itertuples()
-    )
-    return (
+    contrast = habit_contrast(variant_log(), names, profile.sampling)
+    gains = []
+    for lvlm, rows in contrast.groupby("lvlm", sort=False):
+        rows = rows.set_index("condition")
+        with_it, without = (_points(rows.loc[name], "delta_learned_vs_greedy") for name in ("habit", "plain"))
+        gains.append(f"{with_it} points with the habit and {without} without it ({lvlm})")
+    text = (
         "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they "
         "answer many questions about rare small categories with a well-known look-alike"
-        + (f". Without it, ACS-Learned against greedy decoding brings {gains} (training variants)." if gains else ".")
     )
+    if not gains:
+        return text + "."
+    like = contrast.iloc[0]
+    return (
+        f"{text}. Measured like for like on {like['n_queries']} small objects of research images (mean of "
+        f"{like['seeds']} regressors trained on {like['train_queries']} queries), ACS-Learned against greedy decoding "
+        f"brings "
+        f"{'; '.join(gains)}."
+    )
+
+
+def say_habit(contrast: pd.DataFrame) -> Markdown:
+    """What choosing by attention brings with the habit and without it, from `habit_contrast`."""
+    parts = []
+    for lvlm, rows in contrast.groupby("lvlm", sort=False):
+        for row in rows.itertuples():
+            parts.append(
+                f"{lvlm}, {row.condition}: greedy {row.greedy:.1%}, oracle {row.oracle:.1%}; ACS-Learned against "
+                f"greedy {_points(row, 'delta_learned_vs_greedy')}, ACS-Free against random "
+                f"{_points(row, 'delta_free_vs_random')} points; r = {row.pearson:.2f}"
+            )
+    sure = contrast[contrast["delta_learned_vs_greedy_lo"] > 0]
+    told = ", ".join(f"{row.lvlm} ({row.condition})" for row in sure.itertuples()) or "no row"
+    return say(f"ACS-Learned is surely above greedy in {told}.", parts)
 
 
 def _points(row, value: str) -> str:
@@ -158,16 +181,18 @@ def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
     )
 
 
-def headline(profile: Profile, main: pd.DataFrame, folder: Path) -> Markdown:
-    """Write `folder`/tables/headline.json for the page and show the same sentences; main: main_results.csv."""
-    sentences = []
+def headline(profile: Profile, main: pd.DataFrame, spread: pd.DataFrame, folder: Path) -> Markdown:
+    """Write `folder`/tables/headline.json for the page and show the same sentences; main: main_results.csv, spread:
+    `seed_spread` of the regressor."""
+    sentences, seeds = [], spread[spread["source"] == "regressor"].set_index(["lvlm", "dataset"])
     for (lvlm, dataset), rows in main.groupby(["lvlm", "dataset"], sort=False):
         rows = rows.set_index("method")
         acc = rows["acc50"]
         sentences.append(
             f"Measured on {dataset} with {lvlm}, {rows['n_queries'].iloc[0]} small objects: "
             f"greedy {acc['greedy']:.1%}, ACS-Free {acc['ACS-Free']:.1%}, "
-            f"ACS-Learned {acc['ACS-Learned']:.1%}, oracle {acc[ORACLE]:.1%}."
+            f"ACS-Learned {acc['ACS-Learned']:.1%} (in %: mean of "
+            f"{seeds_told(seeds.loc[(lvlm, dataset)], 'acc50', '.1f')}), oracle {acc[ORACLE]:.1%}."
         )
     told = ", ".join(
         f"{name} {published.SMALL_OBJECTS[name][0]:.1f}%" for name in ("greedy", "ACS-Free", "ACS-Learned")
@@ -233,18 +258,59 @@ def say_confidence(table: pd.DataFrame) -> Markdown:
 
 
 def say_attributions(table: pd.DataFrame, agreement: pd.DataFrame) -> Markdown:
-    """Whether the attributions agree on the order of the layers and on D_c, from `attribution_tables`."""
+    """Which layer each attribution puts first, where it puts the layers with heads in D_c, and whether the attributions
+    agree, from `attribution_tables`."""
     parts = []
     for lvlm, rows in table.groupby("lvlm", sort=False):
-        tops = ", ".join(f"{rows['layer'][rows[name].idxmax()]} by {name}" for name in robustness.ATTRIBUTIONS)
+        ranks = rows[list(ATTRIBUTIONS)].rank(ascending=False, method="first").astype(int)[rows["selected"]]
+        tops = ", ".join(f"{rows['layer'][rows[name].idxmax()]} by {name}" for name in ATTRIBUTIONS)
+        places = ", ".join(f"{' and '.join(map(str, sorted(ranks[name])))} by {name}" for name in ATTRIBUTIONS)
         pairs = agreement[agreement["lvlm"] == lvlm]
         told = ", ".join(f"{row.spearman:+.2f} ({row.a} and {row.b})" for row in pairs.itertuples())
         shared = ", ".join(f"{row.jaccard:.0%}" for row in pairs.itertuples())
+        n, images = rows[["n", "n_images"]].iloc[0]
         parts.append(
-            f"{lvlm}: the first layer is {tops}; rank correlations over the layers are {told}, and of the heads "
-            f"with the best AUROC inside the first {pairs['layers'].iloc[0]} layers the same pairs share {shared}"
+            f"{lvlm} ({n} answers of {images} images): the first layer is {tops}; the layers with heads in D_c, "
+            f"{', '.join(map(str, rows.loc[rows['selected'], 'layer']))}, have the ranks {places}, of {len(rows)}; "
+            f"rank correlations over the layers are {told}, and of the heads with the best AUROC inside the first "
+            f"{pairs['layers'].iloc[0]} layers the same pairs share {shared}"
         )
     return say("three ways to attribute, compared:", parts)
+
+
+def say_seeds(spread: pd.DataFrame) -> Markdown:
+    """ACS-Learned over the seeds of its regressor, from `seed_spread`."""
+    parts = [
+        f"{row['lvlm']} on {row['dataset']}: against greedy {seeds_told(row, 'delta_vs_greedy', '+.1f')} points, r "
+        f"{row['pearson_mean']:.3f}, {row['pearson_lowest']:.3f} to {row['pearson_highest']:.3f}"
+        for _, row in spread[spread["source"] == "regressor"].iterrows()
+    ]
+    return say("ACS-Learned with regressors from other seeds: mean, lowest and highest:", parts)
+
+
+def say_size(table: pd.DataFrame, correlations: pd.DataFrame) -> Markdown:
+    """What is left of ACS at equal size and category, from `size_and_category_table` and
+    `partial_correlation_table`."""
+    parts = []
+    for (lvlm, dataset), rows in table.groupby(["lvlm", "dataset"], sort=False):
+        gains = [
+            f"{name} {_points(row, 'delta_vs_greedy')} (n = {row['n_queries']})"
+            for name, row in rows[rows["method"] == "ACS-Learned"].set_index("categories").iterrows()
+        ]
+        whole = rows[rows["categories"] == "all"].set_index("method")
+        found = correlations[(correlations["lvlm"] == lvlm) & (correlations["dataset"] == dataset)].set_index("score")
+        left = [
+            f"{name} r = {found.loc[name, 'pearson']:+.2f}, {estimate(found.loc[name], 'partial_pearson', '+.2f')} at "
+            f"equal sizes, {estimate(found.loc[name], 'partial_pearson_category', '+.2f')} at equal category, too"
+            for name in ("ACS-Learned", "entropy, D_c")
+        ]
+        parts.append(
+            f"{lvlm} on {dataset}: ACS-Learned against greedy, by categories: {', '.join(gains)} points; a regressor "
+            f"on box size alone gains {_points(whole.loc['box size, learned'], 'delta_vs_greedy')}, and ACS-Learned "
+            f"{_points(whole.loc['ACS-Learned'], 'delta_vs_size')} more than it, ACS-Free "
+            f"{_points(whole.loc['ACS-Free'], 'delta_vs_size')}; with IoU {'; '.join(left)}"
+        )
+    return say("what size and category explain, and what is left:", parts)
 
 
 def say_ablations(table: pd.DataFrame, method: str) -> Markdown:

@@ -1,4 +1,4 @@
-"""Whether what D_c was found by can be trusted: other attributions, other images, other data, and object size.
+"""Whether what D_c was found by can be trusted: other attributions, other images, other data.
 
 Nothing here chooses anything. `transfer` and `overlap` look at test images of the dataset that no training may touch,
 for analysis alone. Intervals are 95 %, from drawing images with replacement.
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from captum.attr import FeatureAblation, IntegratedGradients
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import spearmanr
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import ENTROPY, Candidates, Heads
@@ -20,16 +20,14 @@ from acs_lib.evaluation.accuracy import accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import INTERVAL, image_counts, share_interval
 from acs_lib.evaluation.confidence import drawn_auroc
 from acs_lib.method import heads
-from acs_lib.method.heads import HeadSet, in_group
+from acs_lib.method.heads import ATTRIBUTED, ATTRIBUTIONS, in_group
 from acs_lib.method.regressor import AttentionIoURegressor
-from acs_lib.method.selection import Selector, acs_free, over_heads
+from acs_lib.method.selection import Selector, acs_free
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, Run
-from acs_lib.study.experiment import Experiment, stacked
+from acs_lib.study.experiment import Experiment
 from acs_lib.study.stages import Study
 
-ANSWERS = 500  # that attributions are the mean of
-ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")
 Model = Callable[[torch.Tensor], torch.Tensor]  # maps [n, 4, layers, heads, h, w] -> [n]
 
 
@@ -47,20 +45,21 @@ def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> torch
     return FeatureAblation(model).attribute(maps, baseline, feature_mask=layer_of)[:, 0, :, 0, 0, 0].abs()
 
 
-def attributions(model: AttentionIoURegressor, run: Run, draws: int) -> pd.DataFrame:
-    """One row a layer: the three ATTRIBUTIONS as shares that sum to 1, and the interval of each (name_lo, name_hi). The
-    baseline is the mean map of the answers, so that what counts is how a map differs from an ordinary one; gradient x
-    input has none."""
-    maps = torch.cat([maps for maps, _ in heads.first_answers(run, model.grid, ANSWERS)])
+def attributions(model: AttentionIoURegressor, run: Run, draws: int, answers: int = ATTRIBUTED) -> pd.DataFrame:
+    """One row a layer: the three ATTRIBUTIONS as shares that sum to 1, the interval of each (name_lo, name_hi), and of
+    how many answers and images (n, n_images; see heads.drawn_answers). The baseline is the mean map of the answers, so
+    that what counts is how a map differs from an ordinary one; gradient x input has none."""
+    maps = torch.cat([maps for maps, _ in heads.drawn_answers(run, model.grid, answers)])
     baseline = maps.mean(0, keepdim=True)
     parts = maps.split(128)
     integrated = torch.cat([integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in parts])
     hidden = torch.cat([occlusion(model, part, baseline) for part in parts])
-    _, gradient, images = heads.attribution(model, run, ANSWERS)
+    _, gradient, images = heads.attribution(model, run, answers)
     columns = {}
     for name, values in zip(ATTRIBUTIONS, (gradient, integrated.numpy(), hidden.numpy())):
         columns[name] = values.sum(0) / values.sum()
         columns[f"{name}_lo"], columns[f"{name}_hi"] = share_interval(values, images, draws)
+    columns |= {"n": len(images), "n_images": len(np.unique(images))}
     return pd.DataFrame(columns).rename_axis("layer").reset_index()
 
 
@@ -75,14 +74,15 @@ def attribution_agreement(table: pd.DataFrame, head_scores: np.ndarray, layers: 
 
 
 def sampled_answers(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
-    """Records of the sampled answers about small objects that hold a box, with `image` codes 0..m-1 and the areas of
-    object and box as shares of the image; and their entropies [n, 4, layers, heads] in nats."""
+    """Records of the sampled answers about small objects that hold a box, with `image` codes 0..m-1, category, and the
+    areas of object and box as shares of the image; and their entropies [n, 4, layers, heads] in nats."""
     records = run.records()
     queries = run.queries.set_index("query_id")
     known = queries.loc[records["query_id"]]
     kept = ((records["failure"] == "") & (records["candidate"] > 0)).to_numpy() & (known["size"] == "small").to_numpy()
     records = records[kept].assign(
         image=pd.factorize(known["image_id"].to_numpy()[kept])[0],
+        category=known["category"].to_numpy()[kept],
         object_area=known["area_fraction"].to_numpy()[kept],
         box_area=(bx.area(records[BOX].to_numpy()) / (known["width"] * known["height"]).to_numpy())[kept],
     )
@@ -180,52 +180,15 @@ def transfer_rows(
     return table.rename(columns={"method": "found_on"})[["found_on", "acc50", "acc50_lo", "acc50_hi", "n_queries"]]
 
 
-def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
-    """Pearson correlation of x [n] and y [n] after both are cleared of their least-squares fit on given [n, k] and a
-    constant; NaN if nothing is left of one of them."""
-    design = np.column_stack([np.ones(len(x)), given])
-    rest = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x, y)]
-    if min(part.std() for part in rest) < 1e-12:
-        return float("nan")
-    return float(pearsonr(*rest)[0])
-
-
-def size_effect(records: pd.DataFrame, entropy: np.ndarray, head_set: HeadSet, draws: int) -> pd.DataFrame:
-    """partial_correlation.csv of one run: correlation r of entropy (mean over the four coordinates, nats) with IoU, and
-    partial_r with log object area and log box area held fixed; one row a head, and two rows (layer and head empty)
-    for the means over all heads and over D_c (at its own coordinates), those with intervals.
-
-    records and entropy [n, 4, layers, heads] as `sampled_answers` gives them. Boxes without area are left out.
-    """
-    kept = (records["box_area"] > 0).to_numpy()
-    records, read = records[kept], entropy[kept].mean(1)
-    iou = records["iou"].to_numpy()
-    given = np.log(records[["object_area", "box_area"]].to_numpy())
-    chosen = over_heads(entropy[kept], head_set.heads, head_set.coordinates)
-    named = [("all heads", None, None, read.mean((1, 2))), ("D_c", None, None, chosen)]
-    named += [("one head", layer, head, read[:, layer, head]) for layer, head in np.ndindex(read.shape[1:])]
-    images, names = pd.factorize(records["image"])
-    drawn = [np.repeat(np.arange(len(iou)), count[images]) for count in image_counts(len(names), draws)]
-    table = []
-    for name, layer, head, values in named:
-        ends = None, None
-        if layer is None:
-            found = [partial_correlation(values[rows], iou[rows], given[rows]) for rows in drawn]
-            ends = np.nanquantile(found, INTERVAL)
-        r = float(pearsonr(values, iou)[0])
-        table.append((name, layer, head, r, partial_correlation(values, iou, given), *ends, len(iou)))
-    ends = ["pearson", "partial_pearson", "partial_pearson_lo", "partial_pearson_hi"]
-    table = pd.DataFrame(table, columns=["heads", "layer", "head", *ends, "n"])
-    return table.astype({"layer": "Int64", "head": "Int64"})
-
-
 def attribution_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """attributions.csv and attribution_agreement.csv: the regressor of every LVLM, answers of the train split,
-    intervals over its images. Heads are compared inside as few layers as D_c may be taken from."""
+    """attributions.csv (with `selected`: the layer has heads in D_c) and attribution_agreement.csv: the regressor of
+    every LVLM, answers of the train split, intervals over its images. Heads are compared inside as few layers as D_c
+    may be taken from."""
     tables, agreements = [], []
     for lvlm in study.profile.lvlms:
         finding, train = study.find_heads(lvlm), study.run(lvlm, study.train_set, "train")
         table = attributions(study.fit(lvlm), train, study.profile.costly_draws)
+        table["selected"] = finding.layers["selected"]
         layers, count = min(study.profile.heads.layers), len(finding.head_set.heads)
         agreement = attribution_agreement(table, finding.auroc, layers, count)
         agreements.append(_of(lvlm, agreement.assign(layers=layers)))
@@ -276,13 +239,6 @@ def transfer_tables(study: Study, experiments: list[Experiment]) -> tuple[pd.Dat
             transfers.append(_of(lvlm, table))
     overlap = pd.DataFrame(overlaps, columns=["lvlm", "a", "b", "jaccard", "spearman"])
     return overlap, pd.concat(transfers, ignore_index=True)
-
-
-def partial_correlation_table(experiments: list[Experiment]) -> pd.DataFrame:
-    """partial_correlation.csv: small objects of every test split, sampled answers."""
-    return stacked(
-        experiments, lambda e: size_effect(*sampled_answers(e.run), e.head_set, min(200, e.profile.bootstrap))
-    )
 
 
 def _of(lvlm: LVLMSpec, frame: pd.DataFrame) -> pd.DataFrame:

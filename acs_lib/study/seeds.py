@@ -23,7 +23,8 @@ SEEDED = (
     "greedy", "random", RANDOM, "sequence log-prob", "self-certainty", "ACS-Free", LEARNED, ORACLE,
 )  # fmt: skip
 COLUMNS = [
-    "lvlm", "dataset", "source", "seed", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "miou", "pearson",
+    "lvlm", "dataset", "source", "seed", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "delta_vs_greedy",
+    "miou", "pearson",
 ]  # fmt: skip
 
 
@@ -35,19 +36,27 @@ def resampled(study: Study, seed: int) -> Study:
     return study.with_changes(f"sampling-seed-{seed}", datasets, seed=seed)
 
 
-def seeds_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
-    """COLUMNS (seeds.csv), one row an LVLM, dataset, source, seed and method, for as many seeds as `profile.seeds`
-    names; pearson, of predicted and true IoU over the answers to small objects, in ACS-Learned's rows alone."""
+def sampling_seeds(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
+    """COLUMNS (sampling_seeds.csv), one row an LVLM, dataset, seed and method, for as many seeds as
+    `profile.seeds.sampling`; pearson, of predicted and true IoU over the answers to small objects, for ACS-Learned."""
     parts, first = [], study.profile.sampling.seed
     for e in experiments:
         for seed in range(first, first + study.profile.seeds.sampling):
             run = resampled(study, seed).run(e.lvlm, e.dataset, "test")
             drawn = replace(e, run=run, predictions=study.predicted(e.lvlm, run))
             parts.append(_rows(drawn, e.small, SEEDED, "sampling", seed))
-        for seed in range(study.profile.seeds.regressor):
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
+def regressor_seeds(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
+    """COLUMNS (seeds.csv) of ACS-Learned, one row an LVLM, dataset and seed, for as many seeds as
+    `profile.seeds.regressor` (at least one)."""
+    parts = []
+    for e in experiments:
+        for seed in range(max(1, study.profile.seeds.regressor)):
             trained = replace(e, predictions=study.predicted(e.lvlm, e.run, [seed]))
             parts.append(_rows(trained, e.small, [LEARNED], "regressor", seed))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _rows(e: Experiment, small: pd.DataFrame, methods: Iterable[str], source: str, seed: int) -> pd.DataFrame:
@@ -59,14 +68,14 @@ def _rows(e: Experiment, small: pd.DataFrame, methods: Iterable[str], source: st
 
 
 def seed_spread(seeds: pd.DataFrame) -> pd.DataFrame:
-    """seed_spread.csv: lvlm, dataset, source, method, seeds (how many), and of acc50 and pearson the mean, the standard
+    """lvlm, dataset, source, method, seeds (how many), and of acc50, delta_vs_greedy and pearson the mean, the standard
     deviation over the seeds (n - 1), the lowest and the highest."""
     groups = seeds.groupby(["lvlm", "dataset", "source", "method"], sort=False)
     summary = groups.agg(
         seeds=("seed", "size"),
         **{
             f"{value}_{name}": (value, how)
-            for value in ("acc50", "pearson")
+            for value in ("acc50", "delta_vs_greedy", "pearson")
             for name, how in {"mean": "mean", "sd": "std", "lowest": "min", "highest": "max"}.items()
         },
     )

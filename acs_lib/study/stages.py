@@ -28,8 +28,8 @@ from acs_lib.runs.store import Run
 
 @dataclass(frozen=True)
 class HeadFinding:
-    """How D_c was found. layers: attribution by layer with its interval, rank, selected (has heads in D_c); heads:
-    attribution and AUROC by head, selected; head_set: D_c."""
+    """How D_c was found. layers: attribution by layer with its interval, rank, selected (has heads in D_c), over n
+    answers of n_images images; heads: attribution and AUROC by head, selected; head_set: D_c."""
 
     layers: pd.DataFrame
     heads: pd.DataFrame
@@ -155,6 +155,7 @@ class Study:
         layers["attribution_lo"], layers["attribution_hi"] = share_interval(each, images, draws)
         layers["rank"] = layers["attribution"].rank(ascending=False, method="first").astype(int)
         layers["selected"] = layers["layer"].isin([layer for layer, _ in best])
+        layers["n"], layers["n_images"] = len(images), len(np.unique(images))
         layer, head = np.indices(scores.shape).reshape(2, -1)
         table = pd.DataFrame({
             "lvlm": lvlm.name, "layer": layer, "head": head, "attribution": (scores / scores.sum()).ravel(),

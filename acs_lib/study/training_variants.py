@@ -4,6 +4,7 @@
 (the numbers of a profile's own LVLM come from its test split). Nothing here chooses anything; the log is evidence.
 """
 
+import numpy as np
 import pandas as pd
 
 from acs_lib import paths
@@ -11,6 +12,7 @@ from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.bootstrap import paired_difference
 from acs_lib.evaluation.confidence import within_query_r
 from acs_lib.evaluation.mistakes import MISTAKES, mixed_only
+from acs_lib.profiles import Sampling
 from acs_lib.study.experiment import Experiment
 from acs_lib.study.results import kind_table
 
@@ -19,6 +21,7 @@ RATES = {
     "greedy": "greedy", "random": RANDOM, "oracle": ORACLE, "log_prob": "sequence log-prob",
     "entropy_all": "entropy, all heads", "acs_free": "ACS-Free", "acs_learned": "ACS-Learned",
 }  # fmt: skip
+CONDITIONS = {"habit, 60 % of rare objects": "habit", "no habit": "plain"}  # design as shipped -> condition
 GAINS = {
     "learned_vs_greedy": ("ACS-Learned", "greedy"),
     "free_vs_random": ("ACS-Free", RANDOM),
@@ -31,20 +34,39 @@ def variant_log() -> pd.DataFrame:
     return pd.read_csv(LOG)
 
 
-def variant_row(e: Experiment) -> dict:
+def habit_contrast(log: pd.DataFrame, lvlms: list[str], sampling: Sampling) -> pd.DataFrame:
+    """habit.csv: the rows of an LVLM with its habit and of the same LVLM without it (`condition`: habit, plain), at the
+    profile's own temperature and top-p; whatever else was tried is left out."""
+    own = log[(log["temperature"] == sampling.temperature) & (log["top_p"] == sampling.top_p) & log["lvlm"].isin(lvlms)]
+    own = own.assign(condition=own["design"].map(CONDITIONS)).dropna(subset=["condition"])
+    names = ["temperature", "top_p", "train_queries", "seeds", "n_queries", *RATES, "pearson", "within_query_pearson"]
+    gains = [f"delta_{gain}{end}" for gain in GAINS for end in ("", "_lo", "_hi")]
+    return own.sort_values(["lvlm", "condition"])[["lvlm", "dataset", "condition", *names, *gains]]
+
+
+def variant_row(seeds: list[Experiment]) -> dict:
     """Small test objects: Acc@0.5 of RATES (0-1), GAINS with 95 % intervals, Pearson r over all sampled answers and
-    inside queries, the share of mixed queries, and the make-up of their mistakes (shares that sum to 1)."""
-    small, choices, sampling = e.small, e.choices_on("small"), e.profile.sampling
+    inside queries, the share of mixed queries, and the make-up of their mistakes (shares that sum to 1).
+
+    seeds: one experiment with the predictions of one regressor each; what ACS-Learned does is the mean over them
+    """
+    e, first = seeds[0], seeds[0].choices_on("small")
+    learned = pd.concat([found.choose(["ACS-Learned"], found.small) for found in seeds])
+    learned = learned[learned["method"] == "ACS-Learned"].groupby(["query_id", "method", "family"], sort=False)
+    learned = learned[["iou", "hit"]].mean().reset_index()
+    choices = pd.concat([first[first["method"] != "ACS-Learned"], learned])
+    small, sampling = e.small, e.profile.sampling
     row = {"lvlm": e.lvlm.name, "dataset": e.dataset.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    row["n_queries"] = len(small)
+    row |= {"n_queries": len(small), "seeds": len(seeds)}
     accuracy = choices.groupby("method")["hit"].mean()
     row |= {name: accuracy[method] for name, method in RATES.items()}
     for name, (method, reference) in GAINS.items():
         found = paired_difference(choices, small, method, reference, draws=e.profile.bootstrap)
         row |= {f"delta_{name}": found.delta, f"delta_{name}_lo": found.lo, f"delta_{name}_hi": found.hi}
-    predicted = e.predictions[(e.predictions["candidate"] > 0) & e.predictions["query_id"].isin(small["query_id"])]
-    row["pearson"] = predicted["iou"].corr(predicted["predicted_iou"])
-    row["within_query_pearson"] = within_query_r(predicted)
+    answers = [found.predictions.query("candidate > 0") for found in seeds]
+    answers = [found[found["query_id"].isin(small["query_id"])] for found in answers]
+    row["pearson"] = float(np.mean([found["iou"].corr(found["predicted_iou"]) for found in answers]))
+    row["within_query_pearson"] = float(np.mean([within_query_r(found) for found in answers]))
     kinds = kind_table(e)
     both = mixed_only(kinds)
     row["mixed_queries"] = both["query_id"].nunique() / kinds["query_id"].nunique()
