@@ -63,9 +63,10 @@ def drawn_answers(
     held = held.iloc[np.random.default_rng(0).permutation(len(held))]
     turn = held.groupby(image_of.loc[held["query_id"]].to_numpy()).cumcount()
     chosen = held.loc[turn.sort_values(kind="stable").index[:answers]]
-    for shard, places in chosen.sort_values(["shard", "place"]).groupby("shard")["place"]:
+    for shard, rows in chosen.sort_values(["shard", "place"]).groupby("shard"):
+        places = rows["place"].tolist()
         maps, _, frame = maps_with_iou(run, shard, grid)
-        yield maps[places.to_numpy()].float(), frame.iloc[places]
+        yield maps[places].float(), frame.iloc[places]
 
 
 def attribution(
