@@ -1,6 +1,6 @@
 """What the kit needs of a large vision-language model (LVLM). A family is one subclass in one file.
 
-A subclass says how its family writes a prompt (`prompt`), where the image tokens lie (`Grid`) and how many there are
+A subclass says how its family writes a prompt (`prompts`), where the image tokens lie (`Grid`) and how many there are
 (`count_tokens`), how an answer is read (`parse`) and in which units its coordinates are. Nothing else in the kit knows
 a family.
 """
@@ -8,7 +8,7 @@ a family.
 import functools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,7 +50,8 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question about one image, ready for the LVLM: its inputs (batch of one), the grid, the image's size in px."""
+    """One question about one image, ready for the LVLM: its inputs (batch of one), the grid, the image's size in px.
+    Prompts about one image hold the very same tensor `pixel_values`."""
 
     inputs: dict[str, torch.Tensor]
     grid: Grid
@@ -58,8 +59,13 @@ class Prompt:
     height: int
 
     @property
+    def ids(self) -> torch.Tensor:
+        """Token ids [length]."""
+        return self.inputs["input_ids"][0]
+
+    @property
     def length(self) -> int:
-        return self.inputs["input_ids"].shape[1]
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -120,11 +126,33 @@ class LVLM(ABC):
         self.check_limits(limits)
 
     @abstractmethod
-    def prompt(self, image: Image.Image, category: str) -> Prompt:
-        """The question about one object, with the image, as the family's chat template writes it.
+    def prompts(self, image: Image.Image, categories: Sequence[str]) -> list[Prompt]:
+        """The question about one object of each category, with the image, as the family's chat template writes it.
 
         Raises ImageRefused for an image that the family cannot be shown.
         """
+
+    def prompt(self, image: Image.Image, category: str) -> Prompt:
+        """`prompts` of a single question."""
+        return self.prompts(image, [category])[0]
+
+    def encoded(self, prompts: Sequence[Prompt]) -> dict:
+        """What the vision tower makes of the images of some prompts, for the model's `mm_encoder_outputs`; an image
+        that several of them are about is looked at once."""
+        images = {id(prompt.inputs["pixel_values"]): prompt.inputs for prompt in prompts}
+        place = {image: index for index, image in enumerate(images)}
+        order = [place[id(prompt.inputs["pixel_values"])] for prompt in prompts]
+        names = [name for name in ("pixel_values", "image_grid_thw") if name in prompts[0].inputs]
+        inputs = {name: torch.cat([one[name] for one in images.values()]).to(self.model.device) for name in names}
+        output = self.model.model.get_image_features(**inputs, return_dict=True)
+        parts, joined = output.pooler_output, isinstance(output.pooler_output, torch.Tensor)
+        if joined:  # by tile
+            parts = parts.split([len(one["pixel_values"]) for one in images.values()])
+        chosen = [parts[index] for index in order]
+        output.pooler_output = torch.cat(chosen) if joined else tuple(chosen)
+        if getattr(output, "deepstack_features", None):  # of Qwen3-VL, by layer
+            output.deepstack_features = [[layer[index] for index in order] for layer in output.deepstack_features]
+        return {"image": output}
 
     def chat(self, category: str) -> str:
         """The question about one object in the chat template, one image token standing for the image.

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class InternVL(LVLM):
         super().limit(**limits)
         self.image_processor.max_patches = limits.get("max_tiles", self.image_processor.max_patches)
 
-    def prompt(self, image: Image.Image, category: str) -> Prompt:
+    def prompts(self, image: Image.Image, categories: Sequence[str]) -> list[Prompt]:
         processed = self.image_processor(images=[image], crop_to_patches=True, return_tensors="pt")
         size = self.image_processor.size
         columns, rows = tile_grid(
@@ -63,10 +64,12 @@ class InternVL(LVLM):
         )  # fmt: skip
         tiles = len(processed["pixel_values"])
         tokens = self.model.config.image_seq_length
-        text = self.chat(category).replace(self.image_token, f"<img>{self.image_token * tokens * tiles}</img>")
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        places = (ids[0] == self.image_token_id).nonzero()[:, 0]
         cells = torch.from_numpy(global_cells(columns, rows, round(tokens**0.5)))
-        grid = Grid(cells=places[cells], thumbnail=places[cells.numel() :])
-        inputs = {"input_ids": ids, "pixel_values": processed["pixel_values"]}
-        return Prompt(inputs, grid, *image.size)
+        found = []
+        for category in categories:
+            text = self.chat(category).replace(self.image_token, f"<img>{self.image_token * tokens * tiles}</img>")
+            ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            places = (ids[0] == self.image_token_id).nonzero()[:, 0]
+            grid = Grid(cells=places[cells], thumbnail=places[cells.numel() :])
+            found.append(Prompt({"input_ids": ids, "pixel_values": processed["pixel_values"]}, grid, *image.size))
+        return found

@@ -1,6 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: one image of free size, one token per merged patch square, M-RoPE positions."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class _QwenVL(LVLM):
             )
         self.image_processor.size = {**size, "longest_edge": most}
 
-    def prompt(self, image: Image.Image, category: str) -> Prompt:
+    def prompts(self, image: Image.Image, categories: Sequence[str]) -> list[Prompt]:
         """Raises ImageRefused for an aspect ratio over 200, ValueError for a chat template that shows no image."""
         try:
             processed = self.image_processor(images=[image], return_tensors="pt")
@@ -52,16 +53,19 @@ class _QwenVL(LVLM):
             raise ImageRefused(str(error)) from error
         _, *patches = processed["image_grid_thw"][0].tolist()
         rows, columns = (side // self.image_processor.merge_size for side in patches)
-        text = self.chat(category).replace(self.image_token, self.image_token * (rows * columns))
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        is_image = ids == self.image_token_id
-        inputs = {
-            "input_ids": ids,
-            "mm_token_type_ids": is_image.int(),
-            "pixel_values": processed["pixel_values"],
-            "image_grid_thw": processed["image_grid_thw"],
-        }
-        return Prompt(inputs, Grid(cells=is_image[0].nonzero()[:, 0].view(rows, columns)), *image.size)
+        found = []
+        for category in categories:
+            text = self.chat(category).replace(self.image_token, self.image_token * (rows * columns))
+            ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            is_image = ids == self.image_token_id
+            inputs = {
+                "input_ids": ids,
+                "mm_token_type_ids": is_image.int(),
+                "pixel_values": processed["pixel_values"],
+                "image_grid_thw": processed["image_grid_thw"],
+            }
+            found.append(Prompt(inputs, Grid(cells=is_image[0].nonzero()[:, 0].view(rows, columns)), *image.size))
+        return found
 
     def positions(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """M-RoPE positions (temporal, height, width): [3, batch, length] and [3, batch, 1]."""

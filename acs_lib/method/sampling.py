@@ -1,20 +1,22 @@
 """One greedy and N sampled answers from one prefill, with the attention rows of their coordinate tokens.
 
-The image is encoded and the prompt prefilled once a query. The answers then decode as branches of one sequence: each
-pass appends one token of every answer to the cache, and a mask lets an answer see the prompt and its own tokens. So
-the prompt's keys and values are neither copied nor read once an answer.
+An image is encoded once, and what the prompts of its questions begin with is prefilled once. The answers then decode as
+branches of one sequence (`method.sharing`): each pass appends one token of every answer to the cache, and a mask lets
+an answer see its own prompt and its own tokens. So the prompt's keys and values are neither copied nor read once an
+answer.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from acs_lib.core.candidates import PER_TOKEN, Candidates
 from acs_lib.lvlms.adapter import LVLM, Prompt
 from acs_lib.lvlms.attention_rows import Rows, reading
 from acs_lib.method.maps import box_coverage, coordinate_maps, head_statistics, pool_maps
+from acs_lib.method.sharing import Layout, branch_mask, masks, new_cache, padded, prefill
 from acs_lib.profiles import Sampling
 
 TOP_K = 20  # of top20_logprob
@@ -37,31 +39,6 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, temperature: floa
     return token.clamp_max(logits.shape[-1] - 1)
 
 
-def branch_mask(lengths: torch.Tensor, longest: int, width: int, step: int, window: int | None = None) -> torch.Tensor:
-    """Mask [queries, 1, width, keys] bool (True: seen) of the pass that decodes token `step` of `width` answers.
-
-    The keys are the prompt, padded to `longest`, and then one token of every answer a step; `lengths` [queries] are
-    those of the prompts. An answer sees the prompt and its own tokens: with `window` only the last `window` of them.
-    """
-    key = torch.arange(longest + width * (step + 1), device=lengths.device)
-    lengths, answer = lengths[:, None, None], torch.arange(width, device=lengths.device)[:, None]
-    seen = torch.where(key < longest, key < lengths, (key - longest) % width == answer)
-    if window is not None:
-        place = torch.where(key < longest, key, lengths + (key - longest) // width)
-        seen = seen & (place > lengths + step - window)
-    return seen[:, None]
-
-
-def _padded(values: Sequence[torch.Tensor], length: int, dim: int) -> torch.Tensor:
-    """The values joined along `dim`, each filled up to `length` by repeating its last column."""
-
-    def filled(value: torch.Tensor) -> torch.Tensor:
-        last = value[..., -1:].expand(*value.shape[:-1], length - value.shape[-1])
-        return torch.cat([value, last], -1)
-
-    return torch.cat([filled(value) for value in values], dim)
-
-
 @torch.inference_mode()
 def generate(
     lvlm: LVLM, prompts: Sequence[Prompt], query_keys: Sequence[int], sampling: Sampling, capture: bool = True
@@ -78,38 +55,25 @@ def generate(
     token ('last'); position of its last token -> row of the token after it ('after', without an entry where another
     number follows at once).
     """
-    width, steps, device = sampling.samples + 1, sampling.max_new_tokens, lvlm.model.device
-    longest = max(prompt.length for prompt in prompts)
-    lengths = torch.tensor([prompt.length for prompt in prompts], device=device)
-    inputs = {}
-    for name, first in prompts[0].inputs.items():
-        values = [prompt.inputs[name] for prompt in prompts]
-        a_value_a_token = first.shape == prompts[0].inputs["input_ids"].shape
-        inputs[name] = (_padded(values, longest, 0) if a_value_a_token else torch.cat(values)).to(device)
-    positions, next_positions = zip(*(lvlm.positions(prompt.inputs) for prompt in prompts))
-    position = torch.cat(next_positions, -2).to(device)
-    last, place = lengths.unique(return_inverse=True)
-    cache = DynamicCache()  # without its config: a cache of windows would count the other answers' tokens
-    output = lvlm.model(
-        **inputs, position_ids=_padded(positions, longest, -2).to(device), past_key_values=cache, use_cache=True,
-        logits_to_keep=last - 1,
-    )  # fmt: skip
-    logits = output.logits[torch.arange(len(prompts), device=device), place][:, None].expand(-1, width, -1)
+    answers, steps, device = sampling.samples + 1, sampling.max_new_tokens, lvlm.model.device
+    layout, cache = Layout.of(prompts, device), new_cache()
+    logits, position = prefill(lvlm, prompts, layout, cache)
+    logits = logits[:, None].expand(-1, answers, -1)
 
-    text, windows = lvlm.model.config.get_text_config(), {"full_attention": None}
-    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
-        windows["sliding_attention"] = text.sliding_window
     uniform = torch.from_numpy(np.stack([noise(sampling, key) for key in query_keys])).to(device)
     digit, end, banned = (ids.to(device) for ids in (lvlm.digit_tokens, lvlm.end_tokens, lvlm.banned_tokens))
     reader = None
     if capture:
-        cells = [prompt.grid.cells.flatten()[None] for prompt in prompts]
-        columns = _padded(cells, max(one.shape[1] for one in cells), 0).to(device)
-        reader = Rows(columns, width, lvlm.layers, lvlm.heads)
-    penalise, said = _penalty(lvlm), inputs["input_ids"].repeat_interleave(width, 0)
-    running = torch.ones(len(prompts), width, dtype=torch.bool, device=device)
+        cells = [prompts[index].grid.cells.flatten()[None] for index in layout.prompts[:, 0].tolist()]
+        columns = padded(cells, max(one.shape[1] for one in cells), 0).to(device)
+        reader = Rows(columns, layout.rest.shape[1] * answers, lvlm.layers, lvlm.heads)
+    penalise, said = _penalty(lvlm), None
+    if penalise is not None:
+        said = [prompt.inputs["input_ids"] for prompt in prompts]
+        said = padded(said, max(prompt.length for prompt in prompts), 0).to(device).repeat_interleave(answers, 0)
+    running = torch.ones(len(prompts), answers, dtype=torch.bool, device=device)
     tokens, numbers, lives = [], [], []
-    rows = [[{} for _ in range(width)] for _ in prompts]
+    rows = [[{} for _ in range(answers)] for _ in prompts]
     for step in range(steps):
         logits = logits.float().index_fill(-1, banned, -torch.inf)
         wished = logits
@@ -125,25 +89,24 @@ def generate(
         if sampling.row == "after":
             wanted = running & ~digit[token] & (digit[tokens[-2]] if step else False)
         if step and capture and sampling.row == "predicting":
-            _keep(lvlm, rows, tokens, wanted, reader.take())
+            _keep(lvlm, rows, tokens, wanted, layout.rows(reader.take()))
         running = running & ~torch.isin(token, end)
         if not running.any() or step == steps - 1:
             break
         read = capture and (sampling.row == "predicting" or bool(wanted.any()))
-        masks = {kind: branch_mask(lengths, longest, width, step, window) for kind, window in windows.items()}
         with reading(reader if read else None):
             output = lvlm.model(
-                input_ids=token, attention_mask=masks if len(masks) > 1 else masks["full_attention"],
-                position_ids=(position + step).expand(*position.shape[:-1], width), past_key_values=cache,
-                use_cache=True,
+                input_ids=layout.spread(token), attention_mask=masks(lvlm, branch_mask, layout, answers, step),
+                position_ids=layout.spread((position + step).expand(*position.shape[:-1], answers)),
+                past_key_values=cache, use_cache=True,
             )  # fmt: skip
-        logits = output.logits
+        logits = layout.collect(output.logits)
         if read and sampling.row == "after":
-            values = reader.take()
+            values = layout.rows(reader.take())
             for query, answer in wanted.nonzero().tolist():
-                rows[query][answer][step - 1] = values[query, answer].clone()
+                rows[query][answer][step - 1] = values[query][answer].clone()
         elif read and sampling.row != "predicting":
-            _keep(lvlm, rows, tokens, wanted, reader.take(), sampling.row == "last")
+            _keep(lvlm, rows, tokens, wanted, layout.rows(reader.take()), sampling.row == "last")
     tokens, numbers = torch.stack(tokens, -1).cpu(), torch.stack(numbers, -1).cpu()
     counts = torch.stack(lives).sum(0).tolist()
     return [
@@ -187,7 +150,7 @@ def _keep(
     step = len(tokens) - 1
     written, goes_on = torch.stack(tokens, -1).tolist(), {}
     for query, answer in wanted.nonzero().tolist():
-        sums, row = rows[query][answer], values[query, answer]
+        sums, row = rows[query][answer], values[query][answer]
         start = max(sums, default=0)
         text = tuple(written[query][answer][start:])  # often that of other answers as well
         if text not in goes_on:

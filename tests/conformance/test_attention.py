@@ -27,6 +27,36 @@ def tokens_of(answers):
     return [answer["token_ids"] for answer in answers]
 
 
+def same_answers(found, expected):
+    """The same tokens, and log-probabilities and rows equal up to rounding."""
+    assert tokens_of(found) == tokens_of(expected)
+    for one, other in zip(found, expected):
+        assert np.allclose(one["logprobs"], other["logprobs"], atol=1e-4)
+        assert one["rows"].keys() == other["rows"].keys() and one["rows"]
+        assert all((row - other["rows"][step]).abs().max() < 1e-5 for step, row in one["rows"].items())
+
+
+@pytest.mark.parametrize("order", ["image first", "question first"])
+def test_questions_about_one_image_answer_as_one_by_one(lvlm, every_row, order, monkeypatch):
+    """Its encoding is shared, and, where the template has it first, the prefill, too."""
+    if order == "question first":
+        template = lvlm.tokenizer.chat_template
+        monkeypatch.setattr(lvlm.tokenizer, "chat_template", template.replace("['content']", "['content']|reverse"))
+    prompts = lvlm.prompts(picture(320, 240, seed=2), ["dog", "cell phone", "cat"])
+    prompts += [lvlm.prompt(picture(100, 130, seed=3), "dog"), *lvlm.prompts(picture(250, 140, seed=4), ["cat", "bus"])]
+    keys, seen = list(range(len(prompts))), []
+    alone = [generate(lvlm, [prompt], [key], HOW)[0] for prompt, key in zip(prompts, keys)]
+    look = lvlm.model.model.get_image_features
+    monkeypatch.setattr(
+        lvlm.model.model, "get_image_features",
+        lambda pixel_values, *others, **kwargs: seen.append(len(pixel_values)) or look(pixel_values, *others, **kwargs),
+    )  # fmt: skip
+    for found, expected in zip(generate(lvlm, prompts, keys, HOW), alone):
+        same_answers(found, expected)
+    pixels = {id(prompt.inputs["pixel_values"]): len(prompt.inputs["pixel_values"]) for prompt in prompts}
+    assert seen == [sum(pixels.values())] and len(pixels) == 3, "every image is looked at once"
+
+
 def test_only_the_text_model_reads_rows(lvlm):
     assert lvlm.model.config.get_text_config()._attn_implementation == NAME
     assert lvlm.model.config.vision_config._attn_implementation == "sdpa"

@@ -3,11 +3,10 @@
 import copy
 
 import pytest
-import torch
 from harness import picture
-from test_attention import HOW, eager_rows, every_row, tokens_of  # noqa: F401 (a fixture)
+from test_attention import HOW, eager_rows, every_row, same_answers, tokens_of  # noqa: F401 (a fixture)
 
-from acs_lib.method.sampling import branch_mask, generate
+from acs_lib.method.sampling import generate
 from acs_lib.profiles import Sampling
 
 WINDOW = 9  # shorter than the question after the image, and than the answer
@@ -56,14 +55,7 @@ def test_candidates_do_not_depend_on_what_else_is_in_the_batch(lvlm):
         assert tokens_of(answers) == tokens_of(generate(lvlm, [prompt], [key], HOW)[0])
 
 
-def test_branches_by_hand():
-    """Two prompts of 3 and 2 tokens, two answers each, their second token."""
-    lengths = torch.tensor([3, 2])
-    assert branch_mask(lengths, 3, 2, 1)[:, 0].int().tolist() == [
-        [[1, 1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 1, 0, 1]],
-        [[1, 1, 0, 1, 0, 1, 0], [1, 1, 0, 0, 1, 0, 1]],
-    ]
-    assert branch_mask(lengths, 3, 2, 1, window=3)[:, 0, 0].int().tolist() == [
-        [0, 0, 1, 1, 0, 1, 0],
-        [0, 1, 0, 1, 0, 1, 0],
-    ]
+def test_questions_that_share_their_image_answer_as_one_by_one(lvlm, every_row):  # noqa: F811
+    prompts = lvlm.prompts(picture(320, 240, seed=2), ["dog", "cell phone", "cat"])
+    for prompt, key, answers in zip(prompts, [7, 8, 9], generate(lvlm, prompts, [7, 8, 9], HOW)):
+        same_answers(answers, generate(lvlm, [prompt], [key], HOW)[0])

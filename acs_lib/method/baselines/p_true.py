@@ -6,14 +6,14 @@ Yes and No are what chat models answer with.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import DynamicCache
 
 from acs_lib.lvlms.adapter import LVLM, Prompt
+from acs_lib.method.sharing import Layout, new_cache, prefill
 
 VERIFICATION = "{question}\nProposed answer: [{box}]\nIs the proposed box of the {object} right? Answer with Yes or No."
 YES, NO = "Yes", "No"
@@ -33,12 +33,12 @@ def yes_no_tokens(tokenizer) -> tuple[int, int]:
     return first[0][0], first[1][0]
 
 
-def verification_prompt(lvlm: LVLM, image: Image.Image, category: str, box: str) -> Prompt:
-    """The question whether `box`, four numbers as the LVLM wrote them, is right, as the family's adapter asks."""
+def verification_prompts(lvlm: LVLM, image: Image.Image, category: str, boxes: Sequence[str]) -> list[Prompt]:
+    """The question whether a box, four numbers as the LVLM wrote them, is right, as the family's adapter asks."""
     asker = copy.copy(lvlm)
     asker.question = "{object}"  # the adapter puts the whole question in its place
     question = lvlm.question.format(object=category)
-    return asker.prompt(image, VERIFICATION.format(question=question, box=box, object=category))
+    return asker.prompts(image, [VERIFICATION.format(question=question, box=box, object=category) for box in boxes])
 
 
 @torch.inference_mode()
@@ -51,40 +51,9 @@ def ask_p_true(lvlm: LVLM, image: Image.Image, category: str, answers: Sequence[
     found = [lvlm.box_pattern.search(answer) for answer in answers]
     boxes = [", ".join(match.groups()) if match else None for match in found]
     different = [box for box in dict.fromkeys(boxes) if box is not None]
-    logits = next_logits(lvlm, [verification_prompt(lvlm, image, category, box) for box in different])
-    scores = {box: float(torch.sigmoid(row[yes] - row[no])) for box, row in zip(different, logits, strict=True)}
+    if not different:
+        return np.full(len(boxes), np.nan)
+    prompts = verification_prompts(lvlm, image, category, different)
+    logits, _ = prefill(lvlm, prompts, Layout.of(prompts, lvlm.model.device), new_cache())
+    scores = {box: float(torch.sigmoid(row[yes] - row[no])) for box, row in zip(different, logits.float(), strict=True)}
     return np.array([scores.get(box, np.nan) for box in boxes])
-
-
-def next_logits(lvlm: LVLM, prompts: Sequence[Prompt]) -> Iterator[torch.Tensor]:
-    """For each prompt the logits [vocabulary] float32 of the token after it; all prompts show the same image.
-
-    What the prompts begin with alike is prefilled once, image included; where a template puts the image behind the
-    question, every prompt is prefilled whole.
-    """
-    if not prompts:
-        return
-    device, ids = lvlm.model.device, [prompt.inputs["input_ids"][0] for prompt in prompts]
-    shortest = min(map(len, ids)) - 1  # at least one token is each prompt's own
-    alike = torch.stack([row[:shortest] for row in ids]).eq(ids[0][:shortest]).all(0)
-    shared = int(alike.long().cumprod(0).sum())
-    if (ids[0][shared:] == lvlm.image_token_id).any():
-        shared = 0
-    cache = DynamicCache()
-
-    def ask(inputs: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        output = lvlm.model(
-            **inputs, position_ids=positions.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        return output.logits[0, -1].float()
-
-    for number, prompt in enumerate(prompts):
-        inputs, (positions, _) = prompt.inputs, lvlm.positions(prompt.inputs)
-        if shared and not number:
-            shape = inputs["input_ids"].shape
-            head = {name: value[:, :shared] if value.shape == shape else value for name, value in inputs.items()}
-            ask(head, positions[..., :shared])
-        rest = {"input_ids": inputs["input_ids"][:, shared:]} if shared else inputs
-        yield ask(rest, positions[..., shared:])
-        cache.crop(shared - prompt.length)  # negative: so many tokens are taken off the end

@@ -1,0 +1,192 @@
+"""How the questions about one image, and their answers, share one sequence of the cache, and who sees what.
+
+    prefix | question 1 | question 2 | ... | first token of every answer | second token of every answer | ...
+
+The prefix is what the prompts of an image's questions begin with, the image included; a question is the rest of its
+prompt. A question sees the prefix and its own tokens, an answer the prefix, its question and its own tokens: nothing is
+copied, and nothing is computed twice. Where a family writes the question before the image, or where an image has one
+question only, a sequence holds one whole prompt and nothing between it and the answers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from acs_lib.lvlms.adapter import LVLM, Prompt
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the questions of a batch lie.
+
+    prompts: [sequences, questions] which prompt each place holds; where a sequence has fewer questions than another its
+        last one again, whose results nobody reads
+    place: ([prompts], [prompts]) the sequence and the place in it of each prompt
+    prefix: [sequences] lengths, padded to `longest`
+    rest: [sequences, questions] lengths of what follows of each prompt, padded to `widest`; 0 where it is all prefix
+    """
+
+    prompts: torch.Tensor
+    place: tuple[torch.Tensor, torch.Tensor]
+    prefix: torch.Tensor
+    longest: int
+    rest: torch.Tensor
+    widest: int
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], device: torch.device) -> "Layout":
+        """The layout of a batch, on the device of the LVLM."""
+        sequences = by_sequence(prompts)
+        questions = max(map(len, sequences))
+        held = torch.tensor([[row[min(index, len(row) - 1)] for index in range(questions)] for row in sequences])
+        place = [(number, index) for number, row in enumerate(sequences) for index in range(len(row))]
+        lengths = torch.tensor([prompt.length for prompt in prompts])
+        prefix = lengths[held[:, 0]]
+        if questions > 1:
+            prefix = torch.tensor([common([prompts[index] for index in row]) for row in sequences])
+        rest = lengths[held] - prefix[:, None]
+        tensors = (held, prefix, rest, *torch.tensor(place).T)
+        held, prefix, rest, *place = (tensor.to(device) for tensor in tensors)
+        return cls(held, tuple(place), prefix, int(prefix.max()), rest, int(rest.max()))
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [..., prompts, n] as [..., sequences, questions x n]."""
+        return values[..., self.prompts, :].flatten(-2)
+
+    def collect(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [sequences, questions x n, m] as [prompts, n, m]."""
+        return values.unflatten(1, (self.prompts.shape[1], -1))[self.place]
+
+    def rows(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """`collect` of attention rows, as views of the values, a prompt after the other."""
+        parts = values.unflatten(1, (self.prompts.shape[1], -1))
+        return [parts[sequence, question] for sequence, question in zip(*(place.tolist() for place in self.place))]
+
+
+def by_sequence(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The prompts' places, those that share a sequence together: neighbours about one image whose common start holds
+    all of its tokens."""
+    sequences = []
+    for place, prompt in enumerate(prompts):
+        first = prompts[sequences[-1][0]] if sequences else None
+        if first and first.inputs["pixel_values"] is prompt.inputs["pixel_values"] and _image_end(prompt) <= common(
+            [first, prompt]
+        ):  # fmt: skip
+            sequences[-1].append(place)
+        else:
+            sequences.append([place])
+    return sequences
+
+
+def _image_end(prompt: Prompt) -> int:
+    """The place behind the last image token."""
+    return 1 + int(torch.cat([prompt.grid.cells.flatten(), prompt.grid.thumbnail]).max())
+
+
+def common(prompts: Sequence[Prompt]) -> int:
+    """How many tokens the prompts begin alike with; at least the last token of each is its own."""
+    length = min(prompt.length for prompt in prompts) - 1
+    first = prompts[0].ids[:length]
+    for prompt in prompts[1:]:
+        other = (first != prompt.ids[:length]).nonzero()
+        length = int(other[0]) if len(other) else length
+        first = first[:length]
+    return length
+
+
+def question_mask(layout: Layout, window: int | None = None) -> torch.Tensor:
+    """Mask [sequences, 1, questions x widest, keys] bool (True: seen) of the pass that reads all questions; with a
+    window only the last `window` tokens are seen."""
+    prefix, longest, widest = layout.prefix[:, None, None], layout.longest, layout.widest
+    token = torch.arange(layout.rest.shape[1] * widest, device=prefix.device)[:, None]
+    key = torch.arange(longest + len(token), device=prefix.device)
+    at = key - longest
+    own = (at // widest == token // widest) & (at % widest <= token % widest)
+    seen = torch.where(key < longest, key < prefix, own)
+    if window is not None:
+        place = torch.where(key < longest, key, prefix + at % widest)
+        seen = seen & (place > prefix + token % widest - window)
+    return seen[:, None]
+
+
+def branch_mask(layout: Layout, answers: int, step: int, window: int | None = None) -> torch.Tensor:
+    """Mask [sequences, 1, questions x answers, keys] bool (True: seen) of the pass that decodes token `step` of
+    `answers` answers to each question; with a window only the last `window` tokens are seen."""
+    prefix, rest, longest, widest = layout.prefix[:, None, None], layout.rest, layout.longest, max(1, layout.widest)
+    branch = torch.arange(rest.shape[1] * answers, device=prefix.device)[:, None]
+    begin = longest + rest.shape[1] * layout.widest  # of the answers
+    key = torch.arange(begin + len(branch) * (step + 1), device=prefix.device)
+    at, said, after = key - longest, key - begin, rest.repeat_interleave(answers, 1)[..., None]
+    question = (at // widest == branch // answers) & (at % widest < after)
+    seen = torch.where(key < longest, key < prefix, torch.where(key < begin, question, said % len(branch) == branch))
+    if window is not None:
+        place = torch.where(key < begin, prefix + at % widest, prefix + after + said // len(branch))
+        seen = seen & (torch.where(key < longest, key, place) > prefix + after + step - window)
+    return seen[:, None]
+
+
+def masks(lvlm: LVLM, mask: Callable[..., torch.Tensor], *arguments) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The mask of a pass, as the model takes it: where some layers see a window of the last tokens only, one a kind."""
+    text = lvlm.model.config.get_text_config()
+    full = mask(*arguments)
+    if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
+        return full
+    return {"full_attention": full, "sliding_attention": mask(*arguments, window=text.sliding_window)}
+
+
+def new_cache() -> DynamicCache:
+    """A cache that keeps all keys: one made of the configuration would count others' tokens into a window."""
+    return DynamicCache()
+
+
+def padded(values: Sequence[torch.Tensor], length: int, dim: int) -> torch.Tensor:
+    """The values joined along `dim`, each filled up to `length` by repeating its last column."""
+
+    def filled(value: torch.Tensor) -> torch.Tensor:
+        last = value[..., -1:].expand(*value.shape[:-1], length - value.shape[-1])
+        return torch.cat([value, last], -1)
+
+    return torch.cat([filled(value) for value in values], dim)
+
+
+@torch.inference_mode()
+def prefill(
+    lvlm: LVLM, prompts: Sequence[Prompt], layout: Layout, cache: DynamicCache
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fill the empty cache with the prompts, as the layout has them; the logits [prompts, vocabulary] of the first
+    token of their answers, and its position [..., prompts, 1]."""
+    device, first = lvlm.model.device, [prompts[index] for index in layout.prompts[:, 0].tolist()]
+    lengths, inputs = layout.prefix.tolist(), {}
+    for name, example in first[0].inputs.items():
+        values = [prompt.inputs[name] for prompt in first]
+        if example.shape == first[0].inputs["input_ids"].shape:  # a value a token
+            cut = [value[:, :length] for value, length in zip(values, lengths)]
+            inputs[name] = padded(cut, layout.longest, 0).to(device)
+        elif name != "pixel_values":
+            inputs[name] = torch.cat(values).to(device)
+    if len({id(prompt.inputs["pixel_values"]) for prompt in first}) < len(first):
+        inputs["mm_encoder_outputs"] = lvlm.encoded(first)
+    else:
+        inputs["pixel_values"] = torch.cat([prompt.inputs["pixel_values"] for prompt in first]).to(device)
+    positions, following = zip(*(lvlm.positions(prompt.inputs) for prompt in prompts))
+    of_first = [positions[index][..., :length] for index, length in zip(layout.prompts[:, 0].tolist(), lengths)]
+    last, place = layout.prefix.unique(return_inverse=True)
+    output = lvlm.model(
+        **inputs, position_ids=padded(of_first, layout.longest, -2).to(device), past_key_values=cache, use_cache=True,
+        logits_to_keep=last - 1,
+    )  # fmt: skip
+    following = torch.cat(following, -2).to(device)
+    if not layout.widest:
+        return output.logits[torch.arange(len(prompts), device=device), place], following
+    begin = layout.prefix[layout.place[0]].tolist()
+    ids = padded([prompt.ids[None, start:] for prompt, start in zip(prompts, begin)], layout.widest, 0).to(device)
+    where = [position[..., start:] for position, start in zip(positions, begin)]
+    ends, place = (layout.place[1] * layout.widest + layout.rest[layout.place] - 1).unique(return_inverse=True)
+    output = lvlm.model(
+        input_ids=layout.spread(ids), attention_mask=masks(lvlm, question_mask, layout),
+        position_ids=layout.spread(padded(where, layout.widest, -2).to(device)), past_key_values=cache,
+        use_cache=True, logits_to_keep=ends,
+    )  # fmt: skip
+    return output.logits[layout.place[0], place], following
