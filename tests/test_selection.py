@@ -5,7 +5,7 @@ import pytest
 
 from acs_lib.core.candidates import Candidates
 from acs_lib.method.baselines import SELECTORS
-from acs_lib.method.baselines.attention import random_heads, spatial_entropy, spatial_entropy_of_map
+from acs_lib.method.baselines.attention import random_heads, spatial_entropy, spatial_entropy_of_maps
 from acs_lib.method.baselines.consensus import FUSIONS, coordinate_median, medoid, pixel_vote, weighted_box_fusion
 from acs_lib.method.baselines.likelihood import deepconf_lowest_window, p_true
 from acs_lib.method.selection import FAMILIES, above, acs_free, acs_learned, choose, entropy_of_heads
@@ -256,12 +256,15 @@ def test_spatial_entropy_by_hand():
     # mean 0.5: excess 2.5 + 2.5 and 3.5; shares 5/8.5 and 3.5/8.5
     p = 5 / 8.5
     expected = -(p * np.log(p) + (1 - p) * np.log(1 - p))
-    assert spatial_entropy_of_map(blobs) == pytest.approx(expected)
-    assert spatial_entropy_of_map(0.001 * blobs) == pytest.approx(expected)  # no absolute threshold
+    assert spatial_entropy_of_maps(blobs[None]) == pytest.approx(expected)
+    assert spatial_entropy_of_maps(0.001 * blobs[None]) == pytest.approx(expected)  # no absolute threshold
     single = np.zeros((4, 5))
     single[1:3, 1] = 1
-    assert spatial_entropy_of_map(single) == 0
-    assert spatial_entropy_of_map(np.full((7, 7), 0.1)) == np.inf
+    assert spatial_entropy_of_maps(single[None]) == 0
+    assert spatial_entropy_of_maps(np.full((1, 7, 7), 0.1)) == np.inf
+    together = np.stack([blobs, single, np.full((4, 5), 0.1), blobs, np.full((4, 5), np.nan)])
+    found = spatial_entropy_of_maps(together)
+    assert found[:4] == pytest.approx([expected, 0, np.inf, expected]) and np.isnan(found[4]), "maps do not touch"
 
     maps = np.zeros((2, 4, 6, 2, 4, 5))
     maps[:, :, :, :] = single

@@ -10,7 +10,7 @@ from acs_lib.core.candidates import COORDINATES, STATISTICS, Candidates
 
 FAMILIES = ("control", "likelihood", "consensus", "attention", "acs-free", "acs-learned", "fusion")
 POOLS = ("sampled", "all")
-RESOLUTION = {"rtol": 1e-5, "atol": 1e-6}  # of scores, float32: equal ones differ by 1e-7, on each processor otherwise
+RELATIVE, ABSOLUTE = 1e-5, 1e-6  # of scores, float32: equal ones differ by 1e-7, on each processor otherwise
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,21 @@ class Fusion:
     family: str = "fusion"
 
 
+def equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[...] bool: scores that differ by no more than rounding, of broadcastable arrays; numpy's `isclose`, many times
+    as fast on the few scores of a query."""
+    with np.errstate(invalid="ignore"):
+        return (a == b) | (np.isfinite(b) & (np.abs(a - b) <= ABSOLUTE + RELATIVE * np.abs(b)))
+
+
 def above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[...] 1 where score `a` is above `b`, 0.5 where both are equal up to RESOLUTION, else 0; broadcastable arrays."""
-    return np.where(np.isclose(a, b, **RESOLUTION), 0.5, np.greater(a, b))
+    """[...] 1 where score `a` is above `b`, 0.5 where both are `equal`, else 0; broadcastable arrays."""
+    return np.where(equal(a, b), 0.5, np.greater(a, b))
 
 
 def choose(scores: np.ndarray, parsed: np.ndarray, pool: str = "sampled") -> int:
     """Index of the best-scored candidate among those of the pool that hold a box; the first of those whose scores are
-    equal up to RESOLUTION: answers that begin alike have equal scores, and rounding must not choose among them.
+    `equal`: answers that begin alike have equal scores, and rounding must not choose among them.
 
     scores: [n] float, higher is better; NaN never wins
     parsed: [n] bool
@@ -70,7 +77,7 @@ def choose(scores: np.ndarray, parsed: np.ndarray, pool: str = "sampled") -> int
     rows = np.flatnonzero(eligible)
     if not len(rows):
         return 0
-    return int(rows[np.argmax(np.isclose(scores[rows], scores[rows].max(), **RESOLUTION))])
+    return int(rows[np.argmax(equal(scores[rows], scores[rows].max()))])
 
 
 ALL_COORDINATES = tuple(range(len(COORDINATES)))
@@ -78,7 +85,7 @@ ALL_COORDINATES = tuple(range(len(COORDINATES)))
 
 def statistic(c: Candidates, name: str) -> np.ndarray:
     """[n, 4, layers, heads] of one of STATISTICS."""
-    return np.asarray(c.statistics, float)[..., STATISTICS.index(name)]
+    return np.asarray(c.statistics[..., STATISTICS.index(name)], float)
 
 
 def over_heads(
@@ -141,14 +148,14 @@ def acs_learned(predictor: Callable[[Candidates], np.ndarray]) -> Selector:
 
 def stored_scores(frame: pd.DataFrame, value: str) -> Callable[[Candidates], np.ndarray]:
     """Candidates -> [n] of a column of a frame with query_id and candidate; NaN for an answer that is not in it."""
-    by_query = {query_id: part for query_id, part in frame.groupby("query_id")}
+    places, values = frame["candidate"].to_numpy(), frame[value].to_numpy(float)
+    by_query = {query_id: (places[rows], values[rows]) for query_id, rows in frame.groupby("query_id").indices.items()}
 
     def scores(candidates: Candidates) -> np.ndarray:
         found = np.full(len(candidates), np.nan)
-        if candidates.query_id in by_query:
-            part = by_query[candidates.query_id]
-            part = part[part["candidate"] < len(candidates)]
-            found[part["candidate"]] = part[value]
+        place, score = by_query.get(candidates.query_id, (places[:0], values[:0]))
+        there = place < len(candidates)
+        found[place[there]] = score[there]
         return found
 
     return scores

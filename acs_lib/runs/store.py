@@ -413,7 +413,7 @@ class Run:
                     boxes=rows[BOX].to_numpy(),
                     **{name: rows[STORED_AS.get(name, name)].tolist() for name in PER_TOKEN},
                     coordinate_tokens=rows["coordinate_tokens"].tolist(), statistics=statistics[rows.index],
-                    maps=None if image is None else image.astype(np.float32),
+                    maps=image,
                 )  # fmt: skip
 
 

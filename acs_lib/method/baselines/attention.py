@@ -45,21 +45,27 @@ def entropy_random_heads(c: Candidates) -> np.ndarray:
     return entropy_of_heads(c, random_heads(*c.statistics.shape[2:4]))
 
 
-def spatial_entropy_of_map(attention: np.ndarray) -> float:
-    """Entropy (nats) of how one map's attention splits into separate blobs; 0 for a single one (arXiv 2503.06287).
+def spatial_entropy_of_maps(attention: np.ndarray) -> np.ndarray:
+    """Entropies [n] (nats) of how each map's attention [n, h, w] splits into separate blobs; 0 for a single one (arXiv
+    2503.06287).
 
-    attention: [h, w]. What exceeds the map's mean falls into connected components (8 neighbours); P_i is component
-    i's share of that excess, and H = -sum_i P_i log P_i. inf for a map without a component, i.e. an even one.
+    What exceeds the map's mean falls into connected components (8 neighbours); P_i is component i's share of that
+    excess, and H = -sum_i P_i log P_i. inf for a map without a component, i.e. an even one; NaN for one of NaN.
     ImportError without scipy.
     """
     ndimage = load_extra("scipy.ndimage", "report")
-    excess = np.clip(attention - attention.mean(), 0, None)
-    excess[excess < 1e-9 * attention.max()] = 0  # the rounding of the mean of an even map
-    blobs, count = ndimage.label(excess, structure=np.ones((3, 3)))
-    if not count:
-        return np.inf
-    shares = ndimage.sum_labels(excess, blobs, np.arange(1, count + 1)) / excess.sum()
-    return float(-(shares * np.log(shares)).sum())
+    maps = np.nan_to_num(attention)
+    excess = np.clip(maps - maps.mean((1, 2), keepdims=True), 0, None)
+    excess[excess < 1e-9 * maps.max((1, 2), keepdims=True)] = 0  # the rounding of the mean of an even map
+    within = np.zeros((3, 3, 3))
+    within[1] = 1  # cells of one map touch, those of two do not
+    blobs, count = ndimage.label(excess, structure=within)
+    of_map = np.zeros(count + 1, int)
+    of_map[blobs] = np.arange(len(maps))[:, None, None]
+    total = excess.sum((1, 2))
+    shares = np.bincount(blobs.ravel(), excess.ravel(), minlength=count + 1)[1:] / total[of_map[1:]]
+    entropy = np.bincount(of_map[1:], -shares * np.log(shares), minlength=len(maps))
+    return np.where(np.isnan(attention).any((1, 2)), np.nan, np.where(total > 0, entropy, np.inf))
 
 
 def spatial_entropy(heads: Sequence[tuple[int, int]]) -> Selector:
@@ -75,6 +81,6 @@ def spatial_entropy(heads: Sequence[tuple[int, int]]) -> Selector:
         layers, columns = np.asarray(heads, int).T
         maps = np.asarray(c.maps[:, :, layers, columns], float)  # [n, 4, heads, h, w]
         maps = maps.reshape(len(c), -1, *maps.shape[3:])
-        return np.array([-np.mean([spatial_entropy_of_map(attention) for attention in row]) for row in maps])
+        return -spatial_entropy_of_maps(maps.reshape(-1, *maps.shape[2:])).reshape(len(c), -1).mean(1)
 
     return Selector("spatial entropy", "attention", score, "arXiv 2503.06287")
