@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import huggingface_hub
 import nbformat
 import papermill
 import typer
@@ -29,6 +28,7 @@ from nbconvert import HTMLExporter
 from acs_lib import paths
 from acs_lib.core.files import write_text
 from acs_lib.evaluation import compare
+from acs_lib.lvlms.checkpoint import pinned
 from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # lives in a session; what it says elsewhere is its plain text
@@ -233,15 +233,9 @@ def dataset_digests() -> dict[str, str]:
     return {_from_root(path): info["digest"] for path, info in sorted(infos.items()) if "digest" in info}
 
 
-def checkpoints(profile: Profile) -> dict[str, str | None]:
-    """The commit that each hub LVLM of a profile was loaded from, out of the hub's cache; None where it is not there.
-    A folder has no commit; the digest of the embedded one is under `weights`."""
-    found = {}
-    for spec in profile.lvlms:
-        if not paths.place(spec.source).exists():
-            file = huggingface_hub.try_to_load_from_cache(spec.source, "config.json", revision=spec.revision)
-            found[spec.name] = Path(file).parent.name if isinstance(file, str) else None
-    return found
+def checkpoints(profile: Profile) -> dict[str, str]:
+    """The commit of each hub LVLM of a profile. A folder has none; the digest of its weights is under `weights`."""
+    return {spec.name: pinned(spec).revision for spec in profile.lvlms if not paths.place(spec.source).exists()}
 
 
 def compared(name: str) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import weakref
 from hashlib import sha256
 
@@ -14,7 +15,7 @@ from acs_lib.datasets.splits import data_digest, load_split, split_files
 from acs_lib.lvlms import load as loading
 from acs_lib.lvlms.load import load_spec
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.runs.collect import unparsed, warn_if_unparsed
+from acs_lib.runs.collect import collect_run, unparsed, warn_if_unparsed
 from acs_lib.runs.store import UNREADABLE
 
 BATCHES = [pd.DataFrame({"query_id": range(start, start + 4)}) for start in range(0, 20, 4)]
@@ -38,13 +39,13 @@ def test_an_lvlm_is_dropped_before_the_next_one_is_loaded(monkeypatch):
 
     monkeypatch.setattr(loading, "load_checkpoint", load)
     monkeypatch.setattr(loading, "_loaded", {})
-    one, other = LVLMSpec(name="one", source="a/one"), LVLMSpec(name="other", source="a/other")
+    one, other = (LVLMSpec(name=name, source=f"a/{name}", revision="1" * 40) for name in ("one", "other"))
     assert load_spec(one) is load_spec(one) and len(alive) == 1
     load_spec(other)
     assert load_spec(other) is alive[1]() and len(alive) == 2
     load_spec(one)
     assert len(alive) == 3
-    assert load_spec(LVLMSpec(name="c", source="c", max_tiles=6)).limits == {"max_tiles": 6}
+    assert load_spec(LVLMSpec(name="c", source="a/c", revision="1" * 40, max_tiles=6)).limits == {"max_tiles": 6}
 
 
 def write_annotations(path, n=40):
@@ -96,6 +97,34 @@ def test_a_rendered_split_is_identified_by_its_pixels(tmp_path, monkeypatch):
     dataset = DatasetSpec(name="scenes", kind="scenes", splits={"test": split})
     known = json.loads(split_files(dataset, "test")[0].read_text())["info"]["digest"]
     assert len(known) == 64 and data_digest(dataset, "test") == known
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Two rendered images, of whose objects three are asked."""
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    split = {"images": 2, "seed": 3, "queries": {"small": 3}}
+    return DatasetSpec(name="scenes", kind="scenes", splits={"test": split})
+
+
+def make_profile(lvlm: LVLMSpec, dataset: DatasetSpec, **settings) -> Profile:
+    return Profile(
+        name="small", description="", duration="", train_on=dataset.name, heads={"layers": [1]}, lvlms=[lvlm],
+        datasets=[dataset], sampling={"samples": 1, "temperature": 0.5, "max_new_tokens": 16}, **settings,
+    )  # fmt: skip
+
+
+def test_a_run_of_a_hub_lvlm_without_a_revision_records_the_commit(world, offline_hub):
+    commit = "1" * 40
+    shutil.copytree(paths.EMBEDDED / "internvl", offline_hub("someone/model", commit), dirs_exist_ok=True)
+    spec = LVLMSpec(name="mine", source="someone/model", dtype="float32")
+    run = collect_run(make_profile(spec, world), spec, world, "test")
+    info = json.loads((run.folder / "run.json").read_text())
+    assert info["weights"] == f"someone/model@{commit}" and info["lvlm"]["revision"] == commit
+    assert load_spec(spec).model.name_or_path == "someone/model" and len(run.records()) == 6
+    pinned = spec.model_copy(update={"revision": commit})
+    assert collect_run(make_profile(pinned, world), pinned, world, "test").key == run.key, "who pins it keeps the run"
 
 
 def records(*boxes: bool) -> list[dict]:

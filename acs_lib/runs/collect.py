@@ -18,7 +18,8 @@ from acs_lib.datasets import coco
 from acs_lib.datasets.coco import read_annotated_image
 from acs_lib.datasets.splits import data_digest, load_split, split_files
 from acs_lib.lvlms.adapter import LVLM, ImageRefused
-from acs_lib.lvlms.load import load_spec, lvlm_config, lvlm_digest
+from acs_lib.lvlms.checkpoint import lvlm_digest, pinned
+from acs_lib.lvlms.load import load_spec, lvlm_config
 from acs_lib.method import sampling
 from acs_lib.method.baselines.p_true import NO, VERIFICATION, YES, ask_p_true
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, Sampling
@@ -87,6 +88,7 @@ def collect_run(
 
     `backend`: see runs.store.fill. Raises ValueError if no image of the split is on disk.
     """
+    lvlm_spec = pinned(lvlm_spec)  # in the key too, and for workers elsewhere
     queries, _ = load_split(profile, dataset, split)
     if not any(Path(image).is_file() for image in queries["image"]):
         raise ValueError(

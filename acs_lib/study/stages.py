@@ -15,7 +15,8 @@ from acs_lib.core.candidates import ENTROPY, Heads
 from acs_lib.core.files import digest, write_text
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.evaluation.bootstrap import share_interval
-from acs_lib.lvlms.load import load_spec, lvlm_source
+from acs_lib.lvlms.checkpoint import lvlm_source
+from acs_lib.lvlms.load import load_spec
 from acs_lib.method import heads, regressor
 from acs_lib.method.baselines import p_true
 from acs_lib.method.heads import HeadSet
