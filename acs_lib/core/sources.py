@@ -1,18 +1,21 @@
 """Which files of the library a piece of code imports, without importing them."""
 
 import ast
-from collections.abc import Iterable, Iterator
+import functools
 from pathlib import Path
 
 
-def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """Dotted names that import statements name: a.b of `import a.b`, and of `from a import b` whether b is a module or
-    something in one."""
-    for node in nodes:
+@functools.cache
+def _names(code: str, functions: bool) -> frozenset[str]:
+    """Dotted names that code imports at its top, or inside `functions` too: a.b of `import a.b`, and of `from a import
+    b` whether b is a module or something in one."""
+    tree, names = ast.parse(code), set()
+    for node in ast.walk(tree) if functions else tree.body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
 
 
 def _file(library: Path, parts: list[str]) -> Path | None:
@@ -26,7 +29,7 @@ def imported_files(code: str, library: Path) -> set[Path]:
     functions too. (A package that is only on the way to a module counts with what it imports when it is loaded, not
     with what its functions import.) Relative imports are not followed. SyntaxError where the code is no Python."""
     followed: set[tuple[Path, bool]] = set()
-    names = set(_names(ast.walk(ast.parse(code))))
+    names = set(_names(code, True))
     while names:
         parts = names.pop().split(".")
         if parts[0] != library.name:
@@ -34,6 +37,5 @@ def imported_files(code: str, library: Path) -> set[Path]:
         found = [file for end in range(1, len(parts) + 1) if (file := _file(library, parts[:end]))]
         for step in {(file, file == found[-1]) for file in found} - followed:
             followed.add(step)
-            tree = ast.parse(step[0].read_text(encoding="utf-8"))
-            names.update(_names(ast.walk(tree) if step[1] else tree.body))
+            names.update(_names(step[0].read_text(encoding="utf-8"), step[1]))
     return {file for file, _ in followed}

@@ -9,7 +9,8 @@ from acs_lib import paths
 from acs_lib.profiles import LVLMSpec
 
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
-NOT_THE_LVLM = ("head_set.json", "regressor.safetensors", "recipe.json")  # what else may lie beside them
+CALIBRATED = ("head_set.json", "regressor.safetensors")  # what belongs to an LVLM, and may lie beside these
+NOT_THE_LVLM = (*CALIBRATED, "recipe.json")
 
 
 def lvlm_source(spec: LVLMSpec) -> str:
