@@ -45,8 +45,15 @@ def test_a_commit_is_taken_at_its_word(offline_hub):
 
 
 def test_a_commit_that_cannot_be_told_is_refused(offline_hub):
-    with pytest.raises(OSError, match=r"cannot load the LVLM 'someone/model' \(.*\); give .* the network at hand$"):
-        lvlm_digest(spec())
+    for source in ("someone/model", "no/such/folder"):
+        with pytest.raises(OSError, match=rf"cannot load the LVLM '{source}' \(.*\); give .* the network at hand$"):
+            lvlm_digest(spec(source))
+
+
+def test_what_was_fetched_is_not_asked_for_again(hub, monkeypatch):
+    hub("someone/model", ONE)
+    monkeypatch.setattr("transformers.utils.cached_file", None)
+    assert pinned(spec()).revision == ONE
 
 
 def test_a_folder_has_no_commit(tmp_path):

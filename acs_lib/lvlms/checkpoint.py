@@ -5,6 +5,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
 from acs_lib import paths
 from acs_lib.profiles import LVLMSpec
 
@@ -21,15 +23,18 @@ def lvlm_source(spec: LVLMSpec) -> str:
 
 @functools.cache
 def hub_commit(source: str, revision: str | None) -> str:
-    """The commit (40 hex digits) that a revision of a hub's repository is, without one `main`; asked once a process, of
-    the hub or, without network, of its cache. OSError where neither can tell."""
+    """The commit (40 hex digits) that a revision of a hub's repository (`main` without one) was when it was fetched, so
+    that a later commit on the hub makes no other run of a run; asked of the hub where none was fetched. The same within
+    a process. OSError where it cannot be told."""
     if re.fullmatch("[0-9a-f]{40}", revision or ""):
         return revision
-    from transformers.utils import cached_file  # late: it takes seconds
-
     try:
-        file = cached_file(source, "config.json", revision=revision)
-    except OSError as error:
+        file = try_to_load_from_cache(source, "config.json", revision=revision)
+        if not isinstance(file, str):
+            from transformers.utils import cached_file  # late: it takes seconds
+
+            file = cached_file(source, "config.json", revision=revision)
+    except (OSError, ValueError) as error:  # a ValueError: no name that a hub's repository can have
         reason = str(error).partition("\n")[0].strip().rstrip(".")
     else:
         if file is not None:
@@ -42,8 +47,7 @@ def hub_commit(source: str, revision: str | None) -> str:
 
 
 def pinned(spec: LVLMSpec) -> LVLMSpec:
-    """The LVLM with the commit that it is at the moment as its revision; from a folder, as it is. OSError where the
-    commit cannot be told."""
+    """The LVLM with its commit (see `hub_commit`) as its revision; from a folder, as it is."""
     source = lvlm_source(spec)
     if Path(source).is_dir():
         return spec
