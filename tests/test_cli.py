@@ -172,11 +172,8 @@ def test_what_can_be_mended_is_one_sentence_and_exit_code_1(arguments, message):
     assert code == 1 and message in err and not table(out)
 
 
-def test_no_network_is_told(monkeypatch):
-    def unreachable(*arguments, **settings):
-        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheckout your connection")
-
-    monkeypatch.setattr("acs_lib.lvlms.load.PreTrainedConfig.get_config_dict", unreachable)
+@pytest.mark.usefixtures("offline_hub")
+def test_no_network_is_told():
     code, _, err = acs("ground", SCENE, "car", "--lvlm", "someone/model")
     assert code == 1
     assert "note: someone/model is fetched from the model hub" in err
