@@ -70,7 +70,7 @@ class Sampling(Strict):
     samples: int = Field(10, ge=0)  # besides the greedy answer
     temperature: float = Field(0.5, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = 64
+    max_new_tokens: int = Field(64, ge=1)  # an answer is cut there
     seed: int = 0
     row: Literal["own", "predicting", "last", "after"] = "own"
 
