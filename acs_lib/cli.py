@@ -174,6 +174,10 @@ def ground(
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     seed: SeedOption = 0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Where an answer is cut; reasoning LVLMs need more.", show_default="64"),
+    ] = None,
     head_set: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
     ] = None,
@@ -232,6 +236,7 @@ def ground(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            max_new_tokens=max_new_tokens,
             head_set=head_set,
             regressor=regressor,
         )

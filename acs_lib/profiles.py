@@ -20,7 +20,8 @@ def _is_none(value) -> bool:
 
 
 class LVLMSpec(Strict):
-    """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision.
+    """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision (without
+    one: the commit that `main` was when it was fetched).
 
     Of its image processor a profile can set max_tiles (InternVL: tiles that an image is cut into) or max_pixels (Qwen:
     of the resized image); without them it is as the checkpoint has it.
@@ -69,7 +70,7 @@ class Sampling(Strict):
     samples: int = Field(10, ge=0)  # besides the greedy answer
     temperature: float = Field(0.5, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = 64
+    max_new_tokens: int = Field(64, ge=1)  # an answer is cut there
     seed: int = 0
     row: Literal["own", "predicting", "last", "after"] = "own"
 

@@ -1,8 +1,9 @@
 """Run a profile's notebooks in order, each at most once.
 
-A finished notebook leaves a stamp beside its executed copy: the digests of all that it depended on, the files written
-meanwhile and the seconds it took. As long as nothing of that changed it is reused; the first notebook for which that
-does not hold is run, and so is every later one.
+A finished notebook leaves a stamp beside its executed copy: the digests of all that it depended on (itself, the
+profile, the LVLMs, the data, the modules that it imports, the files that these read), the files written meanwhile and
+the seconds it took. As long as nothing of that changed it is reused; the first notebook for which that does not hold is
+run, and so is every later one.
 """
 
 import hashlib
@@ -13,11 +14,11 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import huggingface_hub
 import nbformat
 import papermill
 import typer
@@ -28,11 +29,14 @@ from nbconvert import HTMLExporter
 
 from acs_lib import paths
 from acs_lib.core.files import write_text
+from acs_lib.core.sources import imported_files
 from acs_lib.evaluation import compare
+from acs_lib.lvlms.checkpoint import CALIBRATED, lvlm_digest, pinned
 from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # lives in a session; what it says elsewhere is its plain text
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
+TOLD = 3  # of what changed, by name
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
 
 
@@ -48,8 +52,33 @@ def _digest(value) -> str:
     return hashlib.sha256(value if isinstance(value, bytes) else json.dumps(value).encode()).hexdigest()
 
 
-def _file_digests(folder: Path, pattern: str) -> dict[str, str]:
-    return {_from_root(path): _digest(path.read_bytes()) for path in sorted(folder.rglob(pattern))}
+def _file_digests(files: Iterable[Path]) -> dict[str, str]:
+    return {_from_root(path): _digest(path.read_bytes()) for path in sorted(files)}
+
+
+def read_by(profile: Profile) -> dict[str, list[tuple[Path, str]]]:
+    """Module -> (folder, pattern) of the files that it reads besides the profile, its LVLMs and data, and what runs
+    write."""
+    found = [(paths.place(spec.source), name) for spec in profile.lvlms for name in CALIBRATED]
+    return {
+        "study/training_variants.py": [(paths.EMBEDDED, "*.csv")],
+        "grounding/api.py": [
+            *found, *((paths.DATA / "calibrated", f"**/{name}") for name in CALIBRATED),
+            (paths.EMBEDDED / "samples", "**/*"), (paths.PROFILES, "*.yaml"),
+        ],
+    }  # fmt: skip
+
+
+def _depends_on(code: str, profile: Profile) -> dict[str, str]:
+    """File -> digest of the modules of the library that a notebook's code imports, of all if it is not plain Python,
+    and of what these read (`read_by`)."""
+    try:
+        modules = imported_files(code, paths.LIBRARY)
+    except SyntaxError:
+        modules = set(paths.LIBRARY.rglob("*.py"))
+    places = [place for module, read in read_by(profile).items() if paths.LIBRARY / module in modules for place in read]
+    files = {path for folder, pattern in places for path in folder.glob(pattern) if path.is_file()}
+    return _file_digests(files - {profile_file(profile.name)}) | _file_digests(modules)
 
 
 def _data_files(profile: Profile) -> list[tuple[str, int]]:
@@ -63,7 +92,8 @@ def _data_files(profile: Profile) -> list[tuple[str, int]]:
 
 def _from_root(path: Path) -> str:
     """A path as it may be published: without the machine's folders."""
-    return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name
+    roots = (root for root in (paths.ROOT, paths.LIBRARY.parent) if path.is_relative_to(root))
+    return next((path.relative_to(root).as_posix() for root in roots), path.name)
 
 
 @dataclass(frozen=True)
@@ -96,8 +126,10 @@ class NotebookStage:
         stamp = self.stamp()
         if stamp is None:
             return "not finished yet"
-        if changed := [name for name, digest in self.inputs.items() if stamp["inputs"].get(name) != digest]:
-            return f"{' and '.join(changed)} changed"
+        inputs = stamp["inputs"] | self.inputs
+        if changed := [name for name in inputs if stamp["inputs"].get(name) != self.inputs.get(name)]:
+            more = f" and {len(changed) - TOLD} more" if len(changed) > TOLD else ""
+            return f"{' and '.join(changed[:TOLD])}{more} changed"
         if stamp["digest"] != self.digest:
             return "the notebook before it changed"
         missing = [name for name in stamp["outputs"] if not (paths.ROOT / name).exists()]
@@ -106,15 +138,16 @@ class NotebookStage:
 
 def make_stages(profile: Profile, name: str, engine: str = "local") -> list[NotebookStage]:
     """The stages of a run, checked before anything is computed. RunError for a notebook that is not there, or that
-    does not have the parameter `profile` (papermill itself would only warn, and run with the notebook's default).
+    does not have the parameter `profile` (papermill itself would only warn, and run with the notebook's default), or an
+    LVLM whose commit on the hub cannot be told.
 
     `engine` goes to the notebook that has the parameter, the one that samples; results do not depend on it.
     """
-    shared = {
-        "the library": _digest(_file_digests(paths.LIBRARY, "*.py")),
-        "the profile": _digest(profile_file(name).read_bytes()),
-        "the weights": _digest(_file_digests(paths.EMBEDDED, "model.safetensors")),
-    }
+    shared = {"the profile": _digest(profile_file(name).read_bytes())}
+    try:
+        shared |= {f"the LVLM {spec.name}": lvlm_digest(spec) for spec in profile.lvlms}
+    except OSError as error:
+        raise RunError(str(error)) from error
     if files := _data_files(profile):
         shared["the data"] = _digest(files)
     stages: list[NotebookStage] = []
@@ -127,7 +160,8 @@ def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Note
             raise RunError(f"{notebook.name} has no parameter 'profile', but {', '.join(known) or 'none at all'}")
         cells = nbformat.read(notebook, 4).cells  # outputs and execution counts do not matter
         source = _digest([(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in cells])
-        inputs = {"the notebook": source} | shared
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        inputs = {"the notebook": source} | shared | _depends_on(code, profile)
         digest = _digest([inputs, stages[-1].digest if stages else ""])
         parameters = {"engine": engine} if "engine" in known else {}
         stages.append(NotebookStage(notebook, name, inputs, digest, parameters))
@@ -233,15 +267,9 @@ def dataset_digests() -> dict[str, str]:
     return {_from_root(path): info["digest"] for path, info in sorted(infos.items()) if "digest" in info}
 
 
-def checkpoints(profile: Profile) -> dict[str, str | None]:
-    """The commit that each hub LVLM of a profile was loaded from, out of the hub's cache; None where it is not there.
-    A folder has no commit; the digest of the embedded one is under `weights`."""
-    found = {}
-    for spec in profile.lvlms:
-        if not paths.place(spec.source).exists():
-            file = huggingface_hub.try_to_load_from_cache(spec.source, "config.json", revision=spec.revision)
-            found[spec.name] = Path(file).parent.name if isinstance(file, str) else None
-    return found
+def checkpoints(profile: Profile) -> dict[str, str]:
+    """The commit of each hub LVLM of a profile. A folder has none; the digest of its weights is under `weights`."""
+    return {spec.name: pinned(spec).revision for spec in profile.lvlms if not paths.place(spec.source).exists()}
 
 
 def compared(name: str) -> list[str] | None:
@@ -266,7 +294,7 @@ def make_manifest(profile: Profile, stages: list[NotebookStage], began: dict) ->
         "weights": {
             name: digest
             for lvlm in profile.lvlms
-            for name, digest in _file_digests(paths.place(lvlm.source), "model.safetensors").items()
+            for name, digest in _file_digests(paths.place(lvlm.source).rglob("model.safetensors")).items()
         },
         "checkpoints": checkpoints(profile),
         "datasets": dataset_digests(),

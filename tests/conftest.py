@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from acs_lib.embedded.models import TINY
 from acs_lib.lvlms.adapter import LVLM
+from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.lvlms.load import load_checkpoint
 
 
@@ -45,3 +48,23 @@ def both(family, untrained, untrained_qwen):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def offline_hub(tmp_path, monkeypatch):
+    """No network, and an empty cache of the hub's: (owner/name, commit) -> the folder of that commit, which `main` is
+    from now on."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub_commit.cache_clear()
+
+    def write(source: str, commit: str) -> Path:
+        repository = cache / f"models--{source.replace('/', '--')}"
+        for folder in ("refs", f"snapshots/{commit}"):
+            (repository / folder).mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        return repository / "snapshots" / commit
+
+    yield write
+    hub_commit.cache_clear()

@@ -68,8 +68,16 @@ def test_one_image_and_one_object(answered):
         assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160 and err == ""
     assert answered == [
         {"category": "fire truck", "selector": "Medoid", "samples": 1, "temperature": None, "top_p": None, "seed": 3,
-         "head_set": None, "regressor": None}
+         "max_new_tokens": None, "head_set": None, "regressor": None}
     ]  # fmt: skip
+
+
+def test_the_limit_of_an_answers_tokens(answered):
+    code, out, err = acs("ground", SCENE, "fire truck", "--max-new-tokens", 3, "--json", *FEW)
+    assert code == 1 and answered[0]["max_new_tokens"] == 3 and "gave no box" in err
+    assert all("--max-new-tokens" in candidate["failure"] for candidate in json.loads(out)["candidates"])
+    code, _, err = acs("ground", SCENE, "fire truck", "--max-new-tokens", 0)
+    assert code == 2 and "--max-new-tokens" in err
 
 
 def test_a_folder_and_several_objects_as_json(tmp_path):
@@ -172,11 +180,8 @@ def test_what_can_be_mended_is_one_sentence_and_exit_code_1(arguments, message):
     assert code == 1 and message in err and not table(out)
 
 
-def test_no_network_is_told(monkeypatch):
-    def unreachable(*arguments, **settings):
-        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheckout your connection")
-
-    monkeypatch.setattr("acs_lib.lvlms.load.PreTrainedConfig.get_config_dict", unreachable)
+@pytest.mark.usefixtures("offline_hub")
+def test_no_network_is_told():
     code, _, err = acs("ground", SCENE, "car", "--lvlm", "someone/model")
     assert code == 1
     assert "note: someone/model is fetched from the model hub" in err

@@ -2,19 +2,21 @@
 
 import json
 import logging
+import shutil
 import weakref
 from hashlib import sha256
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from acs_lib import paths
-from acs_lib.datasets import coco
+from acs_lib.datasets import coco, splits
 from acs_lib.datasets.splits import data_digest, load_split, split_files
 from acs_lib.lvlms import load as loading
 from acs_lib.lvlms.load import load_spec
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
-from acs_lib.runs.collect import unparsed, warn_if_unparsed
+from acs_lib.runs.collect import collect_p_true, collect_run, unparsed, warn_if_unparsed
 from acs_lib.runs.store import UNREADABLE
 
 BATCHES = [pd.DataFrame({"query_id": range(start, start + 4)}) for start in range(0, 20, 4)]
@@ -38,13 +40,13 @@ def test_an_lvlm_is_dropped_before_the_next_one_is_loaded(monkeypatch):
 
     monkeypatch.setattr(loading, "load_checkpoint", load)
     monkeypatch.setattr(loading, "_loaded", {})
-    one, other = LVLMSpec(name="one", source="a/one"), LVLMSpec(name="other", source="a/other")
+    one, other = (LVLMSpec(name=name, source=f"a/{name}", revision="1" * 40) for name in ("one", "other"))
     assert load_spec(one) is load_spec(one) and len(alive) == 1
     load_spec(other)
     assert load_spec(other) is alive[1]() and len(alive) == 2
     load_spec(one)
     assert len(alive) == 3
-    assert load_spec(LVLMSpec(name="c", source="c", max_tiles=6)).limits == {"max_tiles": 6}
+    assert load_spec(LVLMSpec(name="c", source="a/c", revision="1" * 40, max_tiles=6)).limits == {"max_tiles": 6}
 
 
 def write_annotations(path, n=40):
@@ -96,6 +98,131 @@ def test_a_rendered_split_is_identified_by_its_pixels(tmp_path, monkeypatch):
     dataset = DatasetSpec(name="scenes", kind="scenes", splits={"test": split})
     known = json.loads(split_files(dataset, "test")[0].read_text())["info"]["digest"]
     assert len(known) == 64 and data_digest(dataset, "test") == known
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Two rendered images, of whose objects eight are asked."""
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    split = {"images": 2, "seed": 3, "queries": {"small": 8}}
+    return DatasetSpec(name="scenes", kind="scenes", splits={"test": split})
+
+
+def make_profile(lvlm: LVLMSpec, dataset: DatasetSpec, **settings) -> Profile:
+    return Profile(
+        name="small", description="", duration="", train_on=dataset.name, heads={"layers": [1]}, lvlms=[lvlm],
+        datasets=[dataset], sampling={"samples": 1, "temperature": 0.5, "max_new_tokens": 16}, **settings,
+    )  # fmt: skip
+
+
+def test_a_run_of_a_hub_lvlm_without_a_revision_records_the_commit(world, offline_hub):
+    commit = "1" * 40
+    shutil.copytree(paths.EMBEDDED / "internvl", offline_hub("someone/model", commit), dirs_exist_ok=True)
+    spec = LVLMSpec(name="mine", source="someone/model", dtype="float32")
+    run = collect_run(make_profile(spec, world), spec, world, "test")
+    info = json.loads((run.folder / "run.json").read_text())
+    assert info["weights"] == f"someone/model@{commit}" and info["lvlm"]["revision"] == commit
+    assert load_spec(spec).model.name_or_path == "someone/model" and len(run.records()) == 16
+    pinned = spec.model_copy(update={"revision": commit})
+    assert collect_run(make_profile(pinned, world), pinned, world, "test").key == run.key, "who pins it keeps the run"
+
+
+SHIPPED = LVLMSpec(name="internvl-embedded", source="data/embedded/internvl", dtype="float32")
+
+
+@pytest.fixture
+def next_process(monkeypatch):
+    """Called, it forgets what a process keeps, and from then on refuses to parse annotations or to load an LVLM."""
+
+    def refuse(*arguments, **settings):
+        raise AssertionError(f"needed: {arguments}")
+
+    def start():
+        splits.parsed.cache_clear()
+        monkeypatch.setattr(coco, "read_annotations", refuse)
+        monkeypatch.setattr(loading, "_loaded", {})
+        monkeypatch.setattr(loading, "load_checkpoint", refuse)
+
+    return start
+
+
+@pytest.fixture
+def finished(world):
+    """A run of `world`, finished."""
+    return collect_run(make_profile(SHIPPED, world), SHIPPED, world, "test")
+
+
+def test_a_finished_run_opens_without_its_annotations_and_its_lvlm(world, finished, next_process):
+    next_process()
+    again = collect_run(make_profile(SHIPPED, world), SHIPPED, world, "test")
+    assert again.records().equals(finished.records()) and again.queries.equals(finished.queries)
+
+
+def test_p_true_that_is_there_is_read_without_the_lvlm(finished, tmp_path, monkeypatch, next_process):
+    monkeypatch.setattr("acs_lib.runs.collect.ask_p_true", lambda lvlm, image, category, answers: [0.5] * len(answers))
+    first = collect_p_true(SHIPPED, finished, tmp_path / "p-true")
+    next_process()
+    assert collect_p_true(SHIPPED, finished, tmp_path / "p-true").equals(first)
+
+
+def test_a_run_from_before_lists_were_recorded_keeps_its_key_and_learns(world, finished, next_process):
+    info = finished.folder / "run.json"
+    old = json.loads(info.read_text())
+    info.write_text(json.dumps({name: value for name, value in old.items() if name != "listed"}))
+    splits.parsed.cache_clear()
+    assert collect_run(make_profile(SHIPPED, world), SHIPPED, world, "test").key == finished.key
+    assert json.loads(info.read_text()) == old
+    next_process()
+    assert collect_run(make_profile(SHIPPED, world), SHIPPED, world, "test").records().equals(finished.records())
+
+
+@pytest.mark.parametrize("what", ["an image", "the folder", "the code", "small"])
+def test_a_list_is_made_anew_when_something_that_it_follows_from_changed(world, finished, what, monkeypatch, tmp_path):
+    settings = {}
+    if what == "an image":
+        Path(finished.queries["image"][0]).unlink()
+    elif what == "the folder":
+        shutil.move(tmp_path / "data", tmp_path / "moved")
+        monkeypatch.setattr(paths, "DATA", tmp_path / "moved")
+    elif what == "the code":
+        monkeypatch.setattr(splits, "imported_files", lambda code, library: {tmp_path / "code.py"})
+        (tmp_path / "code.py").write_text("")
+    else:
+        settings["small"] = 0.009
+    splits.parsed.cache_clear()
+    parsed = []
+    read = coco.read_annotations
+    monkeypatch.setattr(coco, "read_annotations", lambda path: parsed.append(path) or read(path))
+    again = collect_run(make_profile(SHIPPED, world, **settings), SHIPPED, world, "test")
+    assert len(parsed) == 1
+    if what == "the folder":
+        assert all(str(tmp_path / "moved") in image for image in again.queries["image"])
+
+
+def test_an_annotation_file_is_parsed_once_a_process(profile, tmp_path, monkeypatch):
+    read, parsed = coco.read_annotations, []
+    monkeypatch.setattr(coco, "read_annotations", lambda path: parsed.append(path) or read(path))
+    (dataset,) = profile.datasets
+    splits.parsed.cache_clear()
+    train, _ = load_split(profile, dataset, "train")
+    spec = dataset.splits["test"].model_copy(update={"queries": {"small": 100}})
+    dataset = dataset.model_copy(update={"splits": {**dataset.splits, "test": spec}})
+    test, funnel = load_split(profile, dataset, "test")
+    others = splits.other_boxes(profile, dataset, "test", test)
+    assert parsed == [tmp_path / "a.json"]
+    assert set(train["query_id"].str.split("/").str[0]) == {"mine-train"} and len(train) + len(test) == 40
+    assert set(test["query_id"].str.split("/").str[0]) == {"mine-test"} and set(others) == set(test["query_id"])
+    assert funnel.iloc[-1].to_list() == ["queries taken", len(test)]
+    write_annotations(tmp_path / "a.json", n=42)
+    assert len(load_split(profile, dataset, "train")[0]) + len(load_split(profile, dataset, "test")[0]) == 42
+
+
+def test_a_missing_annotation_file_says_what_belongs_there(profile, tmp_path):
+    (tmp_path / "a.json").unlink()
+    (dataset,) = profile.datasets
+    with pytest.raises(FileNotFoundError, match="no annotation file at .*a.json; the README"):
+        collect_run(make_profile(SHIPPED, dataset), SHIPPED, dataset, "test")
 
 
 def records(*boxes: bool) -> list[dict]:

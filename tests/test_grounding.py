@@ -25,7 +25,8 @@ from acs_lib.grounding.api import ground, read_image
 from acs_lib.grounding.form import explore
 from acs_lib.grounding.picture import HEAT, draw_picture
 from acs_lib.lvlms.adapter import ParsedAnswer
-from acs_lib.lvlms.load import calibration_folder, is_embedded, load_lvlm, lvlm_digest, lvlm_spec
+from acs_lib.lvlms.checkpoint import lvlm_digest
+from acs_lib.lvlms.load import calibration_folder, is_embedded, load_lvlm, lvlm_spec
 from acs_lib.method import regressor, sampling
 from acs_lib.method.baselines import METHODS, SELECTORS, slug
 from acs_lib.method.baselines.consensus import FUSIONS
@@ -227,12 +228,22 @@ def test_a_word_with_a_slip_gets_the_one_that_is_meant(lvlm, scene):
 def test_the_answer_is_json(result):
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert content["lvlm"] == "internvl-embedded" and content["selector"] == "ACS-Free"
-    assert content["settings"] == {"samples": 3, "temperature": 0.8, "top_p": 0.6, "seed": 4}
+    assert content["settings"] == {"samples": 3, "temperature": 0.8, "top_p": 0.6, "seed": 4, "max_new_tokens": 64}
     assert len(content["candidates"]) == 4
     assert content["box"] == content["candidates"][content["chosen"]]["box"]
     assert set(content["candidates"][0]) == {
         "candidate", "text", "score", "logprob", "predicted_iou", "failure", "box"
     }  # fmt: skip
+
+
+def test_an_answer_has_at_most_as_many_tokens_as_one_allows(lvlm, scene):
+    found = ground(lvlm, *scene, samples=1, max_new_tokens=3)
+    assert found.settings.max_new_tokens == 3 and found.box is None
+    assert set(found.table["failure"]) == {
+        "no box in the answer, cut at max_new_tokens: raise it from 3 (acs ground --max-new-tokens)"
+    }
+    with pytest.raises(ValueError, match="max_new_tokens has to be at least 1, not 0"):
+        ground(lvlm, *scene, max_new_tokens=0)
 
 
 def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):

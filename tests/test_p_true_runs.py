@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from acs_lib.method.baselines import p_true
-from acs_lib.profiles import load_profile
+from acs_lib.profiles import LVLMSpec, load_profile
 from acs_lib.runs.collect import collect_p_true
 from acs_lib.study import stages
 from acs_lib.study.stages import Study
+
+SPEC = LVLMSpec(name="made up", source="none")
 
 
 @pytest.fixture
@@ -47,25 +49,26 @@ def asked(monkeypatch):
         return np.array([float(answer[-1]) / 10 if answer else np.nan for answer in answers])
 
     monkeypatch.setattr("acs_lib.runs.collect.ask_p_true", score)
+    monkeypatch.setattr("acs_lib.runs.collect.load_spec", lambda spec: spec)
     return calls
 
 
 def test_every_answer_keeps_its_place(run, asked, tmp_path):
-    found = collect_p_true(None, run, tmp_path / "p-true").set_index(["query_id", "candidate"])["p_true"]
+    found = collect_p_true(SPEC, run, tmp_path / "p-true").set_index(["query_id", "candidate"])["p_true"]
     assert asked == [("cat", ["box 1", "", "box 2"]), ("cup", ["box 3"])], "no image was opened in vain"
     expected = {("a", 0): 0.1, ("a", 1): np.nan, ("a", 2): 0.2, ("gone", 0): np.nan, ("b", 0): 0.3}
     pd.testing.assert_series_equal(found, pd.Series(expected), check_names=False)
 
 
 def test_finished_shards_are_kept_and_another_run_is_asked_anew(run, asked, tmp_path):
-    first = collect_p_true(None, run, tmp_path / "p-true")
+    first = collect_p_true(SPEC, run, tmp_path / "p-true")
     next(tmp_path.glob("p-true/*/00001.parquet")).unlink()
     asked.clear()
-    pd.testing.assert_frame_equal(collect_p_true(None, run, tmp_path / "p-true"), first)
+    pd.testing.assert_frame_equal(collect_p_true(SPEC, run, tmp_path / "p-true"), first)
     assert asked == [("cup", ["box 3"])]
     asked.clear()
     run.key = "another"
-    collect_p_true(None, run, tmp_path / "p-true")
+    collect_p_true(SPEC, run, tmp_path / "p-true")
     assert len(asked) == 2
 
 

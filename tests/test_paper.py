@@ -226,14 +226,10 @@ def test_a_profile_of_other_lvlms_has_no_such_table(reports):
     assert not reports.exists()
 
 
-def test_the_manifest_names_the_commits_that_were_loaded(reports, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    cached, commit = tmp_path / "hub" / "models--Qwen--Qwen2.5-VL-7B-Instruct", PAPER.lvlms[0].revision
-    (cached / "snapshots" / commit).mkdir(parents=True)
-    (cached / "snapshots" / commit / "config.json").write_text("{}")
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(commit)
-    assert runner.checkpoints(PAPER) == {"Qwen2.5-VL-7B": commit, "InternVL-3.5-8B": None}
+def test_the_manifest_names_the_commits_that_were_loaded(offline_hub):
+    assert runner.checkpoints(PAPER) == {spec.name: spec.revision for spec in PAPER.lvlms}
+    commit = "1" * 40
+    (offline_hub("Qwen/Qwen2.5-VL-7B-Instruct", commit) / "config.json").write_text("{}")
     content = PAPER.model_dump()
     content["lvlms"][0]["revision"] = None
     assert runner.checkpoints(Profile.model_validate(content))["Qwen2.5-VL-7B"] == commit, "what `main` was"

@@ -315,6 +315,32 @@ def test_a_run_of_images_of_all_shapes_trains_one_regressor(tmp_path):
     assert len(regressor.predict(model, run)) == 80 * CANDIDATES
 
 
+def unreadable(part):
+    """No image of these queries can be read."""
+    return [store.unread(name, "ball", 100, 100, LAYERS, HEADS, "no such file") for name in part["query_id"]]
+
+
+def test_the_grid_is_that_of_answers_though_the_first_shard_holds_none(tmp_path):
+    def first_images_gone(part):
+        gone = part["query_id"].isin([f"q{n}" for n in range(store.SHARD + 3)])
+        return unreadable(part[gone]) + planted(part[~gone])
+
+    run = store.fill(tmp_path, make_queries(store.SHARD + 20), first_images_gone, {}, 100)
+    model, _ = regressor.train(run, run, width=4, epochs=1, batch=64, lr=1e-3, seed=0)
+    assert model.grid == (SIDE, SIDE)
+    assert len(regressor.predict(model, run)) == 17 * CANDIDATES
+
+
+def test_without_any_box_nothing_is_trained(runs, tmp_path):
+    none = store.fill(tmp_path, make_queries(70), unreadable, {}, 100)
+    said = r"no box among the answers to the 70 {} queries \(most often: unreadable image: no such file\)"
+    settings = {"width": 4, "epochs": 1, "batch": 64, "lr": 1e-3, "seed": 0}
+    with pytest.raises(ValueError, match=said.format("training")):
+        regressor.train(none, runs["validation"], **settings)
+    with pytest.raises(ValueError, match=said.format("validation")):
+        regressor.train(runs["train"], none, **settings)
+
+
 @pytest.fixture
 def alive(monkeypatch):
     """The most maps' bytes that were alive at once while the regressor read them from shards."""

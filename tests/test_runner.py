@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
+from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.profiles import load_profile
 from acs_lib.report import page
 
@@ -37,8 +38,9 @@ print(pathlib.Path.cwd(), file=sys.stderr)
 print(sum(tqdm(range(7))) * 2)"""
 
 
-def write_profile(*notebooks):
-    (paths.PROFILES / "tiny.yaml").write_text(f"{PROFILE}notebooks: {json.dumps(notebooks)}\n")
+def write_profile(*notebooks, lvlms=()):
+    text = PROFILE.replace("lvlms: []", f"lvlms: {json.dumps(lvlms)}")
+    (paths.PROFILES / "tiny.yaml").write_text(f"{text}notebooks: {json.dumps(notebooks)}\n")
 
 
 def write_notebook(path, *sources, parameters='profile = "other"'):
@@ -75,10 +77,25 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def finished(project):
-    """Three notebooks that are stamped as finished, without having been run."""
-    for stem in ("01_one", "02_two", "03_three"):
-        write_notebook(paths.NOTEBOOKS / f"{stem}.ipynb")
-    write_profile("01", "02", "03")
+    """Three notebooks that are stamped as finished, without having been run: 01 imports a module, 02 reads a log of
+    designs, 03 grounds; of an LVLM that lies outside data/embedded."""
+    write_notebook(paths.NOTEBOOKS / "01_one.ipynb", "from acs_lib import boxes")
+    write_notebook(paths.NOTEBOOKS / "02_two.ipynb", "from acs_lib.study.training_variants import variant_log")
+    write_notebook(paths.NOTEBOOKS / "03_three.ipynb", "from acs_lib import ground")
+    write_profile("01", "02", "03", lvlms=[{"name": "mine", "source": "models/mine"}])
+    files = {
+        "acs_lib/__init__.py": "def __getattr__(name):\n    from acs_lib.grounding import api\n",
+        "acs_lib/boxes.py": "def area():\n    from acs_lib.core import low\n",
+        "acs_lib/core/low.py": "", "acs_lib/cli.py": "", "acs_lib/study/training_variants.py": "",
+        "acs_lib/grounding/api.py": "", "acs_lib/profiles/other.yaml": "",
+        "data/embedded/designs.csv": "", "data/embedded/samples/images/0.png": "", "data/embedded/shipped/loss.csv": "",
+        "data/calibrated/someone/mine/head_set.json": "",
+        "models/mine/config.json": "", "models/mine/model-00002-of-00002.safetensors": "",
+        "models/mine/head_set.json": "", "models/mine/regressor.safetensors": "", "models/mine/loss.csv": "",
+    }  # fmt: skip
+    for name, text in files.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
     (paths.reports("tiny") / "notebooks").mkdir(parents=True)
     for stage in stages():
         stage.output(".html").write_text("")
@@ -248,19 +265,85 @@ def test_nothing_changed_nothing_runs(finished):
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"),
+    ("path", "first", "reason"),
     [
-        ("acs_lib/boxes.py", "the library"),
-        ("acs_lib/new.py", "the library"),
-        ("acs_lib/profiles/tiny.yaml", "the profile"),
-        ("data/embedded/model.safetensors", "the weights"),
+        ("acs_lib/profiles/tiny.yaml", 1, "the profile"),
+        ("models/mine/config.json", 1, "the LVLM mine"),
+        ("models/mine/model-00001-of-00002.safetensors", 1, "the LVLM mine"),
+        ("models/mine/model-00002-of-00002.safetensors", 1, "the LVLM mine"),
+        ("acs_lib/boxes.py", 1, None),
+        ("acs_lib/core/low.py", 1, None),
+        ("acs_lib/study/training_variants.py", 2, None),
+        ("data/embedded/designs.csv", 2, None),
+        ("data/embedded/another.csv", 2, None),
+        ("acs_lib/grounding/api.py", 3, None),
+        ("acs_lib/profiles/other.yaml", 3, None),
+        ("data/embedded/samples/images/0.png", 3, None),
+        ("data/calibrated/someone/mine/head_set.json", 3, None),
+        ("models/mine/head_set.json", 3, None),
+        ("models/mine/regressor.safetensors", 3, None),
+        ("acs_lib/cli.py", 4, None),
+        ("acs_lib/new.py", 4, None),
+        ("models/mine/loss.csv", 4, None),
+        ("data/embedded/shipped/loss.csv", 4, None),
     ],
 )
-def test_what_all_notebooks_depend_on_makes_all_of_them_stale(finished, path, reason):
+def test_what_a_notebook_depends_on_makes_it_and_the_later_ones_stale(finished, path, first, reason):
     with (finished / path).open("a") as file:
         file.write("# changed\n")
-    follows = "would run (follows)"
-    assert plan() == {"01": f"would run ({reason} changed)", "02": follows, "03": follows}
+    expected = ["reused"] * (first - 1) + [f"would run ({reason or path} changed)"] + ["would run (follows)"] * 2
+    assert list(plan().values()) == expected[:3]
+
+
+def test_a_file_that_is_gone_is_named_and_of_many_the_first(finished):
+    (finished / "models" / "mine" / "head_set.json").unlink()
+    assert plan()["03"] == "would run (models/mine/head_set.json changed)"
+    for number in range(5):
+        (finished / "data" / "embedded" / f"{number}.csv").write_text("")
+    first = " and ".join(f"data/embedded/{number}.csv" for number in range(3))
+    assert plan()["02"] == f"would run ({first} and 2 more changed)"
+
+
+def test_a_notebook_that_is_not_plain_python_depends_on_the_whole_library(finished):
+    write_notebook(paths.NOTEBOOKS / "01_one.ipynb", "%matplotlib inline")
+    stamp(stages()[0])
+    (paths.LIBRARY / "cli.py").write_text("# changed\n")
+    assert plan()["01"] == "would run (acs_lib/cli.py changed)"
+
+
+def test_an_lvlm_whose_commit_cannot_be_told_is_refused(finished, offline_hub):
+    write_profile("01", "02", "03", lvlms=[{"name": "mine", "source": "someone/model"}])
+    result = invoke("--dry-run")
+    assert (result.exit_code, "cannot load the LVLM 'someone/model'" in result.output) == (1, True)
+    (offline_hub("someone/model", "1" * 40) / "config.json").write_text("{}")
+    for stage in stages():
+        stamp(stage)
+    assert set(plan().values()) == {"reused"}
+    offline_hub("someone/model", "2" * 40)
+    hub_commit.cache_clear()
+    assert invoke("--dry-run").exit_code == 1, "whose files are not there"
+    (offline_hub("someone/model", "2" * 40) / "config.json").write_text("{}")
+    assert plan()["01"] == "would run (the LVLM mine changed)"
+
+
+def test_what_our_own_notebooks_depend_on():
+    found = {stage.notebook.stem[:2]: set(stage.inputs) for stage in runner.make_stages(load_profile("smoke"), "smoke")}
+    assert len(found) == 9
+    for inputs in found.values():
+        assert {"the notebook", "the profile", "the LVLM internvl-embedded", "acs_lib/paths.py"} <= inputs
+        assert not {f"acs_lib/{name}.py" for name in ("cli", "runner", "accept")} & inputs
+
+    def with_input(name):
+        return [number for number, inputs in found.items() if name in inputs]
+
+    assert {"06", "08"} <= {*with_input("data/embedded/training_variants.csv")}
+    for name in ("head_set.json", "regressor.safetensors"):
+        assert with_input(f"data/embedded/internvl/{name}") == ["07"]
+    assert with_input("acs_lib/profiles/embedded.yaml") == ["07"]
+    assert with_input("acs_lib/study/seeds.py") == ["09"]
+    assert with_input("acs_lib/runs/ray_cluster.py") == ["01"]
+    for module in runner.read_by(load_profile("smoke")):
+        assert (paths.LIBRARY / module).is_file()
 
 
 def test_an_image_that_was_missing_makes_the_notebooks_stale(finished):
@@ -283,7 +366,7 @@ def test_an_image_that_was_missing_makes_the_notebooks_stale(finished):
 
 
 def test_a_stale_notebook_takes_the_later_ones_with_it(finished):
-    write_notebook(paths.NOTEBOOKS / "02_two.ipynb", "1")
+    write_notebook(paths.NOTEBOOKS / "02_two.ipynb", "from acs_lib.study.training_variants import variant_log as log")
     assert plan() == {"01": "reused", "02": "would run (the notebook changed)", "03": "would run (follows)"}
     stamp(stages()[1])  # had notebook 02 alone been run since, 03 would still come from the old one
     assert plan() == {"01": "reused", "02": "reused", "03": "would run (the notebook before it changed)"}
@@ -311,8 +394,9 @@ def test_a_truncated_stamp_counts_as_none(finished):
 
 def test_from_takes_earlier_notebooks_as_they_are_and_refuses_unfinished_ones(finished):
     assert plan("--from", "03") == {"01": "reused", "02": "reused", "03": "would run (--from)"}
-    (paths.LIBRARY / "boxes.py").write_text("SIZE = 2\n")
-    assert plan("--from", "03")["01"] == "reused, although the library changed"
+    with (paths.LIBRARY / "boxes.py").open("a") as file:
+        file.write("# changed\n")
+    assert plan("--from", "03")["01"] == "reused, although acs_lib/boxes.py changed"
     (paths.reports("tiny") / "notebooks" / "02_two.stamp.json").unlink()
     result = invoke("--from", "03")
     assert (result.exit_code, "02 two" in result.output) == (1, True)

@@ -102,7 +102,13 @@ def load_queries(
     Pillow would refuse as too large, are dropped and counted. Images are looked for by `find_image`; whether they are
     there is not asked here.
     """
-    coco = read_annotations(annotations)
+    return find_queries(name, read_annotations(annotations), images, small, large)
+
+
+def find_queries(
+    name: str, coco: COCO, images: Path, small: float = 0.01, large: float = 0.05
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`load_queries` of annotations that are read already."""
     steps = ("images", "instances", "instances in the archives", "annotated once", "unambiguous", "usable boxes")
     counts = dict.fromkeys(steps, 0)
     counts["images"], counts["instances"] = len(coco.imgs), len(coco.anns)

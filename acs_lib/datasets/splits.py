@@ -1,5 +1,6 @@
 """A split of a dataset: its files, rendered if need be; the queries that a profile takes of it; and its digest."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from acs_lib import paths
-from acs_lib.core.files import query_key
+from acs_lib.core.files import digest, query_key
+from acs_lib.core.sources import imported_files
 from acs_lib.datasets import coco
 from acs_lib.embedded import scenes
 from acs_lib.profiles import DatasetSpec, Profile
@@ -25,14 +27,30 @@ def split_files(dataset: DatasetSpec, split: str) -> tuple[Path, Path]:
     return paths.ROOT / spec.annotations, paths.ROOT / spec.folder
 
 
+@functools.cache
+def parsed(
+    annotations: Path, images: Path, small: float, large: float, states: tuple
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, list]]:
+    """All queries of an annotation file (their ids without the split's name) and the funnel, see coco.load_queries; and
+    image_id -> (id, bbox) of all that is annotated. Parsed once a process, and again if `states`, of the file and the
+    folder, are others."""
+    found = coco.read_annotations(annotations)
+    boxes = {image_id: [(a["id"], a["bbox"]) for a in objects] for image_id, objects in found.imgToAnns.items()}
+    return *coco.find_queries("", found, images, small, large), boxes
+
+
+def _annotated(profile: Profile, dataset: DatasetSpec, split: str):
+    files = split_files(dataset, split)
+    states = [path.stat() if path.exists() else None for path in files]
+    return parsed(*files, profile.small, profile.large, tuple(s and (s.st_mtime_ns, s.st_size) for s in states))
+
+
 def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The queries of a split (the first of each size in the file's order, up to the profile's limit) and the funnel.
 
     Raises ValueError where none is left.
     """
-    queries, funnel = coco.load_queries(
-        f"{dataset.name}-{split}", *split_files(dataset, split), profile.small, profile.large
-    )
+    queries, funnel, _ = _annotated(profile, dataset, split)
     if queries.empty:
         raise ValueError(f"{split_files(dataset, split)[0]} holds no query: no category that occurs once in its image")
     spec, limits = dataset.splits[split], dataset.splits[split].queries
@@ -47,16 +65,17 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
             f"which the profile takes at most {limits}; change `share` or `queries` in the profile"
         )
     chosen = pd.DataFrame({"step": "queries taken", "count": [len(kept)]})
+    kept["query_id"] = f"{dataset.name}-{split}" + kept["query_id"]
     return kept, pd.concat([funnel, chosen], ignore_index=True)
 
 
-def other_boxes(dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict[str, np.ndarray]:
+def other_boxes(profile: Profile, dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict[str, np.ndarray]:
     """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image."""
-    annotations = coco.read_annotations(split_files(dataset, split)[0])
+    _, _, annotated = _annotated(profile, dataset, split)
     others = {}
     for query in queries.itertuples():
         own = int(query.query_id.rsplit("/", 1)[1])
-        found = [a["bbox"] for a in annotations.imgToAnns[query.image_id] if a["id"] != own]
+        found = [bbox for name, bbox in annotated[query.image_id] if name != own]
         boxes = np.array(found, float).reshape(-1, 4)
         others[query.query_id] = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     return others
@@ -67,5 +86,15 @@ def data_digest(dataset: DatasetSpec, split: str) -> str:
     annotations, _ = split_files(dataset, split)
     if dataset.kind == "scenes":
         return json.loads(annotations.read_text())["info"]["digest"]
+    if not annotations.exists():
+        coco.read_annotations(annotations)  # which says what belongs there
     with annotations.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_digest(profile: Profile, dataset: DatasetSpec, split: str) -> str:
+    """Digest of all that the queries of a split, and where their images are said to lie, follow from: the data, the
+    settings, the folder and the code. A list that was stored with it need not be made anew from the annotation file."""
+    code = [path.read_text(encoding="utf-8") for path in sorted(imported_files(f"import {__name__}", paths.LIBRARY))]
+    settings = [dataset.name, split, dataset.splits[split].model_dump(), profile.small, profile.large]
+    return digest([code, settings, data_digest(dataset, split), str(split_files(dataset, split)[1])])

@@ -45,6 +45,7 @@ from acs_lib.profiles import Sampling, sampling_of
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
 SMALL = profiles.Profile.model_fields["small"].default  # share of the image
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
+SETTINGS = "samples", "temperature", "top_p", "seed", "max_new_tokens"  # of sampling, told with an answer
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -215,7 +216,7 @@ class Grounding:
             "category": self.category, "box": None if self.box is None else _finite(self.box.round(3)),
             "score": _finite(self.score), "predicted_iou": _finite(self.quality), "chosen": self.chosen,
             "width": self.image.width, "height": self.image.height, "lvlm": self.lvlm, "selector": self.selector,
-            "settings": {name: getattr(self.settings, name) for name in ("samples", "temperature", "top_p", "seed")},
+            "settings": {name: getattr(self.settings, name) for name in SETTINGS},
             "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
         }  # fmt: skip
 
@@ -305,6 +306,7 @@ def ground(
     lvlm: LVLM | str | Path | None, image: Picture, category: str, selector: str = ACS_FREE, samples: int = 10,
     temperature: float | None = None, top_p: float | None = None, seed: int = 0,
     head_set: HeadSet | str | Path | None = None, regressor: AttentionIoURegressor | str | Path | None = None,
+    max_new_tokens: int | None = None,
 ) -> Grounding:  # fmt: skip
     """Ask for one object in one image `samples` times and let `selector` choose the box.
 
@@ -314,6 +316,7 @@ def ground(
         and No) or another one of METHODS
     temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor are found (`sampling_of`)
     head_set, regressor: loaded or as files, instead of those that belong to the LVLM
+    max_new_tokens: where an answer is cut; reasoning LVLMs need some thousands. Another limit draws other noise
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
     with an argument, RuntimeError comes from a full GPU.
     """
@@ -326,6 +329,10 @@ def ground(
     if is_embedded(lvlm):  # their few words are in lower case
         category = " ".join(category.lower().split())
     _check_words(lvlm, category)
+    if max_new_tokens is not None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens has to be at least 1, not {max_new_tokens}")
+        settings = settings.model_copy(update={"max_new_tokens": max_new_tokens})
 
     def ask(candidates: Candidates) -> np.ndarray:
         return p_true_.ask_p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])

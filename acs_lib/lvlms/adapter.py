@@ -20,7 +20,16 @@ from acs_lib.core import boxes as bx
 from acs_lib.lvlms.attention_rows import attach
 
 NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"  # one number of an answer, as a group
+COMMA = r"\s*,\s*"
 QUESTION = "Detect the {object} in the image."
+NO_BOX = "no box in the answer"
+_NAMED = rf"(?:[xy][12]?\s*[:=]\s*)?{NUMBER}"  # a number, with its name or without
+_POINT = rf"\(\s*{_NAMED}{COMMA}{_NAMED}\s*\)"
+WORDS = (  # a box in other words than the family's: four numbers in one pair of brackets (JSON's, too); two corners
+    re.compile(rf"[\[(]\s*{COMMA.join([_NAMED] * 4)}\s*[\])]"),
+    re.compile(rf"{_POINT}[^0-9]{{0,80}}(?:corner|\(x2, y2\))[^0-9]{{0,60}}{_POINT}"),
+)
+_THOUGHT = re.compile(r".*(?:</think>|<answer>)", re.DOTALL)  # what stands before the answer
 
 
 @dataclass(frozen=True)
@@ -181,15 +190,34 @@ class LVLM(ABC):
         return positions[:, :-1], positions[:, -1:]
 
     def parse(self, text: str, prompt: Prompt) -> ParsedAnswer:
-        """Read the first box of an answer (raw text, special tokens kept); never raises."""
-        match = self.box_pattern.search(text)
-        if match is None:
-            return ParsedAnswer(failure="no box in the answer")
-        numbers = np.array([float(group[:12]) for group in match.groups()])
-        box = bx.clip(self.to_pixels(numbers, prompt), prompt.width, prompt.height)
-        if not bx.area(box) > 0:
-            return ParsedAnswer(failure="the box is empty inside the image")
-        return ParsedAnswer(box=box, spans=tuple(match.span(group) for group in (1, 2, 3, 4)))
+        """The first sound box of an answer (raw text, special tokens kept); never raises.
+
+        What stands before the last `</think>` or `<answer>` is no answer. A box is looked for in the family's own
+        format first, then in other words (`WORDS`), though not in a thought without an end; its units are the
+        family's all the same. One that is not complete, is empty inside the image, or holds numbers from 0 to 1 where
+        the family writes others, is passed over. The failure is that of the first complete one, or NO_BOX.
+        """
+        thought = _THOUGHT.match(text)
+        begin = thought.end() if thought else 0
+        matches = list(self.box_pattern.finditer(text, begin))
+        if "<think>" not in text[begin:] and (thought or not self.thinks):
+            matches += [match for words in WORDS for match in words.finditer(text, begin)]
+        failure = ""
+        for match in matches:
+            numbers = np.array([float(group[:12]) for group in match.groups()])
+            box = bx.clip(self.to_pixels(numbers, prompt), prompt.width, prompt.height)
+            if not bx.area(box) > 0:
+                failure = failure or "the box is empty inside the image"
+            elif numbers.max() <= 1 and (self.to_pixels(np.ones(4), prompt) < [prompt.width, prompt.height] * 2).any():
+                failure = failure or "its numbers go from 0 to 1, which are not this LVLM's units"
+            else:
+                return ParsedAnswer(box=box, spans=tuple(match.span(group) for group in (1, 2, 3, 4)))
+        return ParsedAnswer(failure=failure or NO_BOX)
+
+    @functools.cached_property
+    def thinks(self) -> bool:
+        """An answer begins inside a thought, which the chat template opens."""
+        return self.chat("").rstrip().endswith("<think>")
 
     def decode(self, token_ids: list[int]) -> str:
         """Raw text of an answer, special tokens kept."""

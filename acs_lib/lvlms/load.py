@@ -9,7 +9,6 @@ import contextlib
 import errno
 import filecmp
 import gc
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -23,11 +22,10 @@ from transformers.utils.logging import disable_progress_bar
 from acs_lib import paths, profiles
 from acs_lib.lvlms import internvl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
+from acs_lib.lvlms.checkpoint import lvlm_source, pinned
 from acs_lib.profiles import LVLMSpec
 
 DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
-LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
-NOT_THE_LVLM = ("head_set.json", "regressor.safetensors", "recipe.json")  # what else may lie beside them
 
 
 def lvlm_spec(source: str | Path) -> LVLMSpec:
@@ -59,12 +57,6 @@ def _same_weights(*folders: Path) -> bool:
     return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-def lvlm_source(spec: LVLMSpec) -> str:
-    """The folder (see `paths.place`) or hub name to load from."""
-    local = paths.place(spec.source)
-    return str(local) if local.exists() else spec.source
-
-
 def _folder(lvlm: LVLM | LVLMSpec) -> Path:
     """The folder that it comes from, or would come from if its hub name were one."""
     return paths.place(lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
@@ -84,20 +76,6 @@ def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
     """The LVLM's configuration, without its weights."""
     return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
-
-
-def lvlm_digest(spec: LVLMSpec) -> str:
-    """SHA-256 of a local folder's weights and settings, or name and revision of those on a hub."""
-    folder = Path(lvlm_source(spec))
-    if not folder.is_dir():
-        return f"{spec.source}@{spec.revision}"
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in LVLM_FILES or path.name in NOT_THE_LVLM:
-            continue
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 def families() -> dict[str, type[LVLM]]:
@@ -164,8 +142,9 @@ _loaded: dict[LVLMSpec, LVLM] = {}  # the last one
 
 
 def load_spec(spec: LVLMSpec) -> LVLM:
-    """The LVLM of a profile; kept while the next call asks for the same. Another one is dropped before this one is
-    loaded: a GPU need not hold two."""
+    """The LVLM of a profile, of a hub the commit that its digest names; kept while the next call asks for the same.
+    Another one is dropped before this one is loaded: a GPU need not hold two."""
+    spec = pinned(spec)
     if spec not in _loaded:
         _loaded.clear()
         gc.collect()

@@ -9,9 +9,8 @@ from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from acs_lib.lvlms.adapter import LVLM, NUMBER, Grid, ImageRefused, ImageTokens, Prompt
+from acs_lib.lvlms.adapter import COMMA, LVLM, NUMBER, Grid, ImageRefused, ImageTokens, Prompt
 
-COMMA = r"\s*,\s*"
 POINTS = re.compile(rf"\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)\s*,?\s*\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)")
 JSON_BOX = re.compile(rf"[\"']bbox_2d[\"']\s*:\s*\[\s*{COMMA.join([NUMBER] * 4)}\s*\]")
 

@@ -4,6 +4,7 @@ The LVLM is frozen; MSE loss. Maps stream from a run's shards, so memory does no
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,24 @@ def maps_with_iou(
     return torch.cat(parts), torch.tensor(frame["iou"].to_numpy()[kept], dtype=torch.float32), frame[kept]
 
 
+def shape_of_maps(run: StoredAnswers, split: str) -> tuple[int, int, int, int]:
+    """Layers, heads and the most rows and columns of maps, over the first shard that holds a box; ValueError, which
+    names the split, where no shard does."""
+    failures, queries = Counter(), 0
+    for shard in run.shards:
+        frame = run.records(shard)
+        boxes = (frame["failure"] == "").groupby(frame["query_id"], sort=False).any()
+        if boxes.any():
+            return tuple(np.max([maps.shape[2:] for maps, box in zip(run.maps(shard), boxes) if box], 0).tolist())
+        failures.update(frame["failure"])
+        queries += len(boxes)
+    reason = failures.most_common(1)[0][0] if failures else "no answer"
+    raise ValueError(
+        f"there is no box among the answers to the {queries} {split} queries (most often: {reason}), so no regressor "
+        "can be trained; mend that first"
+    )
+
+
 def batches(
     run: StoredAnswers, grid: tuple[int, int], batch: int, rng: np.random.Generator, labels: torch.Tensor | None = None
 ) -> Iterator[tuple]:
@@ -97,12 +116,12 @@ def train(
 
     `shuffle_labels` breaks the link between maps and IoU: the control, whose r is that of an arbitrary function of the
     maps. Its labels are drawn from the whole run, since the mean IoU of a few shards would be a link, and it keeps its
-    last epoch, since choosing one by true labels would be one, too.
+    last epoch, since choosing one by true labels would be one, too. ValueError where a run holds no box.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    shapes = np.array([maps.shape for maps in run.maps(run.shards[0])])
-    layers, heads, *grid = shapes.max(0)[2:].tolist()
+    layers, heads, *grid = shape_of_maps(run, "training")
+    shape_of_maps(validation, "validation")
     model = AttentionIoURegressor(layers, heads, width, tuple(min(side, MAP_SIDE) for side in grid))
     model.to(default_device())
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)

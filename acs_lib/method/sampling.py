@@ -13,13 +13,14 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from acs_lib.core.candidates import PER_TOKEN, Candidates
-from acs_lib.lvlms.adapter import LVLM, Prompt
+from acs_lib.lvlms.adapter import LVLM, NO_BOX, Prompt
 from acs_lib.lvlms.attention_rows import Rows, reading
 from acs_lib.method.maps import box_coverage, coordinate_maps, head_statistics, pool_maps
 from acs_lib.method.sharing import Layout, branch_mask, masks, new_cache, padded, prefill
 from acs_lib.profiles import Sampling
 
 TOP_K = 20  # of top20_logprob
+CUT = f"{NO_BOX}, cut at max_new_tokens"  # why an answer without an end has no box
 
 
 def noise(sampling: Sampling, query_key: int) -> np.ndarray:
@@ -182,6 +183,8 @@ def sample_candidates(
             text = lvlm.decode(answer["token_ids"])
             parsed = lvlm.parse(text, prompt)
             failure, tokens = parsed.failure, []
+            if failure == NO_BOX and not torch.isin(torch.tensor(answer["token_ids"][-1]), lvlm.end_tokens):
+                failure = f"{CUT}: raise it from {sampling.max_new_tokens} (acs ground --max-new-tokens)"
             if parsed.box is not None:
                 try:
                     tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)

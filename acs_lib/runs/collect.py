@@ -16,13 +16,14 @@ from acs_lib.core.candidates import STATISTICS
 from acs_lib.core.files import digest, query_key, replacing
 from acs_lib.datasets import coco
 from acs_lib.datasets.coco import read_annotated_image
-from acs_lib.datasets.splits import data_digest, load_split, split_files
+from acs_lib.datasets.splits import data_digest, list_digest, load_split, split_files
 from acs_lib.lvlms.adapter import LVLM, ImageRefused
-from acs_lib.lvlms.load import load_spec, lvlm_config, lvlm_digest
+from acs_lib.lvlms.checkpoint import lvlm_digest, pinned
+from acs_lib.lvlms.load import load_spec, lvlm_config
 from acs_lib.method import sampling
 from acs_lib.method.baselines.p_true import NO, VERIFICATION, YES, ask_p_true
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, Sampling
-from acs_lib.runs.store import SHARD, UNREADABLE, CandidatesWithRecords, Run, fill, unread
+from acs_lib.runs.store import SHARD, UNREADABLE, CandidatesWithRecords, Run, fill, stored_queries, unread
 
 log = logging.getLogger(__name__)
 
@@ -84,30 +85,37 @@ def collect_run(
     profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, split: str, backend: Callable = map
 ) -> Run:
     """Answers and attention of one LVLM on one split; finished batches are reused if nothing they depend on changed.
+    A finished run needs neither the annotations parsed nor the LVLM loaded.
 
     `backend`: see runs.store.fill. Raises ValueError if no image of the split is on disk.
     """
-    queries, _ = load_split(profile, dataset, split)
-    if not any(Path(image).is_file() for image in queries["image"]):
-        raise ValueError(
-            f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}; `acs data` fetches them "
-            "or links those that you have"
-        )
+    lvlm_spec = pinned(lvlm_spec)  # in the key too, and for workers elsewhere
     how = profile.sampling
-    cells = profile.map_side**2 if profile.map_side else mean_cells(load_spec(lvlm_spec), queries)
-    config = lvlm_config(lvlm_spec).get_text_config()
     key_parts = {
         "lvlm": lvlm_spec.model_dump(), "weights": lvlm_digest(lvlm_spec),
         "sampling": how.model_dump(), "data": data_digest(dataset, split),
     }  # fmt: skip
     if profile.map_side:
         key_parts["map_side"] = profile.map_side
+    folder, listed = run_folder(profile, lvlm_spec, dataset, split), list_digest(profile, dataset, split)
+    queries = stored_queries(folder, key_parts, listed)
+    if queries is None:
+        queries, _ = load_split(profile, dataset, split)
+    if not any(Path(image).is_file() for image in queries["image"]):
+        raise ValueError(
+            f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}; `acs data` fetches them "
+            "or links those that you have"
+        )
+
+    def disk() -> int:
+        cells = profile.map_side**2 if profile.map_side else mean_cells(load_spec(lvlm_spec), queries)
+        config = lvlm_config(lvlm_spec).get_text_config()
+        return bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells)
+
     return fill(
-        run_folder(profile, lvlm_spec, dataset, split), queries,
-        functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts,
-        bytes_per_query=bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells),
-        batch=profile.batch_queries,
-        progress=f"{lvlm_spec.name} on {dataset.name}, {split}", backend=warn_if_unparsed(backend, lvlm_spec.name),
+        folder, queries, functools.partial(answer_stored, lvlm_spec, how, profile.map_side), key_parts, disk,
+        batch=profile.batch_queries, progress=f"{lvlm_spec.name} on {dataset.name}, {split}",
+        backend=warn_if_unparsed(backend, lvlm_spec.name), listed=listed,
     )  # fmt: skip
 
 
@@ -146,8 +154,9 @@ def run_folder(profile: Profile, lvlm_spec: LVLMSpec, dataset: DatasetSpec, spli
     return paths.RUNS / profile.name / lvlm_spec.name / f"{dataset.name}-{split}"
 
 
-def collect_p_true(lvlm: LVLM, run: Run, folder: Path) -> pd.DataFrame:
-    """query_id, candidate, p_true of every answer of a run, asked shard by shard; finished shards are read again.
+def collect_p_true(spec: LVLMSpec, run: Run, folder: Path) -> pd.DataFrame:
+    """query_id, candidate, p_true of every answer of a run, asked shard by shard; finished shards are read again, and
+    the LVLM is loaded only for others.
 
     `folder` gets one Parquet file a shard, in a folder named by the run's key and the question.
     """
@@ -159,7 +168,7 @@ def collect_p_true(lvlm: LVLM, run: Run, folder: Path) -> pd.DataFrame:
         if not path.exists():
             records = run.records(shard)
             groups = records.groupby("query_id", sort=False)
-            frames = [_ask_query(lvlm, queries.loc[name], rows) for name, rows in groups]
+            frames = [_ask_query(load_spec(spec), queries.loc[name], rows) for name, rows in groups]
             with replacing(path) as aside:
                 pd.concat(frames, ignore_index=True).to_parquet(aside, index=False)
         parts.append(pd.read_parquet(path))

@@ -1,6 +1,7 @@
 """A run directory: the answers and attention of one LVLM on one list of queries.
 
-    run.json                 the key (a digest of everything that determines the content) and what it was made of
+    run.json                 the key (a digest of everything that determines the content) and what it was made of, and
+                             `listed`, a digest of what the list of queries was made of (see `fill`)
     queries.parquet          one row a query, with the ground truth
     00000.parquet            one row an answer: text, tokens, log-probabilities, box, or why there is none
     00000.safetensors        the same rows' `statistics` [n, 4, L, H, 4] and, by query, `maps/0` [n, 4, L, H, h, w]
@@ -62,8 +63,8 @@ def locked(folder: Path):
 
 def fill(
     folder: Path, queries: pd.DataFrame, answer: Callable[[pd.DataFrame], list[CandidatesWithRecords]],
-    key_parts: dict, bytes_per_query: int, batch: int = 16, progress: str = "sampling",
-    backend: Callable[..., Iterable[list[CandidatesWithRecords]]] = map,
+    key_parts: dict, bytes_per_query: int | Callable[[], int], batch: int = 16, progress: str = "sampling",
+    backend: Callable[..., Iterable[list[CandidatesWithRecords]]] = map, listed: str | None = None,
 ) -> "Run":  # fmt: skip
     """Fill a run directory with `answer(batch of queries)` for every query, and return it.
 
@@ -71,12 +72,11 @@ def fill(
     first. Where the images lie is no part of the key. `answer` gives, for each query, its Candidates and records (see
     `unread` for a query without answers, which is asked for again once its image has changed); of no query nothing.
     `backend(answer, batches)` yields what `answer` gives for each batch, in order: `map` here, a cluster in
-    `ray_cluster`. Raises OSError if the disk has no room for what is still to come (`bytes_per_query`; one shard twice,
-    while it is joined), or runs out of it.
+    `ray_cluster`. `listed`: a digest of what the list of queries was made of, by which `stored_queries` knows it again.
+    Raises OSError if the disk has no room for what is still to come (`bytes_per_query`, or what this gives where
+    something is missing; one shard twice, while it is joined), or runs out of it.
     """
-    folder = Path(folder)
-    known = digest(queries.drop(columns="image").to_dict("list"))
-    key = digest({**key_parts, "queries": known, "shard": SHARD, "format": FORMAT})
+    folder, key = Path(folder), _make_key(key_parts, queries)
     with locked(folder):
         info = folder / "run.json"
         for path in folder.glob(".*.*"):  # left by a killed process
@@ -87,8 +87,10 @@ def fill(
                 path.unlink()
         with _mended(folder, "the list of queries"):
             _write_queries(folder / "queries.parquet", queries)
-            if not info.exists():
-                write_text(info, json.dumps({"key": key, **key_parts}, indent=1, default=str))
+            known = {"key": key} | ({"listed": listed} if listed else {}) | key_parts
+            text = json.dumps(known, indent=1, default=str)
+            if not info.exists() or info.read_text(encoding="utf-8") != text:
+                write_text(info, text)
         shards = [queries.iloc[start : start + SHARD] for start in range(0, len(queries), SHARD)]
         images = dict(zip(queries["query_id"], queries["image"]))
         missing = []
@@ -103,7 +105,10 @@ def fill(
         held = _held(folder, missing, images)
         asked = {number: _ranges(set(range(len(shards[number]))) - held[number], batch) for number in missing}
         left = sum(len(part) for parts in asked.values() for part in parts)
-        need = bytes_per_query * (left + max((len(shards[number]) for number in missing), default=0))
+        need = 0
+        if missing:
+            each = bytes_per_query() if callable(bytes_per_query) else bytes_per_query
+            need = each * (left + max(len(shards[number]) for number in missing))
         free = shutil.disk_usage(folder).free
         if need > free:
             raise OSError(
@@ -137,6 +142,26 @@ def _mended(folder: Path, what: str):
             f"{folder}: {what} could not be written ({error}); free some disk and run the same command again, what is "
             "finished is kept"
         ) from error
+
+
+def _make_key(key_parts: dict, queries: pd.DataFrame) -> str:
+    """The key of a run directory of these queries."""
+    known = digest(queries.drop(columns="image").to_dict("list"))
+    return digest({**key_parts, "queries": known, "shard": SHARD, "format": FORMAT})
+
+
+def stored_queries(folder: Path, key_parts: dict, listed: str) -> pd.DataFrame | None:
+    """The queries of a run directory that was filled with these `key_parts` and `listed` (see `fill`); None where there
+    is none, or an image is not where the list says: it may lie elsewhere now."""
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if info.get("listed") != listed:
+            return None
+        queries = pd.read_parquet(folder / "queries.parquet")
+    except (OSError, ValueError):
+        return None
+    there = info["key"] == _make_key(key_parts, queries) and all(Path(path).is_file() for path in set(queries["image"]))
+    return queries if there else None
 
 
 def _key(info: Path) -> str | None:

@@ -281,7 +281,7 @@ def candidates_sweep(experiments: list[Experiment]) -> pd.DataFrame:
 
 def kind_table(e: Experiment) -> pd.DataFrame:
     """Kind of mistake (see evaluation.mistakes.makeup) of every sampled answer to a small test object."""
-    return makeup(e.candidates(), e.run.truth, other_boxes(e.dataset, "test", e.small))
+    return makeup(e.candidates(), e.run.truth, other_boxes(e.profile, e.dataset, "test", e.small))
 
 
 def kind_shares(experiments: list[Experiment]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from acs_lib.core.candidates import ENTROPY, Heads
 from acs_lib.core.files import digest, write_text
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.evaluation.bootstrap import share_interval
-from acs_lib.lvlms.load import load_spec, lvlm_source
+from acs_lib.lvlms.checkpoint import lvlm_source
 from acs_lib.method import heads, regressor
 from acs_lib.method.baselines import p_true
 from acs_lib.method.heads import HeadSet
@@ -198,7 +198,7 @@ class Study:
         if lvlm.name in self.p_true_unavailable:
             return None
         folder = run_folder(self.profile, lvlm, dataset, "test-p-true")
-        return collect_p_true(load_spec(lvlm), self.run(lvlm, dataset, "test"), folder)
+        return collect_p_true(lvlm, self.run(lvlm, dataset, "test"), folder)
 
     def with_changes(
         self, name: str, datasets: Iterable[DatasetSpec], train_on: str | None = None, **sampling

@@ -235,6 +235,22 @@ def test_an_answer_is_read_from_end_to_end(family, lvlm):
         assert np.abs(found.maps[0, coordinate] - mean).max() < 1e-5
 
 
+def test_an_answer_that_the_limit_cut_before_its_box_says_so(family, lvlm):
+    prompt = lvlm.prompt(picture(320, 240), "cat")
+
+    def failures(text, limit):
+        with scripted(lvlm, text):
+            how = Sampling(samples=1, max_new_tokens=limit)
+            return [record["failure"] for record in sample_candidates(lvlm, [prompt], ["a"], [0], ["cat"], how)[0][1]]
+
+    box = family.answer.format(x1=12, y1=34, x2=156, y2=178)
+    cut = "no box in the answer, cut at max_new_tokens: raise it from 9 (acs ground --max-new-tokens)"
+    assert failures("I think that " + box, 9) == [cut] * 2
+    assert failures("None here<|im_end|>", 10) == ["no box in the answer"] * 2, "its end is its tenth token"
+    ids = lvlm.tokenizer(box, add_special_tokens=False)["input_ids"]
+    assert failures(box, len(ids) - 1) == [""] * 2, "cut behind its box"
+
+
 @pytest.mark.parametrize("row", ["predicting", "last", "after"])
 def test_a_numbers_other_rows_are_those_of_its_last_digit_and_of_its_neighbours(family, lvlm, row):
     """Every digit of the script is a token, and every number is followed by a comma or a bracket."""

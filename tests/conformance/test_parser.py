@@ -93,6 +93,36 @@ def test_an_empty_box_is_a_failure_with_a_reason(family, lvlm, prompt, numbers):
     assert answer.box is None and "empty" in answer.failure
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [(110, 120, 10, 20), (10, 20, 110, "1 20"), (10, 20, 110, "?"), (3000, 20, 4000, 40), (".21", 0, 1, 1)],
+    ids=["inverted", "slipped", "no number", "outside", "other numbers"],
+)
+def test_the_first_sound_box_counts_after_broken_ones(family, lvlm, prompt, broken):
+    sound = fill(family, (10, 20, 110, 120))
+    text = "\n".join([fill(family, broken), sound, fill(family, (1, 2, 3, 4))])
+    answer = lvlm.parse(text, prompt)
+    assert np.array_equal(answer.box, lvlm.parse(sound, prompt).box)
+    assert [text[start:stop] for start, stop in answer.spans] == ["10", "20", "110", "120"]
+
+
+def test_of_broken_boxes_alone_the_first_ones_failure_is_told(family, lvlm, prompt):
+    empty, shares = fill(family, (110, 120, 10, 20)), fill(family, ("0.21", "0.27", "0.76", "0.92"))
+    assert lvlm.parse(empty + shares, prompt).failure == "the box is empty inside the image"
+    assert "0 to 1" in lvlm.parse(shares + empty, prompt).failure
+
+
+@pytest.mark.parametrize("numbers", [("0.21", "0.27", "0.76", "0.92"), ("0.0", "0", "1", "1.0")])
+def test_shares_of_the_image_are_a_failure_where_the_family_writes_none(family, lvlm, prompt, numbers):
+    answer = parsed(family, lvlm, prompt, numbers)
+    assert answer.box is None and "0 to 1" in answer.failure
+
+
+def test_shares_of_the_image_are_read_where_the_family_writes_them(family, lvlm, prompt, monkeypatch):
+    monkeypatch.setattr(lvlm, "to_pixels", lambda numbers, prompt: numbers * [WIDTH, HEIGHT, WIDTH, HEIGHT])
+    assert np.allclose(parsed(family, lvlm, prompt, ("0.25", "0.5", "0.75", "1")).box, [80, 120, 240, 240])
+
+
 def test_the_first_of_two_boxes_counts(family, lvlm, prompt):
     both = fill(family, (10, 20, 110, 120)) + "\n" + fill(family, (1, 2, 3, 4))
     assert np.array_equal(lvlm.parse(both, prompt).box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box)
@@ -118,20 +148,58 @@ BARE = {
         "<box>[10, 20, 110, 120]</box> of [[1, 2, 3, 4]]",
     ),
 }
+WORDS = (  # read of every family where its own format is missing
+    '```json\n[{"bbox_2d": [10, 20, 110, 120], "label": "cat 9"}]\n```',
+    '[{"finding": "cat", "bounding_box": [\n10,\n20,\n110,\n120\n]}]',
+    "It is at [10, 20, 110, 120].",
+    "The box of the 2 cats is about `(10,20,110,120)`, not (1, 2, 3, 4).",
+    "The cat is at (x1: 10, y1: 20, x2: 110, y2: 120).",
+    "- **Top-left corner**: (10, 20)\n- **Bottom-right corner (x, y)**: about (110, 120)",
+    "from (x1, y1) = (10, 20) to (x2, y2) = (110, 120)",
+    "- Top-left corner: (x=10, y=20),\n- Bottom-right corner: (x=110, y=120)",
+)
+NO_BOX = (
+    "[[10, 20, 110, 12", "[[10, 20, 110]]", "[[[10, 20], [110, 120]]]", "(10, 20, 110, 120, 5)",
+    "The cats are at (10, 20) and at (110, 120).", "(x=10, y=20, width=100, height=100)", "(x1, y1) to (x2, y2)",
+    "<think>It may be [10, 20, 110, 120], or", "<think>It is at [10, 20, 110, 120].</think>There is none.",
+)  # fmt: skip
 
 
 def test_what_else_public_adapters_read_as_a_box(family, lvlm, prompt):
-    if family.name not in BARE:
-        pytest.skip("one format alone")
-    for text in BARE[family.name]:
+    for text in (*BARE.get(family.name, ()), *WORDS):
         answer = lvlm.parse(text, prompt)
         assert np.array_equal(answer.box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box), text
         assert [text[start:stop] for start, stop in answer.spans] == ["10", "20", "110", "120"]
         token_ids = lvlm.tokenizer(text, add_special_tokens=False)["input_ids"]
         tokens = lvlm.coordinate_tokens(token_ids, answer.spans)
         assert [lvlm.decode([token_ids[token] for token in number]) for number in tokens] == ["10", "20", "110", "120"]
-    for text in ("[10, 20, 110, 120]", "[[10, 20, 110, 12", "[[10, 20, 110]]", "[[[10, 20], [110, 120]]]"):
-        assert lvlm.parse(text, prompt).box is None, text
+    for text in NO_BOX:
+        assert lvlm.parse(text, prompt).failure == "no box in the answer", text
+
+
+def test_the_familys_own_format_is_read_before_any_other(family, lvlm, prompt):
+    both = parsed(family, lvlm, prompt, (10, 20, 110, 120), "[1, 2, 3, 4] or {}")
+    assert np.array_equal(both.box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box)
+
+
+def test_a_thought_is_not_the_answer(family, lvlm, prompt, monkeypatch):
+    draft, final = fill(family, (1, 2, 3, 4)), fill(family, (10, 20, 110, 120))
+    box = lvlm.parse(final, prompt).box
+    for text in (
+        f"<think>{draft}</think>{final}",
+        f"{draft}</think>\n{final}",
+        f"<think>{draft}<answer>{final}</answer>",
+    ):
+        answer = lvlm.parse(text, prompt)
+        assert np.array_equal(answer.box, box), text
+        assert [text[start:stop] for start, stop in answer.spans] == ["10", "20", "110", "120"]
+    assert lvlm.parse(f"<think>{draft}</think>There is none.", prompt).failure == "no box in the answer"
+    assert lvlm.parse("Maybe [10, 20, 110, 120], but", prompt).box is not None
+    monkeypatch.setattr(lvlm.tokenizer, "chat_template", lvlm.tokenizer.chat_template + "<think>\n")
+    monkeypatch.delitem(vars(lvlm), "thinks", raising=False)
+    assert lvlm.parse("Maybe [10, 20, 110, 120], but", prompt).failure == "no box in the answer", "a cut thought"
+    assert np.array_equal(lvlm.parse(f"Maybe [1, 2, 3, 4].</think>{final}", prompt).box, box)
+    monkeypatch.delitem(vars(lvlm), "thinks", raising=False)
 
 
 TWO_INSTANCES = {

@@ -1,0 +1,68 @@
+"""Which LVLM exactly: where its files lie, the commit of one on a hub, and a digest of what it is. Without torch."""
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from acs_lib import paths
+from acs_lib.profiles import LVLMSpec
+
+LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
+CALIBRATED = ("head_set.json", "regressor.safetensors")  # what belongs to an LVLM, and may lie beside these
+NOT_THE_LVLM = (*CALIBRATED, "recipe.json")
+
+
+def lvlm_source(spec: LVLMSpec) -> str:
+    """The folder (see `paths.place`) or hub name to load from."""
+    local = paths.place(spec.source)
+    return str(local) if local.exists() else spec.source
+
+
+@functools.cache
+def hub_commit(source: str, revision: str | None) -> str:
+    """The commit (40 hex digits) that a revision of a hub's repository (`main` without one) was when it was fetched, so
+    that a later commit on the hub makes no other run of a run; asked of the hub where none was fetched. The same within
+    a process. OSError where it cannot be told."""
+    if re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return revision
+    try:
+        file = try_to_load_from_cache(source, "config.json", revision=revision)
+        if not isinstance(file, str):
+            from transformers.utils import cached_file  # late: it takes seconds
+
+            file = cached_file(source, "config.json", revision=revision)
+    except (OSError, ValueError) as error:  # a ValueError: no name that a hub's repository can have
+        reason = str(error).partition("\n")[0].strip().rstrip(".")
+    else:
+        if file is not None:
+            return Path(file).parent.name
+        reason = "it has no config.json"
+    raise OSError(
+        f"cannot load the LVLM {source!r} ({reason}); give a folder that holds the model, or a hub name with the "
+        "network at hand"
+    )
+
+
+def pinned(spec: LVLMSpec) -> LVLMSpec:
+    """The LVLM with its commit (see `hub_commit`) as its revision; from a folder, as it is."""
+    source = lvlm_source(spec)
+    if Path(source).is_dir():
+        return spec
+    return spec.model_copy(update={"revision": hub_commit(source, spec.revision)})
+
+
+def lvlm_digest(spec: LVLMSpec) -> str:
+    """SHA-256 of a local folder's weights and settings, or name and commit of those on a hub (OSError as `pinned`)."""
+    folder = Path(lvlm_source(spec))
+    if not folder.is_dir():
+        return f"{spec.source}@{pinned(spec).revision}"
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in LVLM_FILES or path.name in NOT_THE_LVLM:
+            continue
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
