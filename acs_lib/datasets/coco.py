@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from acs_lib.core import boxes as bx
+from acs_lib.core.files import read_text
 
 NO_FILE = "no such file"  # and how it ends where there was no image
 FAR = 1e9  # px; no coordinate is as large
@@ -58,13 +59,15 @@ def find_image(root: Path, file_name: str) -> Path:
 def read_annotations(path: Path) -> COCO:
     """Load a COCO-format file; ValueError names the file and what is wrong with it."""
     try:
-        content = json.loads(Path(path).read_text())
+        text = read_text(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no annotation file at {path}; the README's section on the paper profile says what belongs there"
         ) from error
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+        raise ValueError(f"{path} is not JSON ({error}); fetch or export it again") from error
     needed = {
         "images": {"id": int, "file_name": str, "width": int, "height": int},
         "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},

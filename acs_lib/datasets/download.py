@@ -27,7 +27,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from acs_lib import __version__
-from acs_lib.core.files import replacing
+from acs_lib.core.files import read_text, replacing
 from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.profiles import DatasetSpec, Profile
 
@@ -168,7 +168,7 @@ class Outcome:
 
 def images_of(queries: pd.DataFrame, annotations: Path) -> dict[Path, str]:
     """Path of every needed image -> its `file_name` in the annotation file, wherever the image lies on disk."""
-    names = {row["id"]: row["file_name"] for row in json.loads(Path(annotations).read_text())["images"]}
+    names = {row["id"]: row["file_name"] for row in json.loads(read_text(annotations))["images"]}
     needed = queries.drop_duplicates("image")
     return {Path(path): names[image_id] for path, image_id in zip(needed["image"], needed["image_id"])}
 

@@ -66,6 +66,6 @@ def data_digest(dataset: DatasetSpec, split: str) -> str:
     """Digest of a rendered split's pixels, or of the annotation file."""
     annotations, _ = split_files(dataset, split)
     if dataset.kind == "scenes":
-        return json.loads(annotations.read_text())["info"]["digest"]
+        return json.loads(annotations.read_text(encoding="utf-8"))["info"]["digest"]
     with annotations.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
