@@ -4,9 +4,11 @@ import json
 import logging
 import weakref
 from hashlib import sha256
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from acs_lib import paths
 from acs_lib.datasets import coco
@@ -14,6 +16,7 @@ from acs_lib.datasets.splits import data_digest, load_split, split_files
 from acs_lib.lvlms import load as loading
 from acs_lib.lvlms.load import load_spec
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
+from acs_lib.runs import collect
 from acs_lib.runs.collect import unparsed, warn_if_unparsed
 from acs_lib.runs.store import UNREADABLE
 
@@ -132,3 +135,24 @@ def test_what_comes_after_the_first_queries_is_not_looked_at(caplog):
     engine = warn_if_unparsed(map, "x", 8)
     answers = engine(lambda batch: [(None, records(batch["query_id"].min() < 8))] * len(batch), BATCHES)
     assert len(list(answers)) == 5 and not caplog.records
+
+
+def test_what_becomes_of_orientation_tags_is_told_before_anything_is_asked(profile, tmp_path, monkeypatch, caplog):
+    (tmp_path / "images").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(40):
+        size = (100, 90) if number == 0 else (100, 100)  # the annotations say 100x100 of all
+        Image.new("RGB", size).save(tmp_path / "images" / f"{number}.jpg", exif=exif if number % 2 else b"")
+    spec = LVLMSpec(name="one", source="a/one")
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2, num_attention_heads=2))
+    monkeypatch.setattr(collect, "lvlm_config", lambda spec: config)
+    monkeypatch.setattr(collect, "lvlm_digest", lambda spec: "x")
+    monkeypatch.setattr(collect, "fill", lambda *arguments, **settings: "filled")
+    profile = profile.model_copy(update={"map_side": 4})
+    queries, _ = load_split(profile, profile.datasets[0], "train")
+    tagged = sum(int(image_id) % 2 for image_id in queries["image_id"])
+    assert collect.collect_run(profile, spec, profile.datasets[0], "train") == "filled"
+    (told,) = caplog.messages
+    assert told.startswith(f"mine, train: {tagged} of {len(queries)} images have an orientation tag: 0 turned")
+    assert f"of {tagged} of these the size does not tell" in told

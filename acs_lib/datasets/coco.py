@@ -18,7 +18,6 @@ from pycocotools.coco import COCO
 from acs_lib.core import boxes as bx
 from acs_lib.core.files import read_text
 
-NO_FILE = "no such file"  # and how it ends where there was no image
 FAR = 1e9  # px; no coordinate is as large
 TRUTH = ["x1", "y1", "x2", "y2"]
 
@@ -149,16 +148,3 @@ def _clipped(bbox, image):
     x, y, w, h = bbox
     box = bx.clip([x, y, x + w, y + h], image["width"], image["height"])
     return box if bx.area(box) > 0 else None
-
-
-def read_annotated_image(path: str, width: int, height: int) -> Image.Image:
-    """An RGB image of the size that the annotations say; OSError, naming the file, for anything else."""
-    try:
-        with Image.open(path) as image:
-            if image.size != (width, height):
-                raise OSError(f"it has {image.width}x{image.height} px, the annotations say {width}x{height}")
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise OSError(f"{path}: {NO_FILE}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path}: {error}") from error

@@ -14,8 +14,7 @@ from PIL import Image
 from acs_lib import paths
 from acs_lib.core.candidates import STATISTICS
 from acs_lib.core.files import digest, query_key, replacing
-from acs_lib.datasets import coco
-from acs_lib.datasets.coco import read_annotated_image
+from acs_lib.core.images import read_annotated_image, tags_told
 from acs_lib.datasets.splits import data_digest, load_split, split_files
 from acs_lib.lvlms.adapter import LVLM, ImageRefused
 from acs_lib.lvlms.load import load_spec, lvlm_config, lvlm_digest
@@ -93,6 +92,9 @@ def collect_run(
             f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}; `acs data` fetches them "
             "or links those that you have"
         )
+    images = queries.drop_duplicates("image")[["image", "width", "height"]]
+    if dataset.kind == "coco" and (told := tags_told(images.itertuples(index=False))):
+        log.warning("%s, %s: %s", dataset.name, split, told)
     how = profile.sampling
     cells = profile.map_side**2 if profile.map_side else mean_cells(load_spec(lvlm_spec), queries)
     config = lvlm_config(lvlm_spec).get_text_config()
@@ -171,6 +173,6 @@ def _ask_query(lvlm: LVLM, query: pd.Series, rows: pd.DataFrame) -> pd.DataFrame
     answers = rows["text"].where(rows["failure"] == "", "")
     scores = np.full(len(rows), np.nan)
     if answers.any():
-        image = coco.read_annotated_image(query["image"], query["width"], query["height"])
+        image = read_annotated_image(query["image"], query["width"], query["height"])
         scores = ask_p_true(lvlm, image, query["category"], list(answers))
     return rows[["query_id", "candidate"]].assign(p_true=scores)

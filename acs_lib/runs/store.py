@@ -37,7 +37,8 @@ from tqdm import tqdm
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import PER_TOKEN, STATISTICS, Candidates
 from acs_lib.core.files import digest, replacing, write_text
-from acs_lib.datasets.coco import NO_FILE, TRUTH
+from acs_lib.core.images import NO_FILE
+from acs_lib.datasets.coco import TRUTH
 
 SHARD = 64  # queries
 FORMAT = 2  # of a shard
