@@ -51,12 +51,12 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
 
 
 def other_boxes(dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict[str, np.ndarray]:
-    """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image."""
+    """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image that have a box."""
     annotations = coco.read_annotations(split_files(dataset, split)[0])
     others = {}
     for query in queries.itertuples():
         own = int(query.query_id.rsplit("/", 1)[1])
-        found = [a["bbox"] for a in annotations.imgToAnns[query.image_id] if a["id"] != own]
+        found = [a["bbox"] for a in annotations.imgToAnns[query.image_id] if a["id"] != own and a["bbox"]]
         boxes = np.array(found, float).reshape(-1, 4)
         others[query.query_id] = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     return others

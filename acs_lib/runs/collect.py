@@ -89,8 +89,9 @@ def collect_run(
     queries, _ = load_split(profile, dataset, split)
     if not any(Path(image).is_file() for image in queries["image"]):
         raise ValueError(
-            f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}; `acs data` fetches them "
-            "or links those that you have"
+            f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}, for instance no "
+            f"{queries['image'].iloc[0]}; give the folder that they lie in (those of COCO and Objects365 "
+            "`acs data` fetches or links)"
         )
     images = queries.drop_duplicates("image")[["image", "width", "height"]]
     if dataset.kind == "coco" and (told := tags_told(images.itertuples(index=False))):
