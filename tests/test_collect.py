@@ -101,6 +101,13 @@ def test_a_rendered_split_is_identified_by_its_pixels(tmp_path, monkeypatch):
     assert len(known) == 64 and data_digest(dataset, "test") == known
 
 
+def test_a_folder_without_the_images_is_told_with_the_mend(profile):
+    with pytest.raises(
+        ValueError, match=r"no image of mine, train is under .*images, .*\.jpg; give the folder that they"
+    ):
+        collect.collect_run(profile, LVLMSpec(name="one", source="a/one"), profile.datasets[0], "train")
+
+
 def records(*boxes: bool) -> list[dict]:
     """One answer each: with a box, or a refusal."""
     return [
