@@ -21,6 +21,9 @@ import typer
 from acs_lib import __version__, paths, profiles
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+OTHER_PICTURES = set(  # that Pillow reads only with a plug-in, if at all
+    ".heic .heif .hif .jxl .svg .exr .hdr .xcf .raw .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw".split()
+)
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
 
 
@@ -108,24 +111,34 @@ def main(
 
 
 def _suffixes() -> set[str]:
-    """How the names of image files end."""
+    """How the names of image files end that can be read."""
     from PIL import Image  # late: it takes a moment
 
-    return set(Image.registered_extensions())
+    return set(Image.registered_extensions()) - {".pdf", ".palm"}  # which are only written
 
 
-def _images(names: list[str]) -> list[Path]:
-    """The image files that are meant; a folder stands for the images in it, by name."""
-    known, found = _suffixes(), []
+def _images(names: list[str]) -> tuple[list[Path], list[str]]:
+    """The image files that are meant, where a folder stands for the images in it, by name; and for each folder with
+    pictures of a kind that cannot be read a sentence that names and counts them."""
+    known, found, told = _suffixes(), [], []
     for name in names:
         path = Path(name).expanduser()
         if not path.is_dir():
             found.append(path)
-        elif inside := sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file()):
-            found += inside
-        else:
-            raise typer.BadParameter(f"there is no image in the folder {path}")
-    return found
+            continue
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        inside = [file for file in files if file.suffix.lower() in known]
+        others = [file.name for file in files if file.suffix.lower() in OTHER_PICTURES - known]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            told.append(
+                f"pictures in {path} of a kind that cannot be read: {len(others)} ({', '.join(others[:3])}{more}); "
+                "save them as PNG, JPEG or WebP"
+            )
+        if not inside:
+            raise typer.BadParameter(f"there is no image in the folder {path}" + (f"; {told[-1]}" if others else ""))
+        found += inside
+    return found, told
 
 
 def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path | None]:
@@ -211,7 +224,7 @@ def ground(
         names = list(arguments)
         if not objects:
             *names, last = names
-            if not names or Path(last).is_file() or Path(last).suffix.lower() in _suffixes():
+            if not names or Path(last).is_file() or Path(last).suffix.lower() in {*_suffixes(), *OTHER_PICTURES}:
                 raise typer.BadParameter(
                     'name the object to look for: acs ground IMAGE... OBJECT, such as "sports ball"'
                 )
@@ -224,7 +237,10 @@ def ground(
             raise typer.BadParameter(f"the temperature has to be a number above 0, not {temperature}")
         if top_p is not None and not 0 < top_p <= 1:
             raise typer.BadParameter(f"top-p has to be above 0 and up to 1, not {top_p}")
-        questions = [(image, wanted) for image in _images(names) for wanted in objects]
+        images, told = _images(names)
+        for sentence in told:
+            complain(f"warning: {sentence}")
+        questions = [(image, wanted) for image in images for wanted in objects]
         targets = _pictures(save, questions)
         failed = _ground(
             questions,
@@ -240,7 +256,7 @@ def ground(
             head_set=head_set,
             regressor=regressor,
         )
-    raise typer.Exit(int(failed))
+    raise typer.Exit(int(failed or bool(told)))
 
 
 def _note(spec) -> None:

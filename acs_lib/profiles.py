@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from acs_lib import paths
+from acs_lib.core.files import read_text
 
 
 class Strict(BaseModel):
@@ -188,7 +189,7 @@ def load_profile(name: str) -> Profile:
     directories and a report of its own.
     """
     path = profile_file(name)
-    profile = Profile.model_validate(yaml.safe_load(path.read_text()))
+    profile = Profile.model_validate(yaml.safe_load(read_text(path)))
     if profile.name != path.stem:
         raise ValueError(f"{path} names itself {profile.name!r}; write name: {path.stem}, or rename the file")
     if name == path.stem:

@@ -453,9 +453,9 @@ def test_calibration_says_what_it_lacks(tmp_path):
         ("nowhere.png", "there is no image nowhere.png"),
         (__file__, "is not an image that can be read; give a PNG"),
         (paths.ROOT, "is a folder; give an image in it"),
-        (np.zeros((4, 4, 3)), r"uint8 and .* not float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4, 3)), r"uint16 and .* not float64 \[4, 4, 3\]"),
         (np.zeros((4, 4, 2), np.uint8), r"not uint8 \[4, 4, 2\]"),
-        (Image.new("I;16", (4, 4)), "more than 8 bits a channel; save it with 8"),
+        (Image.new("F", (4, 4)), "pixels of floating point, whose range is not known; save it with 8 or 16 bits"),
     ],
 )
 def test_images_that_are_none(image, message):

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 
 from acs_lib import paths, profiles
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
 from acs_lib.core.files import query_key, replacing
+from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
 from acs_lib.grounding.picture import FORMATS, draw_picture, encode
 from acs_lib.lvlms.adapter import LVLM
@@ -46,7 +47,6 @@ SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
 SMALL = profiles.Profile.model_fields["small"].default  # share of the image
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
 SETTINGS = "samples", "temperature", "top_p", "seed", "max_new_tokens"  # of sampling, told with an answer
-Picture = str | Path | Image.Image | np.ndarray
 
 
 def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
@@ -90,37 +90,6 @@ def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> 
             f"{lvlm.heads}; acs calibrate --regressor trains one that fits"
         )
     return found
-
-
-def read_image(image: Picture) -> Image.Image:
-    """An RGB image from a path, a PIL image or an array ([h, w] or [h, w, 3 or 4], uint8), turned as its EXIF
-    orientation says. FileNotFoundError or ValueError with what is wrong."""
-    if isinstance(image, Image.Image):
-        return _rgb(image, "the image")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
-            raise ValueError(
-                f"an image array has to be uint8 and [h, w] or [h, w, 3 or 4], not {image.dtype} {list(image.shape)}"
-            )
-        return Image.fromarray(image).convert("RGB")
-    path = Path(image).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give an image in it")
-    try:
-        with Image.open(path) as opened:
-            return _rgb(opened, f"the image {path}")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {path} cannot be read ({error}); save or fetch it again") from error
-
-
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # converting would cut off all but the darkest values
-        raise ValueError(f"{name} has more than 8 bits a channel; save it with 8")
-    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def samples() -> pd.DataFrame:
@@ -311,7 +280,8 @@ def ground(
     """Ask for one object in one image `samples` times and let `selector` choose the box.
 
     lvlm: from `load_lvlm`, or what that takes; None is the embedded one
-    image: a path, a PIL image, or a uint8 array; boxes are in its pixels, turned as its EXIF orientation says
+    image: a path, a PIL image, or an array (see `read_image`); boxes are in its pixels, turned as its EXIF orientation
+        says
     selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor), 'p-true' (needs an LVLM that knows Yes
         and No) or another one of METHODS
     temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor are found (`sampling_of`)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from acs_lib.core.candidates import Heads
-from acs_lib.core.files import write_text
+from acs_lib.core.files import read_text, write_text
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import above
@@ -43,7 +43,7 @@ class HeadSet:
     @classmethod
     def load(cls, path: Path, lvlm: str) -> "HeadSet":
         """Read a head set; ValueError if it was found for another LVLM."""
-        content = json.loads(Path(path).read_text())
+        content = json.loads(read_text(path))
         if content["lvlm"] != lvlm:
             raise ValueError(f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; acs calibrate finds one")
         pairs = tuple((layer, head) for layer, head in content["heads"])

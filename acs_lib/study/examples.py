@@ -6,6 +6,7 @@ from PIL import Image
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import Candidates
+from acs_lib.core.images import read_annotated_image
 from acs_lib.evaluation.accuracy import hits
 from acs_lib.method.selection import Selector
 from acs_lib.runs.store import BOX, Run
@@ -37,8 +38,7 @@ def answers_of(run: Run, query_id: str) -> pd.DataFrame:
 def image_of(run: Run, query_id: str) -> tuple[Image.Image, np.ndarray]:
     """The image of a query and its ground truth box [4]."""
     query = run.queries.set_index("query_id").loc[query_id]
-    with Image.open(query["image"]) as image:
-        return image.convert("RGB"), run.truth[query_id]
+    return read_annotated_image(query["image"], query["width"], query["height"]), run.truth[query_id]
 
 
 def candidates_of(run: Run, query_id: str) -> Candidates:

@@ -99,7 +99,7 @@ class Study:
         stem = f"regressor{'-shuffled' if shuffle_labels else ''}-{seed}"
         folder = paths.runs(self.profile.name) / lvlm.name
         path, info = folder / f"{stem}.safetensors", folder / f"{stem}.json"
-        if path.exists() and info.exists() and json.loads(info.read_text())["key"] == key:
+        if path.exists() and info.exists() and json.loads(info.read_text(encoding="utf-8"))["key"] == key:
             return regressor.load(path, lvlm.name)
         model, history = regressor.train(train, validation, **settings, seed=seed, shuffle_labels=shuffle_labels)
         info.unlink(missing_ok=True)  # if this process ended here, an old key would speak for the new weights
@@ -110,7 +110,7 @@ class Study:
     def fit_history(self, lvlm: LVLMSpec) -> pd.DataFrame:
         """epoch, train_mse, pearson, spearman, mae, n on the validation split, of the first regressor."""
         info = paths.runs(self.profile.name) / lvlm.name / "regressor-0.json"
-        return pd.DataFrame(json.loads(info.read_text())["history"])
+        return pd.DataFrame(json.loads(info.read_text(encoding="utf-8"))["history"])
 
     def predicted(self, lvlm: LVLMSpec, run: Run, seeds: Iterable[int] | None = None) -> pd.DataFrame:
         """query_id, candidate, iou, predicted_iou of every answer of a run that holds a box: the mean over the
