@@ -75,6 +75,7 @@ def query(number: int, outcome: str, category: str = "ball") -> dict:
     box = [1.0, 1.0, 4.0, 4.0]
     return {
         "id": f"q{number}", "of": "tiny on scenes", "category": category, "image": address, "overlay": address,
+        "read": f"the selected box's at x1 {NASTY}",
         "truth": box, "width": 8, "height": 6, "outcome": outcome, "greedy": {"box": None, "iou": 0.0},
         "chosen": {"box": box, "iou": 1.0, "score": 0.9},
         "candidates": [
@@ -370,8 +371,10 @@ def test_overlay_boxes_and_scores_of_a_query(report, look):
     browser = look(build("smoke", report))
     drawn = "return ['image', 'rect'].map((name) => document.querySelectorAll(`#picture svg ${name}`).length)"
     assert browser.execute_script(drawn) == [1, 4], "the picture; truth and selected box, each with its casing"
+    assert texts(browser, "#read") == [""], "nothing is told of what is not drawn"
     click(browser, "#show-overlay")
     click(browser, "#show-candidates")
+    assert texts(browser, "#read") == [f"Attention: the selected box's at x1 {NASTY}, over its maximum."]
     assert browser.execute_script(drawn) == [2, 6]
     assert texts(browser, "#candidates tr") == ["0 0.900 1.000", "2 – 0.000"]
     picture = "#picture svg"

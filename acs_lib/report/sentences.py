@@ -122,6 +122,20 @@ def say_comparisons(table: pd.DataFrame, method: str) -> Markdown:
     return say(f"{method} against its references, in {POINTS} of Acc@0.5 with 95 % intervals:", parts)
 
 
+def example(cases: list[dict], e: Experiment, method: str, outcome: str) -> str:
+    """What the one case of study.examples.outcome_cases shows, and by which rule it was chosen; outcome 'gained' or
+    'lost'."""
+    kind = {"gained": "success", "lost": "failure"}[outcome]
+    if not cases:
+        return f"No {kind} to show: {method} {outcome} no small object; {e}."
+    (case,) = cases
+    return (
+        f"A {kind}: for '{case['category']}' {method}'s box has IoU {case['chosen_iou']:.2f} with the true one, the "
+        f"greedy box {case['greedy_iou']:.2f}. Of the {case['of']} small objects that it {outcome} against greedy "
+        f"decoding this is the one of median change; {e}."
+    )
+
+
 def planted(profile: Profile) -> str:
     """What has to be said of a report on embedded LVLMs: that their mistakes are planted, and what choosing brings
     without them (from the log of training variants). '' for other LVLMs."""
