@@ -20,7 +20,7 @@ from acs_lib.method.heads import HeadSet
 from acs_lib.profiles import Profile
 from acs_lib.study import ablations, robustness
 from acs_lib.study.experiment import Experiment
-from acs_lib.study.results import CONTROLS
+from acs_lib.study.results import CONTROLS, unfiltered
 from acs_lib.study.training_variants import variant_log
 
 POINTS = "percentage points"
@@ -84,6 +84,20 @@ def say_heads(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
         )
     few = ", ".join(str(len(head_set.heads)) for head_set in head_sets)
     return say(f"heads in D_c, as the validation split chose them: {few}.", parts)
+
+
+def say_layer_filter(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
+    """Whether the paper's filter by layer changed D_c at all, from `results.head_tables`."""
+    parts = []
+    for head_set in head_sets:
+        count, layers = len(head_set.heads), table.loc[table["lvlm"] == head_set.lvlm, "layer"].nunique()
+        options = unfiltered(head_set, table)
+        over, inside = (", ".join(map(str, option)) for option in options)
+        nothing = set(head_set.heads) in map(set, options)
+        found = f"nothing: D_c is what the heads of all {layers} layers give, the best {count} of them"
+        changed = f"D_c from all {layers} layers would be {over} (best over all answers) or {inside} (inside queries)"
+        parts.append(f"{head_set.lvlm}: {found if nothing else changed}")
+    return say("the paper takes heads from the layers with the most attribution alone. What this filter did:", parts)
 
 
 def say_significance(table: pd.DataFrame) -> Markdown:
