@@ -21,7 +21,7 @@ from acs_lib.profiles import Profile
 from acs_lib.study import ablations, robustness
 from acs_lib.study.experiment import Experiment
 from acs_lib.study.results import CONTROLS, unfiltered
-from acs_lib.study.training_variants import variant_log
+from acs_lib.study.training_variants import MISSING, variant_log
 
 POINTS = "percentage points"
 
@@ -236,7 +236,7 @@ def say_training_variants(log: pd.DataFrame) -> Markdown:
         f"ACS-Learned is above greedy in {len(won)} of {len(log)} rows ({names(won)}) and below in {len(lost)} "
         f"({names(lost)}), with intervals that exclude zero. Over the rows its gain has a rank correlation of "
         f"{others:+.2f} with the share of mistakes that are another object, of {pooled:+.2f} with the pooled r, and of "
-        f"{within:+.2f} with r inside queries."
+        f"{within:+.2f} with r inside queries. {MISSING}"
     )
 
 
