@@ -104,8 +104,8 @@ def test_what_is_told_of_an_example_is_its_rule_and_its_numbers(tmp_path):
         for outcome in ("gained", "lost")
     )
     assert success == (
-        "A success: for 'kite' ACS-Free's box has IoU 0.60 with the true one, the greedy box 0.00. Of the 2 small "
-        f"objects that it gained against greedy decoding this is the one of median change; {e}."
+        "A success: for 'kite' ACS-Free's box has IoU 0.60 with the true one, the greedy box 0.00. It gained 2 of "
+        f"the small objects against greedy decoding; this is the one of median change; {e}."
     )
     assert failure.startswith(
         "A failure: for 'kite' ACS-Free's box has IoU 0.25 with the true one, the greedy box 0.90."

@@ -145,8 +145,8 @@ def example(cases: list[dict], e: Experiment, method: str, outcome: str) -> str:
     (case,) = cases
     return (
         f"A {kind}: for '{case['category']}' {method}'s box has IoU {case['chosen_iou']:.2f} with the true one, the "
-        f"greedy box {case['greedy_iou']:.2f}. Of the {case['of']} small objects that it {outcome} against greedy "
-        f"decoding this is the one of median change; {e}."
+        f"greedy box {case['greedy_iou']:.2f}. It {outcome} {case['of']} of the small objects against greedy decoding; "
+        f"this is the one of median change; {e}."
     )
 
 
