@@ -198,12 +198,17 @@ def test_attention_and_entropies_are_those_of_the_chosen_box(result):
     assert result.entropies.loc[2, 1] == pytest.approx(entropy, rel=1e-4)
 
 
-def test_attention_and_entropies_are_read_at_the_coordinates_of_d_c(lvlm, scene):
+def test_attention_and_entropies_are_read_at_the_coordinates_of_d_c(lvlm, scene, monkeypatch):
     found = ground(lvlm, *scene, head_set=HeadSet(lvlm.name, "made up", ((2, 1),), (2,)), **FEW)
     assert found.coordinates == (2,)
     assert found.entropies.loc[2, 1] == pytest.approx(-found.score, abs=1e-5), "ACS-Free's score"
     (expected,) = found.candidates.maps[found.chosen].astype(float)[2:3, 2, 1]
     np.testing.assert_allclose(found.attention, expected / expected.sum())
+    assert found.read == "attention at x2, mean over the heads of D_c"
+    bare = dataclasses.replace(found, heads=(), coordinates=(0, 1, 2, 3))
+    assert bare.read == "attention at x1, y1, x2, y2, mean over all heads"
+    monkeypatch.setattr("acs_lib.grounding.api.draw_picture", lambda *told: told[-1])
+    assert found.show() == found.read, "the name of the picture's panel"
 
 
 def test_a_predicted_iou_of_a_large_box_comes_with_a_warning(result):

@@ -139,7 +139,13 @@ class Grounding:
     def attention(self) -> np.ndarray:
         """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over D_c's coordinates
         and heads (over all where there is no head set); zeros where no answer held a box."""
-        return mean_share(self.candidates.maps[self._rows][:, list(self.coordinates)], self.heads)
+        return mean_share(self.candidates.maps[self._rows], self.heads, self.coordinates)
+
+    @property
+    def read(self) -> str:
+        """In words, what `attention` is the mean of."""
+        at = ", ".join(COORDINATES[index] for index in self.coordinates)
+        return f"attention at {at}, mean over {'the heads of D_c' if self.heads else 'all heads'}"
 
     @property
     def entropies(self) -> pd.DataFrame:
@@ -166,7 +172,7 @@ class Grounding:
         """The candidates with the chosen box, and its attention, side by side. A notebook shows what is returned."""
         boxes, scores = self.candidates.boxes, self.table["score"].to_numpy()
         title = f"{self.category}, {self.selector}"
-        return draw_picture(self.image, boxes, scores, self.chosen, self.box, self.attention, title)
+        return draw_picture(self.image, boxes, scores, self.chosen, self.box, self.attention, title, self.read)
 
     def save(self, path: str | Path) -> None:
         """Write the picture of `show`; the suffix says the format (one of FORMATS). ValueError for another one."""
