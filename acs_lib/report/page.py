@@ -38,6 +38,10 @@ TITLES = {  # table stem -> title; the order of the page
     "greedy_to_oracle": "From greedy to oracle: the room to choose",
     "candidates_sweep": "Number of candidates",
     "regressor": "Attention-IoU regressor",
+    "seed_spread": "ACS-Learned over the seeds of its regressor",
+    "habit": "With the habit and without, like for like",
+    "size_and_category": "Choosing by size alone, and by categories",
+    "partial_correlation": "Scores and IoU at equal size and category",
     "layers": "Layers by gradient attribution",
     "heads": "Heads by entropy separation",
     "acs_free": "ACS-Free against references",
@@ -51,7 +55,6 @@ TITLES = {  # table stem -> title; the order of the page
     "head_set_stability": "Stability of the selected heads",
     "head_overlap": "Overlap of the heads between data",
     "head_transfer": "Heads found on other data",
-    "seed_spread": "Spread over seeds",
     "cost": "Cost",
 }
 FIGURES = (  # the order of the page; others follow
