@@ -147,7 +147,7 @@ class Profile(Strict):
     pool: Literal["sampled", "all"] = "sampled"
     p_true: bool = False  # ask every LVLM that can say Yes and No about each of its answers to the test splits
     batch_queries: int = 16
-    map_side: int | None = Field(None, ge=1)  # maps are averaged to this many rows and columns; None: the grid's own
+    map_side: int | None = Field(None, ge=1)  # maps are averaged to at most so many rows and columns
     gpu: GPUSpec | None = None
     regressor: RegressorSpec = RegressorSpec()
     heads: HeadsSpec
