@@ -204,9 +204,9 @@ def sample_candidates(
 ) -> list[tuple[Candidates, list[dict]]]:  # fmt: skip
     """For each prompt its `Candidates` (maps included) and one record an answer: text, token ids, failure.
 
-    With `map_side` the maps, not their statistics, are averaged to at most that many rows and columns. What is computed of the
-    maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps its
-    place with NaN box and NaN maps, so that nothing is lost.
+    With `map_side` the maps, not their statistics, are averaged to at most that many rows and columns. What is computed
+    of the maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps
+    its place with NaN box and NaN maps, so that nothing is lost.
     """
     results = []
     batch = generate(lvlm, prompts, query_keys, sampling)
