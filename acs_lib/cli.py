@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,9 +32,11 @@ def complain(message: str) -> None:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """What a user can mend is one line on standard error and an exit code, not a traceback."""
+    """What a user can mend is one line on standard error and an exit code, not a traceback; a warning is one, too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where: complain(f"warning: {message}")
+            yield
     except (typer.Exit, BrokenPipeError):
         raise
     except KeyboardInterrupt:
@@ -83,10 +86,10 @@ ProfileOption = Annotated[
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
 TemperatureOption = Annotated[
-    float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="the LVLM's profile's, or 0.5")
+    float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="that of the LVLM's D_c, or 0.5")
 ]
 TopPOption = Annotated[
-    float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="the LVLM's profile's, or 1")
+    float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="that of the LVLM's D_c, or 1")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 

@@ -46,12 +46,12 @@ def lvlm_spec(source: str | Path) -> LVLMSpec:
             if _same_weights(folder, paths.place(spec.source)):
                 return spec.model_copy(update={"source": str(folder)})
         return LVLMSpec(name=folder.name, source=str(folder))
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise ValueError(
             f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
             "or a hub name like owner/model"
         )
-    return LVLMSpec(name=folder.name, source=str(source))
+    return LVLMSpec(name=str(source), source=str(source))
 
 
 def _same_weights(*folders: Path) -> bool:
@@ -99,6 +99,14 @@ def lvlm_digest(spec: LVLMSpec) -> str:
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def loaded_digest(lvlm: LVLM) -> str:
+    """`lvlm_digest` of a loaded LVLM; of its files when they are first asked for."""
+    if lvlm.digest is None:
+        spec = LVLMSpec(name=lvlm.name, source=lvlm.model.name_or_path, revision=lvlm.revision)
+        lvlm.digest = lvlm_digest(spec)
+    return lvlm.digest
 
 
 def families() -> dict[str, type[LVLM]]:
@@ -201,7 +209,11 @@ def load_checkpoint(
     finally:
         log.removeFilter(_told_by_us)
     model.to(device or default_device())
-    return adapter(model, tokenizer, image_processor, name or Path(source).name, question)
+    if name is None:
+        name = Path(source).name if Path(source).is_dir() else source
+    lvlm = adapter(model, tokenizer, image_processor, name, question)
+    lvlm.revision = revision
+    return lvlm
 
 
 _loaded: dict[LVLMSpec, LVLM] = {}  # the last one
