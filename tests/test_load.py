@@ -88,3 +88,12 @@ def test_a_checkpoint_whose_package_is_missing_is_refused_with_its_name(copy, se
     ) as caught:
         load_checkpoint(copy(settings))
     assert "\n" not in str(caught.value)
+
+
+def test_the_reason_is_the_first_line_that_says_something(copy, monkeypatch):
+    def needs_more(*_, **__):
+        raise ImportError("\nIt requires the Torchvision library.\nCheck out the instructions")
+
+    monkeypatch.setattr("acs_lib.lvlms.load.AutoImageProcessor.from_pretrained", needs_more)
+    with pytest.raises(ValueError, match=r"\(It requires the Torchvision library\); install what is missing"):
+        load_checkpoint(copy())

@@ -196,13 +196,8 @@ def load_checkpoint(
         reason = str(error).partition("\n")[0].strip().rstrip(".")
         raise OSError(f"cannot load the LVLM {source!r} ({reason}); {mend}") from error
     except (ImportError, NotImplementedError) as error:  # quantised, or bound to one implementation of attention
-        reason = (
-            str(error)
-            .partition("\n")[0]
-            .strip()
-            .rstrip(".")
-            .replace("package for FlashAttention2", "package flash-attn")
-        )
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = reason.replace("package for FlashAttention2", "package flash-attn")
         raise ValueError(
             f"cannot load the LVLM {source!r} ({reason}); install what is missing, or take a checkpoint that needs none"
         ) from error
