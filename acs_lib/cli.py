@@ -35,6 +35,7 @@ def report_user_errors() -> Iterator[None]:
     """What a user can mend is one line on standard error and an exit code, not a traceback; a warning is one, too."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of packages: no news for a user
             warnings.showwarning = lambda message, *where: complain(f"warning: {message}")
             yield
     except (typer.Exit, BrokenPipeError):
