@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +35,12 @@ def complain(message: str) -> None:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """What a user can mend is one line on standard error and an exit code, not a traceback."""
+    """What a user can mend is one line on standard error and an exit code, not a traceback; a warning is one, too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of packages: no news for a user
+            warnings.showwarning = lambda message, *where: complain(f"warning: {message}")
+            yield
     except (typer.Exit, BrokenPipeError):
         raise
     except KeyboardInterrupt:
@@ -86,10 +90,10 @@ ProfileOption = Annotated[
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
 TemperatureOption = Annotated[
-    float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="the LVLM's profile's, or 0.5")
+    float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="that of the LVLM's D_c, or 0.5")
 ]
 TopPOption = Annotated[
-    float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="the LVLM's profile's, or 1")
+    float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="that of the LVLM's D_c, or 1")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
@@ -189,7 +193,12 @@ def ground(
     seed: SeedOption = 0,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Where an answer is cut; reasoning LVLMs need more.", show_default="64"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Where an answer is cut; reasoning LVLMs need more.",
+            show_default="that of D_c's answers, or 64",
+        ),
     ] = None,
     head_set: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")

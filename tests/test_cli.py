@@ -241,6 +241,12 @@ def test_what_befalls_the_machine(monkeypatch, error, code, message):
     assert found == code and message in err
 
 
+def test_a_warning_is_one_line_of_standard_error():
+    code, out, err = acs("ground", *SCENES[:2], "--object", "car", "--temperature", 0.5, "--selector", "medoid", *FEW)
+    assert len(table(out)) == 2 and err.count("were found at temperature 0.8") == 1
+    assert err.startswith("warning: D_c and regressor") and ".py" not in err
+
+
 def test_fetching_can_be_stopped(monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt

@@ -72,7 +72,7 @@ def test_the_library_is_imported_at_once():
 
 def test_the_box_is_the_selectors_choice_among_the_notebooks_candidates(lvlm, scene, heads, result):
     picture = read_image(scene[0])
-    how = Sampling(samples=3, temperature=0.8, top_p=0.6, seed=4)  # as the embedded profile samples
+    how = Sampling(samples=3, temperature=0.8, top_p=0.6, max_new_tokens=16, seed=4)  # as the embedded profile samples
     name = result.candidates.query_id
     [(expected, records)] = sampling.sample_candidates(
         lvlm, [lvlm.prompt(picture, scene[1])], [name], [query_key(name)], [scene[1]], how
@@ -233,7 +233,7 @@ def test_a_word_with_a_slip_gets_the_one_that_is_meant(lvlm, scene):
 def test_the_answer_is_json(result):
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert content["lvlm"] == "internvl-embedded" and content["selector"] == "ACS-Free"
-    assert content["settings"] == {"samples": 3, "temperature": 0.8, "top_p": 0.6, "seed": 4, "max_new_tokens": 64}
+    assert content["settings"] == {"samples": 3, "temperature": 0.8, "top_p": 0.6, "seed": 4, "max_new_tokens": 16}
     assert len(content["candidates"]) == 4
     assert content["box"] == content["candidates"][content["chosen"]]["box"]
     assert set(content["candidates"][0]) == {
@@ -423,7 +423,7 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     spec = lvlm_spec("internvl-embedded")
     files = (tmp_path / "world" / "annotations.json", tmp_path / "world" / "images")
     usual = make_profile(spec, *files, queries=24, small=1.0).sampling
-    assert usual == load_profile("embedded").sampling.model_copy(update={"max_new_tokens": 64}), "as `ground` samples"
+    assert usual == load_profile("embedded").sampling, "as `ground` samples"
     profile = make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0, top_p=1.0)
     splits = [set(load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")]
     assert not splits[0] & splits[1], "split by image"
@@ -433,6 +433,7 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     assert [path.name for path in written] == ["head_set.json", "regressor.safetensors"]
     found = ground(lvlm, *scene, selector="acs-learned", head_set=written[0], regressor=written[1], **FEW)
     assert found.heads == head_set.heads
+    assert found.settings == profile.sampling.model_copy(update=FEW), "drawn as the answers that both were found on"
     assert [path.name for path in publish(profile, tmp_path / "less", regressor=False)] == ["head_set.json"]
 
 
@@ -501,7 +502,7 @@ def test_lvlms_go_by_name_folder_or_hub_name(tmp_path):
     assert embedded.source == "data/embedded/internvl"
     assert lvlm_spec(paths.EMBEDDED / "internvl") == embedded
     assert lvlm_spec("Qwen/Qwen2.5-VL-7B-Instruct").name == "Qwen2.5-VL-7B"
-    assert lvlm_spec("someone/model-1.5").name == "model-1.5"
+    assert lvlm_spec("someone/model-1.5").name == "someone/model-1.5"
     assert lvlm_spec(tmp_path).source == str(tmp_path)
 
 

@@ -2,14 +2,17 @@
 
 Candidates come from `method.sampling.sample_candidates`, as for the notebooks. D_c and the regressor are files
 that belong to one LVLM: `head_set.json` and `regressor.safetensors`. They are looked for beside the LVLM's weights,
-then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM. They also belong to the
-temperature and top-p that their answers were sampled with, so those are the defaults (see `profiles.sampling_of`).
+then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM. Both say what they belong to
+(`method.origin`): how their answers were drawn and read is the default here, another temperature or top-p is a warning,
+other weights, another question or rows that differ between both are refused. Files of earlier versions do not say; they
+are taken with a warning, and `profiles.sampling_of` has the defaults.
 """
 
 import base64
 import difflib
 import html
 import json
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from acs_lib import paths, profiles
@@ -29,7 +33,7 @@ from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
 from acs_lib.grounding.picture import FORMATS, draw_picture, encode
 from acs_lib.lvlms.adapter import LVLM
-from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm
+from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm, loaded_digest
 from acs_lib.method import regressor
 from acs_lib.method import sampling as sampling_
 from acs_lib.method.baselines import METHODS, SELECTORS, slug
@@ -39,6 +43,7 @@ from acs_lib.method.baselines.consensus import FUSIONS
 from acs_lib.method.baselines.likelihood import p_true, sequence_logprob
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
+from acs_lib.method.origin import Origin, check_origin, usual_sampling, warn_of_other_sampling
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Fusion, Selector, acs_free, acs_learned, choose
 from acs_lib.profiles import Sampling, sampling_of
@@ -55,6 +60,19 @@ def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
     return next((folder / file_name for folder in places if (folder / file_name).is_file()), None)
 
 
+def _check_belongs(what: str, found: HeadSet | AttentionIoURegressor, given: object, lvlm: LVLM) -> None:
+    """ValueError if what was found for other weights or another question; a warning if a file does not say."""
+    named = what if given is found else f"{what} {given}"
+    if found.origin is not None:
+        check_origin(named, found.origin, lvlm.name, loaded_digest(lvlm), lvlm.question)
+    elif given is not found:
+        warnings.warn(
+            f"{given} does not say with which weights, question and sampling it was found, since an earlier version "
+            "wrote it; acs calibrate writes it anew",
+            stacklevel=4,
+        )
+
+
 def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
     """D_c as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
     path = given or _calibrated(lvlm, "head_set.json")
@@ -63,7 +81,7 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
     try:
         found = path if isinstance(path, HeadSet) else HeadSet.load(Path(path), lvlm.name)
         inside = [0 <= layer < lvlm.layers and 0 <= head < lvlm.heads for layer, head in found.heads]
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ValueError(f"{path} holds no head set; make it anew with acs calibrate") from error
     if found.lvlm != lvlm.name:
         raise ValueError(f"the head set belongs to the LVLM {found.lvlm!r}, not {lvlm.name!r}; acs calibrate finds one")
@@ -72,6 +90,7 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
             f"the (layer, head) pairs {found.heads} do not fit the {lvlm.layers} layers x {lvlm.heads} heads of "
             f"{lvlm.name}; acs calibrate finds a head set that does"
         )
+    _check_belongs("the head set", found, path, lvlm)
     return found
 
 
@@ -82,14 +101,27 @@ def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> 
         return None
     try:
         found = path if isinstance(path, AttentionIoURegressor) else regressor.load(Path(path), lvlm.name)
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValidationError) as error:
         raise ValueError(f"{path} holds no regressor; make it anew with acs calibrate --regressor") from error
     if (size := (found.settings["layers"], found.settings["heads"])) != (lvlm.layers, lvlm.heads):
         raise ValueError(
             f"the regressor is for {size[0]} layers x {size[1]} heads, and {lvlm.name} has {lvlm.layers} x "
             f"{lvlm.heads}; acs calibrate --regressor trains one that fits"
         )
+    _check_belongs("the regressor", found, path, lvlm)
     return found
+
+
+def _origins(selector: str, head_set: HeadSet | None, model: AttentionIoURegressor | None) -> list[Origin]:
+    """What the files say that they belong to, the one that the selector chooses by first."""
+    found = (model, head_set) if slug(selector) == ACS_LEARNED else (head_set, model)
+    return [each.origin for each in found if each is not None and each.origin is not None]
+
+
+def usual_settings(lvlm: LVLM) -> Sampling:
+    """How `ground` draws an LVLM's answers unless it is told otherwise."""
+    usual = usual_sampling(_origins(ACS_FREE, _head_set(lvlm, None), _regressor(lvlm, None)))
+    return sampling_of(lvlm.name, usual=usual)
 
 
 def samples() -> pd.DataFrame:
@@ -290,7 +322,8 @@ def ground(
         says
     selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor), 'p-true' (needs an LVLM that knows Yes
         and No) or another one of METHODS
-    temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor are found (`sampling_of`)
+    temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor were found; a warning if
+        they are others
     head_set, regressor: loaded or as files, instead of those that belong to the LVLM
     max_new_tokens: where an answer is cut; reasoning LVLMs need some thousands. Another limit draws other noise
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
@@ -301,7 +334,10 @@ def ground(
     category, picture = category.strip(), read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
-    settings = sampling_of(lvlm.name, samples, temperature, top_p, seed)
+    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
+    origins = _origins(selector, found_heads, model)
+    settings = sampling_of(lvlm.name, samples, temperature, top_p, seed, usual_sampling(origins))
+    warn_of_other_sampling(origins, settings)
     if is_embedded(lvlm):  # their few words are in lower case
         category = " ".join(category.lower().split())
     _check_words(lvlm, category)
@@ -313,7 +349,6 @@ def ground(
     def ask(candidates: Candidates) -> np.ndarray:
         return p_true_.ask_p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])
 
-    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
     method = _method(selector, lvlm, found_heads, model, ask)
     name = f"{zlib.crc32(picture.tobytes()):08x}/{category}"
     [(candidates, records)] = sampling_.sample_candidates(
