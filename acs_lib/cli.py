@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ import typer
 from acs_lib import __version__, paths, profiles
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+OTHER_PICTURES = set(  # that Pillow reads only with a plug-in, if at all
+    ".heic .heif .hif .jxl .svg .exr .hdr .xcf .raw .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw".split()
+)
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
 
 
@@ -31,9 +35,12 @@ def complain(message: str) -> None:
 
 @contextmanager
 def report_user_errors() -> Iterator[None]:
-    """What a user can mend is one line on standard error and an exit code, not a traceback."""
+    """What a user can mend is one line on standard error and an exit code, not a traceback; a warning is one, too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of packages: no news for a user
+            warnings.showwarning = lambda message, *where: complain(f"warning: {message}")
+            yield
     except (typer.Exit, BrokenPipeError):
         raise
     except KeyboardInterrupt:
@@ -83,10 +90,10 @@ ProfileOption = Annotated[
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
 TemperatureOption = Annotated[
-    float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="the LVLM's profile's, or 0.5")
+    float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="that of the LVLM's D_c, or 0.5")
 ]
 TopPOption = Annotated[
-    float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="the LVLM's profile's, or 1")
+    float | None, typer.Option(metavar="P", help="Of sampling; up to 1.", show_default="that of the LVLM's D_c, or 1")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same boxes.")]
 
@@ -108,24 +115,34 @@ def main(
 
 
 def _suffixes() -> set[str]:
-    """How the names of image files end."""
+    """How the names of image files end that can be read."""
     from PIL import Image  # late: it takes a moment
 
-    return set(Image.registered_extensions())
+    return set(Image.registered_extensions()) - {".pdf", ".palm"}  # which are only written
 
 
-def _images(names: list[str]) -> list[Path]:
-    """The image files that are meant; a folder stands for the images in it, by name."""
-    known, found = _suffixes(), []
+def _images(names: list[str]) -> tuple[list[Path], list[str]]:
+    """The image files that are meant, where a folder stands for the images in it, by name; and for each folder with
+    pictures of a kind that cannot be read a sentence that names and counts them."""
+    known, found, told = _suffixes(), [], []
     for name in names:
         path = Path(name).expanduser()
         if not path.is_dir():
             found.append(path)
-        elif inside := sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file()):
-            found += inside
-        else:
-            raise typer.BadParameter(f"there is no image in the folder {path}")
-    return found
+            continue
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        inside = [file for file in files if file.suffix.lower() in known]
+        others = [file.name for file in files if file.suffix.lower() in OTHER_PICTURES - known]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            told.append(
+                f"pictures in {path} of a kind that cannot be read: {len(others)} ({', '.join(others[:3])}{more}); "
+                "save them as PNG, JPEG or WebP"
+            )
+        if not inside:
+            raise typer.BadParameter(f"there is no image in the folder {path}" + (f"; {told[-1]}" if others else ""))
+        found += inside
+    return found, told
 
 
 def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path | None]:
@@ -176,7 +193,12 @@ def ground(
     seed: SeedOption = 0,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Where an answer is cut; reasoning LVLMs need more.", show_default="64"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Where an answer is cut; reasoning LVLMs need more.",
+            show_default="that of D_c's answers, or 64",
+        ),
     ] = None,
     head_set: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
@@ -211,7 +233,7 @@ def ground(
         names = list(arguments)
         if not objects:
             *names, last = names
-            if not names or Path(last).is_file() or Path(last).suffix.lower() in _suffixes():
+            if not names or Path(last).is_file() or Path(last).suffix.lower() in {*_suffixes(), *OTHER_PICTURES}:
                 raise typer.BadParameter(
                     'name the object to look for: acs ground IMAGE... OBJECT, such as "sports ball"'
                 )
@@ -224,7 +246,10 @@ def ground(
             raise typer.BadParameter(f"the temperature has to be a number above 0, not {temperature}")
         if top_p is not None and not 0 < top_p <= 1:
             raise typer.BadParameter(f"top-p has to be above 0 and up to 1, not {top_p}")
-        questions = [(image, wanted) for image in _images(names) for wanted in objects]
+        images, told = _images(names)
+        for sentence in told:
+            complain(f"warning: {sentence}")
+        questions = [(image, wanted) for image in images for wanted in objects]
         targets = _pictures(save, questions)
         failed = _ground(
             questions,
@@ -240,7 +265,7 @@ def ground(
             head_set=head_set,
             regressor=regressor,
         )
-    raise typer.Exit(int(failed))
+    raise typer.Exit(int(failed or bool(told)))
 
 
 def _note(spec) -> None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from acs_lib import paths
+from acs_lib.core.files import read_text
 
 
 class Strict(BaseModel):
@@ -148,7 +149,7 @@ class Profile(Strict):
     pool: Literal["sampled", "all"] = "sampled"
     p_true: bool = False  # ask every LVLM that can say Yes and No about each of its answers to the test splits
     batch_queries: int = 16
-    map_side: int | None = Field(None, ge=1)  # maps are averaged to this many rows and columns; None: the grid's own
+    map_side: int | None = Field(None, ge=1)  # maps are averaged to at most so many rows and columns
     gpu: GPUSpec | None = None
     regressor: RegressorSpec = RegressorSpec()
     heads: HeadsSpec
@@ -188,7 +189,7 @@ def load_profile(name: str) -> Profile:
     directories and a report of its own.
     """
     path = profile_file(name)
-    profile = Profile.model_validate(yaml.safe_load(path.read_text()))
+    profile = Profile.model_validate(yaml.safe_load(read_text(path)))
     if profile.name != path.stem:
         raise ValueError(f"{path} names itself {profile.name!r}; write name: {path.stem}, or rename the file")
     if name == path.stem:
@@ -207,15 +208,18 @@ def known_lvlms() -> dict[str, LVLMSpec]:
 
 
 def sampling_of(
-    lvlm: str, samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0
-) -> Sampling:
+    lvlm: str, samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0,
+    usual: Sampling | None = None,
+) -> Sampling:  # fmt: skip
     """How the answers of the LVLM of that name are drawn. None stands for the value with which its D_c and regressor
-    are found, since both belong to it: that of the profile that has the LVLM, or else of `Sampling`.
+    are found, since both belong to it: that of `usual`, what they say themselves; without it that of the profile that
+    has the LVLM, or else of `Sampling`. So does all that is no argument here: max_new_tokens, row.
 
     ValueError where nothing can be drawn so.
     """
-    found = (profile for profile in map(load_profile, available()) if lvlm in [spec.name for spec in profile.lvlms])
-    usual = next((profile.sampling for profile in found), Sampling())
+    if usual is None:
+        found = (profile for profile in map(load_profile, available()) if lvlm in [spec.name for spec in profile.lvlms])
+        usual = next((profile.sampling for profile in found), Sampling())
     temperature = usual.temperature if temperature is None else temperature
     top_p = usual.top_p if top_p is None else top_p
     if samples < 1 or not 0 < temperature < math.inf or not 0 < top_p <= 1:
@@ -223,4 +227,5 @@ def sampling_of(
             "at least 1 sample, a temperature above 0 and a top-p above 0 and up to 1 are needed, "
             f"not {samples}, {temperature} and {top_p}"
         )
-    return Sampling(samples=samples, temperature=temperature, top_p=top_p, seed=seed)
+    changes = {"samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed}
+    return usual.model_copy(update=changes)

@@ -28,7 +28,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 from acs_lib import paths
-from acs_lib.core.files import write_text
+from acs_lib.core.files import read_text, write_text
 from acs_lib.core.sources import imported_files
 from acs_lib.evaluation import compare
 from acs_lib.lvlms.checkpoint import CALIBRATED, lvlm_digest, pinned
@@ -117,7 +117,7 @@ class NotebookStage:
     def stamp(self) -> dict | None:
         """The record of the last finished run, None where there is none (or none that can be read)."""
         try:
-            return json.loads(self.output(".stamp.json").read_text())
+            return json.loads(self.output(".stamp.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
 
@@ -263,7 +263,7 @@ def git_state() -> dict:
 
 def dataset_digests() -> dict[str, str]:
     """The digest that each rendered split's annotation file states (`info.digest`), by path from the root."""
-    infos = {path: json.loads(path.read_text()).get("info", {}) for path in paths.DATA.rglob("annotations.json")}
+    infos = {path: json.loads(read_text(path)).get("info", {}) for path in paths.DATA.rglob("annotations.json")}
     return {_from_root(path): info["digest"] for path, info in sorted(infos.items()) if "digest" in info}
 
 

@@ -91,6 +91,27 @@ def test_a_folder_and_several_objects_as_json(tmp_path):
     assert all(len(answer["candidates"]) == 2 for answer in answers)
 
 
+def test_pictures_of_a_kind_that_cannot_be_read_are_named_and_counted(tmp_path):
+    """A phone's HEIC in a folder is no reason to stop, and none to be silent."""
+    shutil.copy(SCENES[0], tmp_path / "a.png")
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "b.CR2", "c.svg", "d.jxl", "notes.txt", "clip.mp4", "paper.pdf"):
+        (tmp_path / name).write_bytes(b"....ftypheic")
+    code, out, err = acs("ground", tmp_path, "clock", *FEW)
+    assert code == 1 and [row["image"] for row in table(out)] == [str(tmp_path / "a.png")]
+    assert "of a kind that cannot be read: 5 (IMG_1.HEIC, IMG_2.heic, b.CR2 and 2 more)" in err
+    assert "save them as PNG, JPEG or WebP" in err
+    (tmp_path / "a.png").unlink()
+    code, out, err = acs("ground", tmp_path, "clock", *FEW)
+    assert code == 2 and "there is no image" in err and "cannot be read: 5 (" in err and out == ""
+    assert "is not an image that can be read; give a PNG" in acs("ground", tmp_path / "b.CR2", "clock", *FEW)[2]
+
+
+@pytest.mark.parametrize("name", ["there.heic", "there.png"])
+def test_a_picture_is_no_object(name):
+    code, _, err = acs("ground", SCENE, name, *FEW)
+    assert code == 2 and "name the object to look for" in err
+
+
 def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_text("no image")
@@ -218,6 +239,12 @@ def test_what_befalls_the_machine(monkeypatch, error, code, message):
     monkeypatch.setattr(api, "ground", befallen)
     found, _, err = acs("ground", SCENE, "car")
     assert found == code and message in err
+
+
+def test_a_warning_is_one_line_of_standard_error():
+    code, out, err = acs("ground", *SCENES[:2], "--object", "car", "--temperature", 0.5, "--selector", "medoid", *FEW)
+    assert len(table(out)) == 2 and err.count("were found at temperature 0.8") == 1
+    assert err.startswith("warning: D_c and regressor") and ".py" not in err
 
 
 def test_fetching_can_be_stopped(monkeypatch):

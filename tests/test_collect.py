@@ -6,9 +6,11 @@ import shutil
 import weakref
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from acs_lib import paths
 from acs_lib.datasets import coco, splits
@@ -16,6 +18,7 @@ from acs_lib.datasets.splits import data_digest, load_split, split_files
 from acs_lib.lvlms import load as loading
 from acs_lib.lvlms.load import load_spec
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
+from acs_lib.runs import collect
 from acs_lib.runs.collect import collect_p_true, collect_run, unparsed, warn_if_unparsed
 from acs_lib.runs.store import UNREADABLE
 
@@ -225,6 +228,13 @@ def test_a_missing_annotation_file_says_what_belongs_there(profile, tmp_path):
         collect_run(make_profile(SHIPPED, dataset), SHIPPED, dataset, "test")
 
 
+def test_a_folder_without_the_images_is_told_with_the_mend(profile):
+    with pytest.raises(
+        ValueError, match=r"no image of mine, train is under .*images, .*\.jpg; give the folder that they"
+    ):
+        collect.collect_run(profile, LVLMSpec(name="one", source="a/one"), profile.datasets[0], "train")
+
+
 def records(*boxes: bool) -> list[dict]:
     """One answer each: with a box, or a refusal."""
     return [
@@ -259,3 +269,24 @@ def test_what_comes_after_the_first_queries_is_not_looked_at(caplog):
     engine = warn_if_unparsed(map, "x", 8)
     answers = engine(lambda batch: [(None, records(batch["query_id"].min() < 8))] * len(batch), BATCHES)
     assert len(list(answers)) == 5 and not caplog.records
+
+
+def test_what_becomes_of_orientation_tags_is_told_before_anything_is_asked(profile, tmp_path, monkeypatch, caplog):
+    (tmp_path / "images").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(40):
+        size = (100, 90) if number == 0 else (100, 100)  # the annotations say 100x100 of all
+        Image.new("RGB", size).save(tmp_path / "images" / f"{number}.jpg", exif=exif if number % 2 else b"")
+    spec = LVLMSpec(name="one", source="a/one")
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2, num_attention_heads=2))
+    monkeypatch.setattr(collect, "lvlm_config", lambda spec: config)
+    monkeypatch.setattr(collect, "lvlm_digest", lambda spec: "x")
+    monkeypatch.setattr(collect, "fill", lambda *arguments, **settings: "filled")
+    profile = profile.model_copy(update={"map_side": 4})
+    queries, _ = load_split(profile, profile.datasets[0], "train")
+    tagged = sum(int(image_id) % 2 for image_id in queries["image_id"])
+    assert collect.collect_run(profile, spec, profile.datasets[0], "train") == "filled"
+    (told,) = caplog.messages
+    assert told.startswith(f"mine, train: {tagged} of {len(queries)} images have an orientation tag: 0 turned")
+    assert f"of {tagged} of these the size does not tell" in told

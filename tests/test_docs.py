@@ -2,12 +2,19 @@
 
 import re
 import runpy
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 import acs_lib
-from acs_lib import paths
+from acs_lib import ground, load_lvlm, paths
+from acs_lib.core import boxes as bx
+from acs_lib.evaluation.accuracy import hits
+from acs_lib.grounding.api import samples
+from acs_lib.study import examples
 
 PAGES = sorted(path for folder in (".", "docs", "data", "data/embedded") for path in (paths.ROOT / folder).glob("*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
@@ -34,7 +41,29 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     (tmp_path / "example.py").write_text(example)
     monkeypatch.chdir(paths.ROOT)
     result = runpy.run_path(str(tmp_path / "example.py"))["result"]
-    assert result.category == "police car" and len(result.table) == 11
+    assert result.category == "hot dog" and len(result.table) == 11
+
+
+def test_the_readmes_example_is_the_success_of_median_change_and_it_tells_the_failure():
+    lvlm, known = load_lvlm(), samples()
+    known = known[known["size"] == "small"].reset_index(drop=True)
+    found = [ground(lvlm, row.image, row.category, "acs-free") for row in known.itertuples()]
+    truth = known[["x1", "y1", "x2", "y2"]].to_numpy()
+    greedy, chosen = (
+        np.array([bx.iou(of.candidates.boxes[row], box) for of, row, box in zip(found, rows, truth)])
+        for rows in ([0] * len(found), [of.chosen for of in found])
+    )
+    change, hit = pd.Series(chosen - greedy), hits(chosen) - hits(greedy)
+    (gained,), (lost,) = examples.middle(change[hit > 0], 1), examples.middle(change[hit < 0], 1)
+    assert f'"{Path(known["image"][gained]).relative_to(paths.ROOT)}", "{known["category"][gained]}")' in README
+    wins, losses = (hit > 0).sum(), (hit < 0).sum()
+    counts = f"of the {len(known)} small objects in the sample pictures ACS-Free gains {wins} and loses {losses} "
+    ious = f"Its box has IoU {chosen[gained]:.2f} with the true one, the greedy box {greedy[gained]:.2f}."
+    failure = (
+        f"the {known['category'][lost]} of the same picture: {chosen[lost]:.2f}, the greedy box {greedy[lost]:.2f}."
+    )
+    assert [text for text in (counts, ious, failure) if text not in README] == []
+    assert known["image"][gained] == known["image"][lost]
 
 
 def test_the_citation_names_this_version_and_the_paper():

@@ -228,6 +228,13 @@ def test_overlay_has_a_panel_a_map_and_the_papers_colours(image):
         attention_overlay(image, maps, ["x1"])
 
 
+def test_every_map_of_an_overlay_can_have_a_box_of_its_own(image):
+    two = np.array([[10, 10, 30, 30], [np.nan] * 4])
+    first, second = attention_overlay(image, np.ones((2, 3, 5)), ["greedy, x1", "chosen, x1"], two).axes[:2]
+    assert boxes(first, "prediction")[0].get_bbox().extents.tolist() == [10, 10, 30, 30]
+    assert not boxes(second, "prediction"), "an answer without a box"
+
+
 def test_qualitative_names_both_ious_and_zooms_on_the_object(image):
     truth = [40, 30, 48, 38]
     case = {"image": image, "category": "a $5 note", "truth": truth, "greedy": None, "greedy_iou": 0.0}

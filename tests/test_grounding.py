@@ -72,7 +72,7 @@ def test_the_library_is_imported_at_once():
 
 def test_the_box_is_the_selectors_choice_among_the_notebooks_candidates(lvlm, scene, heads, result):
     picture = read_image(scene[0])
-    how = Sampling(samples=3, temperature=0.8, top_p=0.6, seed=4)  # as the embedded profile samples
+    how = Sampling(samples=3, temperature=0.8, top_p=0.6, max_new_tokens=16, seed=4)  # as the embedded profile samples
     name = result.candidates.query_id
     [(expected, records)] = sampling.sample_candidates(
         lvlm, [lvlm.prompt(picture, scene[1])], [name], [query_key(name)], [scene[1]], how
@@ -198,12 +198,17 @@ def test_attention_and_entropies_are_those_of_the_chosen_box(result):
     assert result.entropies.loc[2, 1] == pytest.approx(entropy, rel=1e-4)
 
 
-def test_attention_and_entropies_are_read_at_the_coordinates_of_d_c(lvlm, scene):
+def test_attention_and_entropies_are_read_at_the_coordinates_of_d_c(lvlm, scene, monkeypatch):
     found = ground(lvlm, *scene, head_set=HeadSet(lvlm.name, "made up", ((2, 1),), (2,)), **FEW)
     assert found.coordinates == (2,)
     assert found.entropies.loc[2, 1] == pytest.approx(-found.score, abs=1e-5), "ACS-Free's score"
     (expected,) = found.candidates.maps[found.chosen].astype(float)[2:3, 2, 1]
     np.testing.assert_allclose(found.attention, expected / expected.sum())
+    assert found.read == "attention at x2, mean over the heads of D_c"
+    bare = dataclasses.replace(found, heads=(), coordinates=(0, 1, 2, 3))
+    assert bare.read == "attention at x1, y1, x2, y2, mean over all heads"
+    monkeypatch.setattr("acs_lib.grounding.api.draw_picture", lambda *told: told[-1])
+    assert found.show() == found.read, "the name of the picture's panel"
 
 
 def test_a_predicted_iou_of_a_large_box_comes_with_a_warning(result):
@@ -228,7 +233,7 @@ def test_a_word_with_a_slip_gets_the_one_that_is_meant(lvlm, scene):
 def test_the_answer_is_json(result):
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert content["lvlm"] == "internvl-embedded" and content["selector"] == "ACS-Free"
-    assert content["settings"] == {"samples": 3, "temperature": 0.8, "top_p": 0.6, "seed": 4, "max_new_tokens": 64}
+    assert content["settings"] == {"samples": 3, "temperature": 0.8, "top_p": 0.6, "seed": 4, "max_new_tokens": 16}
     assert len(content["candidates"]) == 4
     assert content["box"] == content["candidates"][content["chosen"]]["box"]
     assert set(content["candidates"][0]) == {
@@ -418,7 +423,7 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     spec = lvlm_spec("internvl-embedded")
     files = (tmp_path / "world" / "annotations.json", tmp_path / "world" / "images")
     usual = make_profile(spec, *files, queries=24, small=1.0).sampling
-    assert usual == load_profile("embedded").sampling.model_copy(update={"max_new_tokens": 64}), "as `ground` samples"
+    assert usual == load_profile("embedded").sampling, "as `ground` samples"
     profile = make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0, top_p=1.0)
     splits = [set(load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")]
     assert not splits[0] & splits[1], "split by image"
@@ -428,6 +433,7 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     assert [path.name for path in written] == ["head_set.json", "regressor.safetensors"]
     found = ground(lvlm, *scene, selector="acs-learned", head_set=written[0], regressor=written[1], **FEW)
     assert found.heads == head_set.heads
+    assert found.settings == profile.sampling.model_copy(update=FEW), "drawn as the answers that both were found on"
     assert [path.name for path in publish(profile, tmp_path / "less", regressor=False)] == ["head_set.json"]
 
 
@@ -453,9 +459,9 @@ def test_calibration_says_what_it_lacks(tmp_path):
         ("nowhere.png", "there is no image nowhere.png"),
         (__file__, "is not an image that can be read; give a PNG"),
         (paths.ROOT, "is a folder; give an image in it"),
-        (np.zeros((4, 4, 3)), r"uint8 and .* not float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4, 3)), r"uint16 and .* not float64 \[4, 4, 3\]"),
         (np.zeros((4, 4, 2), np.uint8), r"not uint8 \[4, 4, 2\]"),
-        (Image.new("I;16", (4, 4)), "more than 8 bits a channel; save it with 8"),
+        (Image.new("F", (4, 4)), "pixels of floating point, whose range is not known; save it with 8 or 16 bits"),
     ],
 )
 def test_images_that_are_none(image, message):
@@ -496,7 +502,7 @@ def test_lvlms_go_by_name_folder_or_hub_name(tmp_path):
     assert embedded.source == "data/embedded/internvl"
     assert lvlm_spec(paths.EMBEDDED / "internvl") == embedded
     assert lvlm_spec("Qwen/Qwen2.5-VL-7B-Instruct").name == "Qwen2.5-VL-7B"
-    assert lvlm_spec("someone/model-1.5").name == "model-1.5"
+    assert lvlm_spec("someone/model-1.5").name == "someone/model-1.5"
     assert lvlm_spec(tmp_path).source == str(tmp_path)
 
 

@@ -23,6 +23,7 @@ NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 MOST_CELLS, MOST_LINES = 16, 100  # of code, in one notebook
 MACHINE_PATH = re.compile(rf"{re.escape(str(paths.ROOT))}\b|(?<![\w.:/])/(?:home|root|tmp|Users|var|opt|mnt)/\w+")
 EMBEDDED_DATA = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
+CUT = re.compile(r"\d+ rows × \d+ columns|\.\.\.</td>")  # pandas left out rows, columns or the end of a text
 MAIN_COLUMNS = (
     "lvlm,dataset,method,family,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi,"
     "delta_vs_greedy,p_value,published_acc50"
@@ -72,6 +73,7 @@ def complaints(notebook):
         "a heading first": first.cell_type == "markdown" and first.source.startswith("# "),
         "a result last": bool(codes and codes[-1].outputs),
         "no machine paths": not any(MACHINE_PATH.search(texts(output)) for output in outputs),
+        "no table cut": not any(CUT.search(output.get("data", {}).get("text/html", "")) for output in outputs),
     }
     return {rule for rule, kept in rules.items() if not kept}
 
@@ -95,6 +97,9 @@ def test_the_rules_find_what_they_are_for():
         complaints(made_up(('profile = "smoke"', [], 1), ("1 + 1", [stream("2, image / mask, a/mnt/b")], 2))) == set()
     )
     error = nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=["in /home/someone/kit/a.py"])
+    frames = [pd.DataFrame({"n": range(61)}), pd.DataFrame({"claim": ["a" * 60]})]
+    cut = [nbformat.v4.new_output("display_data", {"text/html": frame._repr_html_()}) for frame in frames]
+    assert [complaints(made_up(("a = 1", [output], 1))) for output in cut] == [{"no table cut"}] * 2
     worst = made_up(
         ("folder = str(profile)", [error], 2),
         ("def f():\n    pass\n" * 51, [stream("a warning", "stderr")], None),

@@ -40,9 +40,28 @@ LISTED = [Requirement(line) for line in (*PROJECT["dependencies"], *itertools.ch
 
 @pytest.mark.parametrize("requirement", [each for each in LISTED if each.name != PROJECT["name"]], ids=str)
 def test_each_dependency_is_pinned_within_its_bound(requirement):
-    assert str(requirement.specifier).startswith(">="), "a lower bound, so that an old release is not taken"
+    assert ">=" in str(requirement.specifier), "a lower bound, so that an old release is not taken"
     version = read_lock()[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version, prereleases=True)
+
+
+def test_the_job_for_the_lowest_versions_asks_for_the_lower_bounds():
+    done = subprocess.run(
+        [sys.executable, paths.ROOT / "tools" / "lowest.py"], capture_output=True, text=True, check=True
+    )
+    lowest = dict(line.split("==") for line in done.stdout.splitlines())
+    assert lowest["transformers"] == "5.18" and set(lowest) == {Requirement(n).name for n in PROJECT["dependencies"]}
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert f">={lowest[requirement.name]}" in str(requirement.specifier)
+        assert requirement.specifier.contains(lowest[requirement.name])
+
+
+def test_the_job_for_other_versions_is_optional():
+    job = yaml.safe_load((paths.ROOT / ".github" / "workflows" / "versions.yml").read_text())
+    assert set(job[True]) == {"workflow_dispatch", "schedule"}, "YAML reads `on` as true"
+    (tests,) = [step["run"] for step in job["jobs"]["versions"]["steps"] if "pytest" in step.get("run", "")]
+    for name in re.findall(r"tests/\w+\.py", tests):
+        assert (paths.ROOT / name).is_file()
 
 
 def test_the_tests_install_every_extra():

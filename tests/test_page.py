@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from acs_lib import paths
-from acs_lib.report.page import LIMIT, _shown, build, page_table
+from acs_lib.report.page import _shown, build, page_table, render
 
 NASTY = "<img src=x onerror=alert(1)></script><b>&\"'"
 VOID = {"meta", "img", "input", "link", "br", "hr"}
@@ -27,7 +27,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
         self.tags, self.open, self.loads, self.links, self.rows = [], [], [], [], {}
-        self.table, self.text = None, []
+        self.table, self.text, self.cells = None, [], {}
         self.feed(text)
         self.close()
         assert not self.open
@@ -44,8 +44,12 @@ class Page(HTMLParser):
         if tag == "table":
             self.table = attrs.get("id")
             self.rows[self.table] = -1  # the header
+            self.cells[self.table] = []
         if tag == "tr":
             self.rows[self.table] += 1
+            self.cells[self.table].append([])
+        if tag in {"th", "td"}:
+            self.cells[self.table][-1].append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -53,6 +57,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not self.open or self.open[-1] not in {"script", "style"}:
             self.text.append(data)
+            if {"th", "td"} & set(self.open):
+                self.cells[self.table][-1][-1] += data
 
     def all(self, tag):
         return [attrs for name, attrs in self.tags if name == tag]
@@ -69,6 +75,7 @@ def query(number: int, outcome: str, category: str = "ball") -> dict:
     box = [1.0, 1.0, 4.0, 4.0]
     return {
         "id": f"q{number}", "of": "tiny on scenes", "category": category, "image": address, "overlay": address,
+        "read": f"the selected box's at x1 {NASTY}",
         "truth": box, "width": 8, "height": 6, "outcome": outcome, "greedy": {"box": None, "iou": 0.0},
         "chosen": {"box": box, "iou": 1.0, "score": 0.9},
         "candidates": [
@@ -116,7 +123,7 @@ def test_page_holds_everything(report):
     page = Page(path.read_text(encoding="utf-8"))
     text = " ".join(" ".join(page.text).split())
     assert page.rows["table-main_results"] == 4 and page.rows["table-claims"] == 1
-    assert page.rows["table-heads"] == LIMIT and "All 100 rows as CSV" in text
+    assert page.rows["table-heads"] == 100 and "100 rows" in text
     assert len(page.all("figure")) == 2 and "Sampling candidates" in text
     for part in ("git.commit", "abc123", "wall[0].name", "reproduced", "gained (2)", "all (4)"):
         assert part in text
@@ -163,6 +170,32 @@ def test_main_results_come_first(report):
     text = build("smoke", report).read_text(encoding="utf-8")
     assert text.index('id="table-main_results"') < text.index('id="table-heads"')
     assert text.index('id="figure-main_results"') < text.index('id="figure-zebra"')
+
+
+def shown(cell: str) -> str:
+    return "" if cell in {"nan", "None"} else _shown(cell) or cell
+
+
+@pytest.mark.parametrize("profile", ["embedded", "ablations", "smoke"])
+def test_no_committed_table_is_cut(profile):
+    page, files = Page(render(profile, paths.reference(profile))), list(paths.reference(profile).glob("tables/*.csv"))
+    assert len(files) > 10
+    for path in files:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        header, *rows = page.cells[f"table-{path.stem}"]
+        assert header == list(frame.columns), path.name
+        here, whole = (sorted([shown(cell) for cell in row] for row in table) for table in (rows, frame.to_numpy()))
+        assert here == whole, path.name
+
+
+def test_acs_and_the_controls_come_first_in_a_long_table(report):
+    names = [(f"method {number}", "likelihood") for number in range(30)]
+    rows = [names[0], ("greedy", "control"), *names[1:], ("ACS-Free", "acs-free"), ("ACS-Learned", "acs-learned")]
+    pd.DataFrame(rows, columns=["method", "family"]).to_csv(report / "tables" / "by_size.csv", index=False)
+    cells = Page(build("smoke", report).read_text(encoding="utf-8")).cells
+    first = ["greedy", "ACS-Free", "ACS-Learned", *(name for name, _ in names)]
+    assert [row[0] for row in cells["table-by_size"][1:]] == first
+    assert [row[2] for row in cells["table-main_results"][1:3]] == ["greedy", "oracle best of N"], "short: as it is"
 
 
 def test_captions_come_from_the_markdown_files(report):
@@ -338,8 +371,10 @@ def test_overlay_boxes_and_scores_of_a_query(report, look):
     browser = look(build("smoke", report))
     drawn = "return ['image', 'rect'].map((name) => document.querySelectorAll(`#picture svg ${name}`).length)"
     assert browser.execute_script(drawn) == [1, 4], "the picture; truth and selected box, each with its casing"
+    assert texts(browser, "#read") == [""], "nothing is told of what is not drawn"
     click(browser, "#show-overlay")
     click(browser, "#show-candidates")
+    assert texts(browser, "#read") == [f"Attention: the selected box's at x1 {NASTY}, over its maximum."]
     assert browser.execute_script(drawn) == [2, 6]
     assert texts(browser, "#candidates tr") == ["0 0.900 1.000", "2 – 0.000"]
     picture = "#picture svg"
@@ -358,6 +393,18 @@ def test_tables_sort_by_every_column(report, look):
     assert browser.find_element(By.CSS_SELECTOR, "th[aria-sort]").get_attribute("aria-sort") == "ascending"
     click(browser, "#table-main_results th:nth-child(9) button")
     assert texts(browser, names)[-1] == NASTY, "a missing value comes last"
+
+
+def test_every_row_of_a_long_table_can_be_scrolled_to(report, look):
+    browser = look(build("smoke", report))
+    region = browser.find_element(By.CSS_SELECTOR, ".scroll:has(#table-heads)")
+    rows = region.find_elements(By.CSS_SELECTOR, "tbody tr")
+    assert len(rows) == 100 and region.size["height"] < 600
+    browser.execute_script("arguments[0].scrollTop = arguments[0].scrollHeight", region)
+    last, edge = rows[-1].rect, region.rect
+    assert last["height"] > 10 and last["y"] + last["height"] <= edge["y"] + edge["height"] + 1
+    names = browser.find_element(By.CSS_SELECTOR, "#table-heads thead th").rect
+    assert edge["y"] <= names["y"] < edge["y"] + 60, "the columns' names stay in sight"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -173,6 +173,8 @@ def test_maps_are_averaged_and_statistics_are_not(untrained, monkeypatch):
     means = whole.maps.reshape(*whole.maps.shape[:4], 5, 2, 5, 2).mean((-3, -1))
     assert np.allclose(small.maps, means, rtol=1e-5)
     assert np.array_equal(small.statistics, whole.statistics)
+    [(same, _)] = sampling.sample_candidates(*asked, map_side=16)
+    assert np.array_equal(same.maps, whole.maps), "a small grid is not blown up"
 
 
 def test_the_image_token_is_banned(untrained):

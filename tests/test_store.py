@@ -10,7 +10,7 @@ import pytest
 from acs_lib.core import candidates
 from acs_lib.core.candidates import Candidates
 from acs_lib.core.files import query_key
-from acs_lib.datasets import coco
+from acs_lib.core.images import NO_FILE
 from acs_lib.method import regressor
 from acs_lib.runs import store
 
@@ -299,7 +299,7 @@ def seeing(asked):
         for query_id, image in zip(part["query_id"], map(Path, part["image"])):
             asked.append(query_id)
             if not image.exists() or not image.read_text().startswith("whole"):
-                reason = "cannot identify it" if image.exists() else coco.NO_FILE
+                reason = "cannot identify it" if image.exists() else NO_FILE
                 answers[query_id] = store.unread(query_id, "ball", 100, 100, 2, 2, f"{image}: {reason}")
         return list(answers.values())
 

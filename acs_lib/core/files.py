@@ -22,6 +22,21 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """A text file that people bring: UTF-8, with or without a byte-order mark. ValueError names another encoding."""
+    content = Path(path).read_bytes()
+    encoding = json.detect_encoding(content[:4]).upper()
+    try:
+        if encoding.startswith("UTF-8"):
+            return content.decode("utf-8-sig")
+        found = encoding[:6]
+    except UnicodeDecodeError as error:
+        found = f"Latin-1 or another encoding (byte {content[error.start]:#x} at {error.start})"
+        if b"\0" in content[:1000]:
+            found = "no text at all"
+    raise ValueError(f"{path} is not UTF-8 but {found}; save it as UTF-8")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with replacing(path) as aside:

@@ -6,8 +6,10 @@ query_id, image_id, image (path), width, height, category, x1, y1, x2, y2 (pixel
 """
 
 import contextlib
+import functools
 import io
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -16,8 +18,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from acs_lib.core import boxes as bx
+from acs_lib.core.files import read_text
+from acs_lib.datasets.image_files import GIVEN, MISSING, NOWHERE, find_images
 
-NO_FILE = "no such file"  # and how it ends where there was no image
+log = logging.getLogger(__name__)
+
 FAR = 1e9  # px; no coordinate is as large
 TRUTH = ["x1", "y1", "x2", "y2"]
 
@@ -30,60 +35,56 @@ def size_bin(area_fraction: float, small: float = 0.01, large: float = 0.05) -> 
     return "small" if area_fraction < small else "large" if area_fraction > large else "medium"
 
 
-def image_path(root: Path, file_name: str) -> Path:
-    """The image's path under `root`; ValueError if the name leads out of it."""
-    try:
-        path = (Path(root) / file_name).resolve()
-        path.is_file()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"file name {file_name[:80]!r} cannot be one ({error}); mend the annotation file") from error
-    if not path.is_relative_to(Path(root).resolve()):
-        raise ValueError(f"file name {file_name!r} leads out of {root}; mend the annotation file")
-    return path
+# what an entry needs: whole numbers (1.0 is one), and a text that is not empty
+NUMBERS = {
+    "images": ("id", "width", "height"), "categories": ("id",), "annotations": ("id", "image_id", "category_id"),
+}  # fmt: skip
+TEXT = {"images": "file_name", "categories": "name"}
 
 
-def find_image(root: Path, file_name: str) -> Path:
-    """The image's path under `root` where it is: as the annotation file says, or without leading folders of that.
-
-    Objects365 v2 names `images/v1/patch8/objects365_v1_00420917.jpg`; its archives unpack to `patch8/...`, some people
-    keep `v1/patch8/...`, others all images in one folder. Where there is none of these the first one is returned.
-    """
-    path, parts = image_path(root, file_name), Path(file_name).parts
-    if path.is_file():
-        return path
-    shorter = (str(Path(*parts[start:])) for start in range(1, len(parts)))
-    return next((image_path(root, name) for name in shorter if (Path(root) / name).is_file()), path)
+@functools.cache
+def _warn(message: str) -> None:
+    """Once, however often a file is read."""
+    log.warning(message)
 
 
 def read_annotations(path: Path) -> COCO:
-    """Load a COCO-format file; ValueError names the file and what is wrong with it."""
+    """Load a COCO-format file.
+
+    Entries that lack what they need, and annotations of an image or a category that is not there, are left out. Of an
+    annotation without four finite numbers the `bbox` is None: its object is in the image, but nobody knows where. A
+    warning counts both. ValueError names the file and what is wrong with all of it; UTF-8, see core.files.read_text.
+    """
     try:
-        content = json.loads(Path(path).read_text())
+        text = read_text(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no annotation file at {path}; the README's section on the paper profile says what belongs there"
         ) from error
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
-    needed = {
-        "images": {"id": int, "file_name": str, "width": int, "height": int},
-        "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
-        "categories": {"id": int, "name": str},
-    }
-    for part, kinds in needed.items():
+        raise ValueError(f"{path} is not JSON ({error}); fetch or export it again") from error
+    told, given = [], {}
+    for part, numbers in NUMBERS.items():
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise ValueError(f"{path} has no list {part!r}; is it a COCO annotation file?")
-        for row in rows:
-            if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
-                wanted = ", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items())
-                raise ValueError(f"{path}: an entry of {part!r} lacks one of {wanted}: {str(row)[:120]}")
-        if len({row["id"] for row in rows}) < len(rows):
+        lack = f"lack one of {', '.join(numbers)} (whole numbers)" + (f", {TEXT[part]!r}" if part in TEXT else "")
+        content[part] = _left(path, part, rows, [_sound(part, row) for row in rows], lack, told)
+        given[part] = {row["id"] for row in content[part]}
+        if len(given[part]) < len(content[part]):
             raise ValueError(f"{path}: an id occurs twice in {part!r}")
-    images, categories = ({row["id"] for row in content[part]} for part in ("images", "categories"))
-    for row in content["annotations"]:
-        if row["image_id"] not in images or row["category_id"] not in categories:
-            raise ValueError(f"{path}: annotation {row['id']} is of an image or a category that is not in the file")
+    rows = content["annotations"]
+    owned = [row["image_id"] in given["images"] and row["category_id"] in given["categories"] for row in rows]
+    absent = "are of an image or a category that is not in the file, or was left out"
+    rows = content["annotations"] = _left(path, "annotations", rows, owned, absent, told)
+    if no_box := [row for row in rows if not _is_box(row.get("bbox"))]:
+        told.append(_counted(no_box, len(rows), "annotations", "have no box of four finite numbers"))
+        for row in no_box:
+            row["bbox"] = None
+    if told:
+        _warn(f"{path}: {'; '.join(told)}")
     dataset = COCO()
     dataset.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -91,40 +92,118 @@ def read_annotations(path: Path) -> COCO:
     return dataset
 
 
+def _sound(part: str, row) -> bool:
+    """The entry has what it needs; its whole numbers are ints from then on."""
+    if not isinstance(row, dict):
+        return False
+    for key in NUMBERS[part]:
+        value = row.get(key)
+        if type(value) is not int:  # True is none
+            if not (isinstance(value, float) and value.is_integer()):
+                return False
+            row[key] = int(value)
+    return part not in TEXT or (isinstance(row.get(TEXT[part]), str) and bool(row[TEXT[part]].strip()))
+
+
+def _is_box(bbox) -> bool:
+    return (
+        isinstance(bbox, list) and len(bbox) == 4
+        and all(type(value) in (int, float) and abs(value) < FAR for value in bbox)  # NaN is not
+    )  # fmt: skip
+
+
+def _counted(rows: list, of: int, part: str, what: str) -> str:
+    return f"{len(rows)} of {of} {part} {what} (the first: {str(rows[0])[:120]})"
+
+
+def _left(path: Path, part: str, rows: list, kept: list[bool], what: str, told: list[str]) -> list:
+    """The rows that are kept; the others are told, or refused where they are all."""
+    if all(kept):
+        return rows
+    if not any(kept):
+        raise ValueError(f"{path}: all {len(rows)} {part} {what}; the first: {str(rows[0])[:120]}")
+    left_out = [row for row, keep in zip(rows, kept) if not keep]
+    told.append(_counted(left_out, len(rows), part, f"{what}: left out"))
+    return [row for row, keep in zip(rows, kept) if keep]
+
+
+def _asked(name: str) -> str:
+    """What a question by that name asks for, whatever its case and spaces."""
+    return " ".join(name.split()).casefold()
+
+
+def _flag(value) -> bool:
+    """A flag of an annotation, also if it is written as a text."""
+    return value.strip().lower() not in ("", "0", "false", "no") if isinstance(value, str) else bool(value)
+
+
+def _is_crowd(annotation: dict) -> bool:
+    return _flag(annotation.get("iscrowd")) or _flag(annotation.get("ignore"))
+
+
+def _image_files(annotations: Path, root: Path, names: list[str]) -> dict[str, Path | None]:
+    """Where the images lie (see image_files), with a warning if names were understood otherwise than as given."""
+    found = find_images(root, names)
+    counts, firsts = Counter(), {}
+    for name, (_, how) in found.items():
+        counts[how] += 1
+        firsts.setdefault(how, name)
+    if counts.keys() - {GIVEN, MISSING}:
+        ways = [
+            f"{counts[how]} {how} ({firsts[how]!r})" + (", which is left out" if how == NOWHERE else "")
+            for how in counts
+            if how != GIVEN
+        ]
+        _warn(
+            f"{annotations}: {counts[GIVEN]} of {len(found)} file names lead as given to an image under {root}, "
+            f"{', '.join(ways)}"
+        )
+    return {name: path for name, (path, _) in found.items()}
+
+
 def load_queries(
     name: str, annotations: Path, images: Path, small: float = 0.01, large: float = 0.05
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All queries of an annotation file, and the funnel (step, count) that led to them.
 
-    Crowd boxes are no queries, and a category that also occurs as a crowd is ambiguous. A box that is annotated twice
-    (same image, category and numbers, as in Objects365) counts once. Images known to be in no archive (`ABSENT`) are
-    left out. Boxes are clipped to the image; those that are empty, not finite or of an image of no size, or of one that
-    Pillow would refuse as too large, are dropped and counted. Images are looked for by `find_image`; whether they are
-    there is not asked here.
+    Ambiguity goes by the name that is asked for, whatever its case and spaces, and whatever the category's id. Crowds
+    (`iscrowd`, `ignore`) are no queries, and a category that also occurs as a crowd, or without a usable box, is
+    ambiguous. A box that is annotated twice (same image, name and numbers, as in Objects365) counts once. Images known
+    to be in no archive (`ABSENT`), and those whose file name can lead to nothing under `images`, are left out. Boxes
+    are clipped to the image; those that are empty, or of an image of no size, or of one that Pillow would refuse as too
+    large, are dropped and counted. Images are looked for by `find_images`; whether they are there is not asked here.
     """
-    return find_queries(name, read_annotations(annotations), images, small, large)
+    return find_queries(name, annotations, read_annotations(annotations), images, small, large)
 
 
 def find_queries(
-    name: str, coco: COCO, images: Path, small: float = 0.01, large: float = 0.05
+    name: str, annotations: Path, coco: COCO, images: Path, small: float = 0.01, large: float = 0.05
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`load_queries` of annotations that are read already."""
+    """`load_queries` of a file that is read already."""
     steps = ("images", "instances", "instances in the archives", "annotated once", "unambiguous", "usable boxes")
     counts = dict.fromkeys(steps, 0)
     counts["images"], counts["instances"] = len(coco.imgs), len(coco.anns)
+    asked = {category_id: _asked(category["name"]) for category_id, category in coco.cats.items()}
+    with_objects = [
+        image for image_id, image in coco.imgs.items()
+        if image_id in coco.imgToAnns and Path(image["file_name"]).name not in ABSENT
+    ]  # fmt: skip
+    files = _image_files(annotations, images, [image["file_name"] for image in with_objects])
     rows = []
-    for image_id, image in coco.imgs.items():
-        if Path(image["file_name"]).name in ABSENT:
+    for image in with_objects:
+        path, annotated = files[image["file_name"]], coco.imgToAnns[image["id"]]
+        if path is None:
             continue
-        annotated = coco.imgToAnns.get(image_id, [])
-        found = {(row["category_id"], str(row["bbox"]), bool(row.get("iscrowd"))): row for row in annotated[::-1]}
+        found = {}
+        for row in annotated[::-1]:
+            box = tuple(row["bbox"]) if row["bbox"] else row["id"]
+            found[asked[row["category_id"]], box, _is_crowd(row)] = row
         found = list(found.values())[::-1]  # the first of equal ones, in the file's order
         counts["instances in the archives"] += len(annotated)
         counts["annotated once"] += len(found)
-        per_category = Counter(annotation["category_id"] for annotation in found)
-        path = str(find_image(images, image["file_name"]))
+        per_name = Counter(asked[annotation["category_id"]] for annotation in found)
         for annotation in found:
-            if per_category[annotation["category_id"]] > 1 or annotation.get("iscrowd"):
+            if per_name[asked[annotation["category_id"]]] > 1 or _is_crowd(annotation):
                 continue
             counts["unambiguous"] += 1
             box = _clipped(annotation["bbox"], image)
@@ -133,7 +212,7 @@ def find_queries(
             counts["usable boxes"] += 1
             share = float(bx.area_fraction(box, image["width"], image["height"]))
             rows.append({
-                "query_id": f"{name}/{image_id}/{annotation['id']}", "image_id": image_id, "image": path,
+                "query_id": f"{name}/{image['id']}/{annotation['id']}", "image_id": image["id"], "image": str(path),
                 "width": image["width"], "height": image["height"],
                 "category": coco.cats[annotation["category_id"]]["name"].strip(), **dict(zip(TRUTH, box.tolist())),
                 "area_fraction": share, "size": size_bin(share, small, large),
@@ -145,23 +224,12 @@ def find_queries(
 
 
 def _clipped(bbox, image):
-    if len(bbox) != 4 or not all(isinstance(v, int | float) and abs(v) < FAR for v in bbox):  # NaN is not
-        return None
-    if min(image["width"], image["height"]) < 1 or image["width"] * image["height"] > 2 * Image.MAX_IMAGE_PIXELS:
+    if (
+        bbox is None
+        or min(image["width"], image["height"]) < 1
+        or image["width"] * image["height"] > 2 * Image.MAX_IMAGE_PIXELS
+    ):
         return None
     x, y, w, h = bbox
     box = bx.clip([x, y, x + w, y + h], image["width"], image["height"])
     return box if bx.area(box) > 0 else None
-
-
-def read_annotated_image(path: str, width: int, height: int) -> Image.Image:
-    """An RGB image of the size that the annotations say; OSError, naming the file, for anything else."""
-    try:
-        with Image.open(path) as image:
-            if image.size != (width, height):
-                raise OSError(f"it has {image.width}x{image.height} px, the annotations say {width}x{height}")
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise OSError(f"{path}: {NO_FILE}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path}: {error}") from error

@@ -9,7 +9,6 @@ rest goes on; a disk that cannot be written, a full one above all, stops everyth
 
 import gzip
 import hashlib
-import json
 import tarfile
 import zipfile
 import zlib
@@ -28,6 +27,7 @@ from urllib3.util import Retry
 
 from acs_lib import __version__
 from acs_lib.core.files import replacing
+from acs_lib.datasets.coco import read_annotations
 from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.profiles import DatasetSpec, Profile
 
@@ -168,7 +168,7 @@ class Outcome:
 
 def images_of(queries: pd.DataFrame, annotations: Path) -> dict[Path, str]:
     """Path of every needed image -> its `file_name` in the annotation file, wherever the image lies on disk."""
-    names = {row["id"]: row["file_name"] for row in json.loads(Path(annotations).read_text())["images"]}
+    names = {image_id: row["file_name"] for image_id, row in read_annotations(annotations).imgs.items()}
     needed = queries.drop_duplicates("image")
     return {Path(path): names[image_id] for path, image_id in zip(needed["image"], needed["image_id"])}
 

@@ -36,7 +36,7 @@ def parsed(
     folder, are others."""
     found = coco.read_annotations(annotations)
     boxes = {image_id: [(a["id"], a["bbox"]) for a in objects] for image_id, objects in found.imgToAnns.items()}
-    return *coco.find_queries("", found, images, small, large), boxes
+    return *coco.find_queries("", annotations, found, images, small, large), boxes
 
 
 def _annotated(profile: Profile, dataset: DatasetSpec, split: str):
@@ -70,12 +70,12 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
 
 
 def other_boxes(profile: Profile, dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict[str, np.ndarray]:
-    """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image."""
+    """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image that have a box."""
     _, _, annotated = _annotated(profile, dataset, split)
     others = {}
     for query in queries.itertuples():
         own = int(query.query_id.rsplit("/", 1)[1])
-        found = [bbox for name, bbox in annotated[query.image_id] if name != own]
+        found = [bbox for name, bbox in annotated[query.image_id] if name != own and bbox]
         boxes = np.array(found, float).reshape(-1, 4)
         others[query.query_id] = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     return others
@@ -85,7 +85,7 @@ def data_digest(dataset: DatasetSpec, split: str) -> str:
     """Digest of a rendered split's pixels, or of the annotation file."""
     annotations, _ = split_files(dataset, split)
     if dataset.kind == "scenes":
-        return json.loads(annotations.read_text())["info"]["digest"]
+        return json.loads(annotations.read_text(encoding="utf-8"))["info"]["digest"]
     if not annotations.exists():
         coco.read_annotations(annotations)  # which says what belongs there
     with annotations.open("rb") as file:

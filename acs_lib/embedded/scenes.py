@@ -203,7 +203,7 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
     request = {"world": world_name, "settings": repr(WORLDS[world_name]), "images": images, "seed": seed}
     info = folder / "annotations.json"
     if info.exists():
-        found = json.loads(info.read_text())["info"]
+        found = json.loads(info.read_text(encoding="utf-8"))["info"]
         if all(found.get(key) == value for key, value in request.items()):
             return found["digest"]
         folder.rename(old)
@@ -238,6 +238,6 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
         for part in (scene.image, scene.categories.astype("<i8"), scene.boxes.astype("<f8")):
             digest.update(np.ascontiguousarray(part).tobytes())
     request["digest"] = digest.hexdigest()
-    (aside / "annotations.json").write_text(json.dumps(coco))
+    (aside / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
     aside.rename(folder)
     return request["digest"]

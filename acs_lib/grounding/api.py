@@ -2,14 +2,17 @@
 
 Candidates come from `method.sampling.sample_candidates`, as for the notebooks. D_c and the regressor are files
 that belong to one LVLM: `head_set.json` and `regressor.safetensors`. They are looked for beside the LVLM's weights,
-then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM. They also belong to the
-temperature and top-p that their answers were sampled with, so those are the defaults (see `profiles.sampling_of`).
+then in `data/calibrated/<LVLM's name>`; `acs calibrate` finds them for another LVLM. Both say what they belong to
+(`method.origin`): how their answers were drawn and read is the default here, another temperature or top-p is a warning,
+other weights, another question or rows that differ between both are refused. Files of earlier versions do not say; they
+are taken with a warning, and `profiles.sampling_of` has the defaults.
 """
 
 import base64
 import difflib
 import html
 import json
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +21,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from acs_lib import paths, profiles
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
 from acs_lib.core.files import query_key, replacing
+from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
 from acs_lib.grounding.picture import FORMATS, draw_picture, encode
 from acs_lib.lvlms.adapter import LVLM
-from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm
+from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm, loaded_digest
 from acs_lib.method import regressor
 from acs_lib.method import sampling as sampling_
 from acs_lib.method.baselines import METHODS, SELECTORS, slug
@@ -38,6 +43,7 @@ from acs_lib.method.baselines.consensus import FUSIONS
 from acs_lib.method.baselines.likelihood import p_true, sequence_logprob
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
+from acs_lib.method.origin import Origin, check_origin, usual_sampling, warn_of_other_sampling
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Fusion, Selector, acs_free, acs_learned, choose
 from acs_lib.profiles import Sampling, sampling_of
@@ -46,13 +52,25 @@ SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
 SMALL = profiles.Profile.model_fields["small"].default  # share of the image
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
 SETTINGS = "samples", "temperature", "top_p", "seed", "max_new_tokens"  # of sampling, told with an answer
-Picture = str | Path | Image.Image | np.ndarray
 
 
 def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
     """The LVLM's file of that name, if there is one."""
     places = (Path(lvlm.model.name_or_path), calibration_folder(lvlm))
     return next((folder / file_name for folder in places if (folder / file_name).is_file()), None)
+
+
+def _check_belongs(what: str, found: HeadSet | AttentionIoURegressor, given: object, lvlm: LVLM) -> None:
+    """ValueError if what was found for other weights or another question; a warning if a file does not say."""
+    named = what if given is found else f"{what} {given}"
+    if found.origin is not None:
+        check_origin(named, found.origin, lvlm.name, loaded_digest(lvlm), lvlm.question)
+    elif given is not found:
+        warnings.warn(
+            f"{given} does not say with which weights, question and sampling it was found, since an earlier version "
+            "wrote it; acs calibrate writes it anew",
+            stacklevel=4,
+        )
 
 
 def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
@@ -63,7 +81,7 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
     try:
         found = path if isinstance(path, HeadSet) else HeadSet.load(Path(path), lvlm.name)
         inside = [0 <= layer < lvlm.layers and 0 <= head < lvlm.heads for layer, head in found.heads]
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ValueError(f"{path} holds no head set; make it anew with acs calibrate") from error
     if found.lvlm != lvlm.name:
         raise ValueError(f"the head set belongs to the LVLM {found.lvlm!r}, not {lvlm.name!r}; acs calibrate finds one")
@@ -72,6 +90,7 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
             f"the (layer, head) pairs {found.heads} do not fit the {lvlm.layers} layers x {lvlm.heads} heads of "
             f"{lvlm.name}; acs calibrate finds a head set that does"
         )
+    _check_belongs("the head set", found, path, lvlm)
     return found
 
 
@@ -82,45 +101,27 @@ def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> 
         return None
     try:
         found = path if isinstance(path, AttentionIoURegressor) else regressor.load(Path(path), lvlm.name)
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValidationError) as error:
         raise ValueError(f"{path} holds no regressor; make it anew with acs calibrate --regressor") from error
     if (size := (found.settings["layers"], found.settings["heads"])) != (lvlm.layers, lvlm.heads):
         raise ValueError(
             f"the regressor is for {size[0]} layers x {size[1]} heads, and {lvlm.name} has {lvlm.layers} x "
             f"{lvlm.heads}; acs calibrate --regressor trains one that fits"
         )
+    _check_belongs("the regressor", found, path, lvlm)
     return found
 
 
-def read_image(image: Picture) -> Image.Image:
-    """An RGB image from a path, a PIL image or an array ([h, w] or [h, w, 3 or 4], uint8), turned as its EXIF
-    orientation says. FileNotFoundError or ValueError with what is wrong."""
-    if isinstance(image, Image.Image):
-        return _rgb(image, "the image")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
-            raise ValueError(
-                f"an image array has to be uint8 and [h, w] or [h, w, 3 or 4], not {image.dtype} {list(image.shape)}"
-            )
-        return Image.fromarray(image).convert("RGB")
-    path = Path(image).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give an image in it")
-    try:
-        with Image.open(path) as opened:
-            return _rgb(opened, f"the image {path}")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image {path}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG or WebP file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {path} cannot be read ({error}); save or fetch it again") from error
+def _origins(selector: str, head_set: HeadSet | None, model: AttentionIoURegressor | None) -> list[Origin]:
+    """What the files say that they belong to, the one that the selector chooses by first."""
+    found = (model, head_set) if slug(selector) == ACS_LEARNED else (head_set, model)
+    return [each.origin for each in found if each is not None and each.origin is not None]
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # converting would cut off all but the darkest values
-        raise ValueError(f"{name} has more than 8 bits a channel; save it with 8")
-    return ImageOps.exif_transpose(image).convert("RGB")
+def usual_settings(lvlm: LVLM) -> Sampling:
+    """How `ground` draws an LVLM's answers unless it is told otherwise."""
+    usual = usual_sampling(_origins(ACS_FREE, _head_set(lvlm, None), _regressor(lvlm, None)))
+    return sampling_of(lvlm.name, usual=usual)
 
 
 def samples() -> pd.DataFrame:
@@ -170,7 +171,13 @@ class Grounding:
     def attention(self) -> np.ndarray:
         """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over D_c's coordinates
         and heads (over all where there is no head set); zeros where no answer held a box."""
-        return mean_share(self.candidates.maps[self._rows][:, list(self.coordinates)], self.heads)
+        return mean_share(self.candidates.maps[self._rows], self.heads, self.coordinates)
+
+    @property
+    def read(self) -> str:
+        """In words, what `attention` is the mean of."""
+        at = ", ".join(COORDINATES[index] for index in self.coordinates)
+        return f"attention at {at}, mean over {'the heads of D_c' if self.heads else 'all heads'}"
 
     @property
     def entropies(self) -> pd.DataFrame:
@@ -197,7 +204,7 @@ class Grounding:
         """The candidates with the chosen box, and its attention, side by side. A notebook shows what is returned."""
         boxes, scores = self.candidates.boxes, self.table["score"].to_numpy()
         title = f"{self.category}, {self.selector}"
-        return draw_picture(self.image, boxes, scores, self.chosen, self.box, self.attention, title)
+        return draw_picture(self.image, boxes, scores, self.chosen, self.box, self.attention, title, self.read)
 
     def save(self, path: str | Path) -> None:
         """Write the picture of `show`; the suffix says the format (one of FORMATS). ValueError for another one."""
@@ -311,10 +318,12 @@ def ground(
     """Ask for one object in one image `samples` times and let `selector` choose the box.
 
     lvlm: from `load_lvlm`, or what that takes; None is the embedded one
-    image: a path, a PIL image, or a uint8 array; boxes are in its pixels, turned as its EXIF orientation says
+    image: a path, a PIL image, or an array (see `read_image`); boxes are in its pixels, turned as its EXIF orientation
+        says
     selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor), 'p-true' (needs an LVLM that knows Yes
         and No) or another one of METHODS
-    temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor are found (`sampling_of`)
+    temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor were found; a warning if
+        they are others
     head_set, regressor: loaded or as files, instead of those that belong to the LVLM
     max_new_tokens: where an answer is cut; reasoning LVLMs need some thousands. Another limit draws other noise
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
@@ -325,7 +334,10 @@ def ground(
     category, picture = category.strip(), read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
-    settings = sampling_of(lvlm.name, samples, temperature, top_p, seed)
+    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
+    origins = _origins(selector, found_heads, model)
+    settings = sampling_of(lvlm.name, samples, temperature, top_p, seed, usual_sampling(origins))
+    warn_of_other_sampling(origins, settings)
     if is_embedded(lvlm):  # their few words are in lower case
         category = " ".join(category.lower().split())
     _check_words(lvlm, category)
@@ -337,7 +349,6 @@ def ground(
     def ask(candidates: Candidates) -> np.ndarray:
         return p_true_.ask_p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])
 
-    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
     method = _method(selector, lvlm, found_heads, model, ask)
     name = f"{zlib.crc32(picture.tobytes()):08x}/{category}"
     [(candidates, records)] = sampling_.sample_candidates(

@@ -2,10 +2,9 @@
 
 from acs_lib import paths
 from acs_lib.core.extras import load_extra
-from acs_lib.grounding.api import ground, samples
+from acs_lib.grounding.api import ground, samples, usual_settings
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.method.baselines import METHODS
-from acs_lib.profiles import sampling_of
 
 
 def explore(lvlm: LVLM):
@@ -27,7 +26,7 @@ def explore(lvlm: LVLM):
         display(result)
         return result
 
-    known, usual = samples(), sampling_of(lvlm.name)
+    known, usual = samples(), usual_settings(lvlm)
     scenes = [path.removeprefix(f"{paths.ROOT}/") for path in known["image"].unique()]
     return Form(
         answer,

@@ -30,14 +30,14 @@ def attended(image: Image.Image, attention: np.ndarray) -> Image.Image:
 
 def draw_picture(
     image: Image.Image, boxes: np.ndarray, scores: np.ndarray, chosen: int | None, box: np.ndarray | None,
-    attention: np.ndarray, title: str = "",
+    attention: np.ndarray, title: str = "", read: str = "attention",
 ) -> Image.Image:  # fmt: skip
     """The candidates, coloured by score, beside the attention, both with the chosen box in red; RGB.
 
     image: RGB, enlarged or reduced to panels with a longer side of SIDE pixels
     boxes: [n, 4] xyxy in pixels of the image, NaN rows left out; scores: [n], higher is better, NaN where there is none
     chosen: row of the chosen box, or None where it is none of them; box: [4], or None
-    attention: [h, w] >= 0 over the image-token grid
+    attention: [h, w] >= 0 over the image-token grid; read: what it is, the name of its panel
     """
     scale = SIDE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
@@ -58,7 +58,7 @@ def draw_picture(
     _write(draw, (GAP, 18), title, 24, page.width - 2 * GAP)
     labels = ("score, higher is better", f"{low:.3g}", f"{high:.3g}") if finite.any() else None
     scales = (labels, ("attention / its maximum", "0", "1"))
-    for column, (panel, name, told) in enumerate(zip((left, right), ("candidates", "attention"), scales)):
+    for column, (panel, name, told) in enumerate(zip((left, right), ("candidates", read), scales)):
         x, y = GAP + column * (width + GAP), 90
         _write(draw, (x, 60), name, 18, width)
         page.paste(panel, (x, y))

@@ -101,6 +101,8 @@ class LVLM(ABC):
     model_types: tuple[str, ...]  # `config.model_type`s that this adapter serves
     box_pattern: re.Pattern[str]  # four groups: x1, y1, x2, y2
     limits: tuple[str, ...] = ()  # the settings that `limit` takes: max_tiles, max_pixels
+    revision: str | None = None  # of a hub, if one was asked for
+    digest: str | None = None  # see load.loaded_digest
 
     def __init__(self, model, tokenizer, image_processor, name: str, question: str = QUESTION):
         self.model, self.tokenizer, self.image_processor = model.eval(), tokenizer, image_processor

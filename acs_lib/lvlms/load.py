@@ -10,6 +10,7 @@ import errno
 import filecmp
 import gc
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from acs_lib import paths, profiles
 from acs_lib.lvlms import internvl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
-from acs_lib.lvlms.checkpoint import lvlm_source, pinned
+from acs_lib.lvlms.checkpoint import lvlm_digest, lvlm_source, pinned
 from acs_lib.profiles import LVLMSpec
 
 DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
@@ -43,12 +44,12 @@ def lvlm_spec(source: str | Path) -> LVLMSpec:
             if _same_weights(folder, paths.place(spec.source)):
                 return spec.model_copy(update={"source": str(folder)})
         return LVLMSpec(name=folder.name, source=str(folder))
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise ValueError(
             f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
             "or a hub name like owner/model"
         )
-    return LVLMSpec(name=folder.name, source=str(source))
+    return LVLMSpec(name=str(source), source=str(source))
 
 
 def _same_weights(*folders: Path) -> bool:
@@ -76,6 +77,14 @@ def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
     """The LVLM's configuration, without its weights."""
     return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
+
+
+def loaded_digest(lvlm: LVLM) -> str:
+    """`lvlm_digest` of a loaded LVLM; of its files when they are first asked for."""
+    if lvlm.digest is None:
+        spec = LVLMSpec(name=lvlm.name, source=lvlm.model.name_or_path, revision=lvlm.revision)
+        lvlm.digest = lvlm_digest(spec)
+    return lvlm.digest
 
 
 def families() -> dict[str, type[LVLM]]:
@@ -109,6 +118,30 @@ def _tokenizer(source: str, revision: str | None):
     return tokenizer
 
 
+def _told_by_us(record: logging.LogRecord) -> bool:
+    """False for transformers' table of the weights that a checkpoint lacks: `_check_whole` says it in a sentence."""
+    return "LOAD REPORT" not in record.getMessage() or not re.search("MISSING|MISMATCH", record.getMessage())
+
+
+def _check_whole(loading: dict, source: str) -> None:
+    """ValueError, which names them, where the checkpoint lacks weights, or has some of another shape: transformers
+    draws these at random. `loading`: its loading info, tied weights and those that may be missing left out."""
+    shapes = [
+        f"{name}: {'x'.join(map(str, there))}, not {'x'.join(map(str, needed))}"
+        for name, there, needed in sorted(loading["mismatched_keys"])
+    ]
+    lacking = sorted(loading["missing_keys"])
+    for names, what in (
+        (lacking, f"lacks {len(lacking)} weight{'s'[: len(lacking) > 1]}"),
+        (shapes, "has weights of another shape than its config.json says"),
+    ):
+        if names:
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise ValueError(
+                f"cannot load the LVLM {source!r}: its checkpoint {what} ({listed}); fetch or save it again, whole"
+            )
+
+
 def load_checkpoint(
     source: str | Path, name: str | None = None, revision: str | None = None, dtype: str = "auto",
     device: str | None = None, question: str = QUESTION,
@@ -116,17 +149,23 @@ def load_checkpoint(
     """Load an LVLM from a folder or a hub name.
 
     Without `device` a GPU is used if there is one. Raises ValueError where there is no model, or one of a family that
-    the kit has no adapter for, and OSError (with the mend) where the files cannot be had or read.
+    the kit has no adapter for, where its checkpoint is not whole or needs a package that is not here, and OSError (with
+    the mend) where the files cannot be had or read.
     """
     source = str(source)
     disable_progress_bar()  # of loading: in a notebook it would be an output that depends on the installed widgets
     mend = "give a folder that holds the model, or a hub name with the network at hand"
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_told_by_us)
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)  # asks for no code of the model's own
         if "model_type" not in config:
             raise ValueError(f"cannot load the LVLM {source!r}: it has no config.json that names a model type; {mend}")
         adapter = adapter_of(config["model_type"], source)
-        model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, dtype=dtype)
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            source, revision=revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        _check_whole(loading, source)
         tokenizer = _tokenizer(source, revision)
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
     except (OSError, SafetensorError) as error:
@@ -134,8 +173,20 @@ def load_checkpoint(
             raise
         reason = str(error).partition("\n")[0].strip().rstrip(".")
         raise OSError(f"cannot load the LVLM {source!r} ({reason}); {mend}") from error
+    except (ImportError, NotImplementedError) as error:  # quantised, or bound to one implementation of attention
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = reason.replace("package for FlashAttention2", "package flash-attn")
+        raise ValueError(
+            f"cannot load the LVLM {source!r} ({reason}); install what is missing, or take a checkpoint that needs none"
+        ) from error
+    finally:
+        log.removeFilter(_told_by_us)
     model.to(device or default_device())
-    return adapter(model, tokenizer, image_processor, name or Path(source).name, question)
+    if name is None:
+        name = Path(source).name if Path(source).is_dir() else source
+    lvlm = adapter(model, tokenizer, image_processor, name, question)
+    lvlm.revision = revision
+    return lvlm
 
 
 _loaded: dict[LVLMSpec, LVLM] = {}  # the last one

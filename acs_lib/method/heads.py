@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from acs_lib.core.candidates import Heads
-from acs_lib.core.files import write_text
+from acs_lib.core.files import read_text, write_text
 from acs_lib.core.stored import StoredAnswers
+from acs_lib.method.origin import Origin, is_of
 from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import above
 
@@ -29,25 +30,31 @@ def in_group(iou: np.ndarray, group: str) -> np.ndarray:
 @dataclass(frozen=True)
 class HeadSet:
     """D_c = {(layer, head)}, counted from 0, the coordinates (indices 0-3 of x1, y1, x2, y2) whose tokens' entropy is
-    averaged, and the LVLM and data that both were found on."""
+    averaged, the LVLM and data that both were found on, and what else they belong to (None: made by hand, or by an
+    earlier version)."""
 
     lvlm: str
     found_on: str
     heads: Heads
     coordinates: tuple[int, ...] = (0, 1, 2, 3)
+    origin: Origin | None = None
 
     def save(self, path: Path) -> None:
         """Write the set as JSON."""
-        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        content = asdict(replace(self, origin=None)) | {"origin": self.origin and self.origin.model_dump()}
+        if self.origin is None:
+            del content["origin"]
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path, lvlm: str) -> "HeadSet":
         """Read a head set; ValueError if it was found for another LVLM."""
-        content = json.loads(Path(path).read_text())
-        if content["lvlm"] != lvlm:
+        content = json.loads(read_text(path))
+        origin = Origin.model_validate(content["origin"]) if "origin" in content else None
+        if not is_of(content["lvlm"], lvlm, origin):
             raise ValueError(f"{path} belongs to the LVLM {content['lvlm']!r}, not {lvlm!r}; acs calibrate finds one")
         pairs = tuple((layer, head) for layer, head in content["heads"])
-        return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]))
+        return cls(lvlm, content["found_on"], pairs, tuple(content["coordinates"]), origin)
 
 
 def drawn_answers(

@@ -1,5 +1,7 @@
 """Attention maps of the four coordinates (paper, step 2): from rows to maps, what a map says, and the mean map."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -58,13 +60,15 @@ def head_statistics(maps: np.ndarray | torch.Tensor, coverage: np.ndarray) -> np
     return result
 
 
-def mean_share(maps: np.ndarray, heads: Heads = ()) -> np.ndarray:
-    """Where some heads look: [h, w] share (sums to 1) of their attention on the image tokens, each map counting alike.
+def mean_share(maps: np.ndarray, heads: Heads, coordinates: Sequence[int]) -> np.ndarray:
+    """Where some heads look at some coordinates: [h, w] share (sums to 1) of their attention on the image tokens, each
+    map counting alike.
 
-    maps [n, 4, layers, heads, h, w]; `heads` as (layer, head), without them all. Zeros without an answer, or a box.
+    maps [n, 4, layers, heads, h, w]; `heads` as (layer, head), all if empty; `coordinates` as indices 0-3 of x1, y1,
+    x2, y2. Zeros without an answer, or a box.
     """
     if not len(maps):
         return np.zeros(maps.shape[-2:])
     layers, columns = np.array(heads or list(np.ndindex(maps.shape[2:4]))).T
-    picked = np.nan_to_num(np.asarray(maps[:, :, layers, columns], float))
+    picked = np.nan_to_num(np.asarray(maps[:, list(coordinates)][:, :, layers, columns], float))
     return (picked / np.maximum(picked.sum((-2, -1), keepdims=True), 1e-12)).mean((0, 1, 2))

@@ -21,6 +21,7 @@ from acs_lib.core.files import replacing
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.lvlms.load import default_device
 from acs_lib.method.maps import pool_maps
+from acs_lib.method.origin import Origin, is_of
 
 MAP_SIDE = 16  # cells: the regressor's grid has no longer side
 DROPOUT = 0.1  # share of the pooled features that a training step goes without
@@ -44,6 +45,7 @@ class AttentionIoURegressor(nn.Module):
         super().__init__()
         self.settings = {"layers": layers, "heads": heads, "width": width, "grid": grid}
         self.grid = tuple(grid)
+        self.origin: Origin | None = None  # of one that was saved with it
         self.mix = nn.Conv2d(4 * layers * heads, width, 1)
         self.near = nn.Conv2d(width, width, 3, padding=1)
         self.score = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
@@ -180,12 +182,17 @@ def pearson(a: pd.Series, b: pd.Series) -> float:
     return float(a.corr(b)) if min(a.nunique(), b.nunique()) > 1 else float("nan")
 
 
-def save(model: AttentionIoURegressor, path: Path, lvlm: str) -> None:
-    """Write weights and settings to one safetensors file, with the name of the LVLM that it belongs to."""
+def save(model: AttentionIoURegressor, path: Path, lvlm: str, origin: Origin | None = None) -> None:
+    """Write weights and settings to one safetensors file, with the name of the LVLM that it belongs to, and to what
+    else."""
     with replacing(path) as aside:
         state = {name: value.cpu() for name, value in model.state_dict().items()}
-        known = json.dumps({"format": FORMAT, "lvlm": lvlm, **model.settings})
-        save_file(state, aside, metadata={"regressor": known})  # one entry: several would lie in random order
+        known = {"format": FORMAT, "lvlm": lvlm, **model.settings}
+        if origin is not None:
+            known["origin"] = origin.model_dump()
+        save_file(
+            state, aside, metadata={"regressor": json.dumps(known)}
+        )  # one entry: several would lie in random order
 
 
 def load(path: Path, lvlm: str) -> AttentionIoURegressor:
@@ -198,8 +205,10 @@ def load(path: Path, lvlm: str) -> AttentionIoURegressor:
         raise ValueError(
             f"{path} is a regressor of format {made}, and this version reads format {FORMAT}; acs calibrate trains one"
         )
-    if (owner := settings.pop("lvlm")) != lvlm:
+    origin = Origin.model_validate(settings.pop("origin")) if "origin" in settings else None
+    if not is_of(owner := settings.pop("lvlm"), lvlm, origin):
         raise ValueError(f"{path} belongs to the LVLM {owner!r}, not {lvlm!r}; train one for it")
     model = AttentionIoURegressor(**settings)
     model.load_state_dict(state)
+    model.origin = origin
     return model.to(default_device()).eval()

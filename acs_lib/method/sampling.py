@@ -168,9 +168,9 @@ def sample_candidates(
 ) -> list[tuple[Candidates, list[dict]]]:  # fmt: skip
     """For each prompt its `Candidates` (maps included) and one record an answer: text, token ids, failure.
 
-    With `map_side` the maps, not their statistics, are averaged to that many rows and columns. What is computed of the
-    maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps its
-    place with NaN box and NaN maps, so that nothing is lost.
+    With `map_side` the maps, not their statistics, are averaged to at most that many rows and columns. What is computed
+    of the maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps
+    its place with NaN box and NaN maps, so that nothing is lost.
     """
     results = []
     batch = generate(lvlm, prompts, query_keys, sampling)
@@ -203,7 +203,7 @@ def sample_candidates(
         coverage = box_coverage(np.nan_to_num(boxes), prompt.width, prompt.height, shape)
         described = head_statistics(maps.numpy() if maps.device.type == "cpu" else maps, coverage)
         if map_side is not None:
-            maps = pool_maps(maps, (map_side, map_side))
+            maps = pool_maps(maps, (min(shape[0], map_side), min(shape[1], map_side)))
         found = Candidates(
             query_id=query_id, category=category, width=prompt.width, height=prompt.height, boxes=boxes,
             **{name: [np.array(answer[name], float) for answer in answers] for name in PER_TOKEN},

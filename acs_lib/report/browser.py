@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import write_text
 from acs_lib.method.maps import mean_share
 from acs_lib.report import pictures
@@ -15,8 +16,9 @@ from acs_lib.study.experiment import Experiment
 
 
 def write_browser(e: Experiment, folder: Path, each: int = 10) -> None:
-    """`folder`/browser.json: test queries for the page's browser, gained, lost and unchanged ones; the overlay is the
-    selected box's attention in D_c."""
+    """`folder`/browser.json: test queries for the page's browser, gained, lost and unchanged ones, `each` of a
+    kind by study.examples.middle; the overlay is the selected box's attention in D_c, at the coordinates D_c is read
+    at, as `read` says."""
     predicted = e.predictions.set_index(["query_id", "candidate"])["predicted_iou"]
     cases = {
         case["query_id"]: (outcome, case)
@@ -24,8 +26,10 @@ def write_browser(e: Experiment, folder: Path, each: int = 10) -> None:
         for case in outcome_cases(e, outcome, each)
     }
     chosen = {query_id: case["candidate"] for query_id, (_, case) in cases.items()}
+    heads, coordinates = e.head_set.heads, e.head_set.coordinates
+    at, names = ", ".join(COORDINATES[index] for index in coordinates), ", ".join(map(str, heads))
     overlays = {
-        found.query_id: pictures.heat_image(mean_share(found.maps[[chosen[found.query_id]]], e.head_set.heads))
+        found.query_id: pictures.heat_image(mean_share(found.maps[[chosen[found.query_id]]], heads, coordinates))
         for found in e.run.candidates(maps=True)
         if found.query_id in cases
     }
@@ -49,6 +53,7 @@ def write_browser(e: Experiment, folder: Path, each: int = 10) -> None:
                 "category": case["category"],
                 "image": webp(case["image"], quality=80),
                 "overlay": webp(overlays[query_id]),
+                "read": f"the selected box's at {at}, mean over the heads of D_c: {names}",
                 "width": case["image"].width,
                 "height": case["image"].height,
                 "truth": case["truth"].tolist(),

@@ -123,7 +123,7 @@ def transfer(frame: pd.DataFrame) -> Figure:
 
 @styled
 def training_variants(frame: pd.DataFrame) -> Figure:
-    """What choosing by attention gained over greedy in every design of an LVLM that was tried, against how many of
+    """What choosing by attention gained over greedy in every design of an LVLM that the log holds, against how many of
     the mistakes in mixed queries are other objects (no figure of the paper).
 
     frame: columns design, dataset, share another object, delta_learned_vs_greedy, _lo, _hi (0-1), and

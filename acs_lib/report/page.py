@@ -23,7 +23,7 @@ from acs_lib.core.files import write_text
 from acs_lib.report.encoding import inlined
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LIMIT = 60  # rows of a table on the page
+TALL = 24  # rows: a longer table scrolls
 OUTCOMES = ("gained", "lost", "unchanged")
 VERDICTS = {"reproduced": "good", "in part": "mid", "not shown": "mid", "contradicted": "bad"}  # up to a colon -> style
 ACS = ("acs-free", "acs-learned")
@@ -38,6 +38,10 @@ TITLES = {  # table stem -> title; the order of the page
     "greedy_to_oracle": "From greedy to oracle: the room to choose",
     "candidates_sweep": "Number of candidates",
     "regressor": "Attention-IoU regressor",
+    "seed_spread": "ACS-Learned over the seeds of its regressor",
+    "habit": "With the habit and without, like for like",
+    "size_and_category": "Choosing by size alone, and by categories",
+    "partial_correlation": "Scores and IoU at equal size and category",
     "layers": "Layers by gradient attribution",
     "heads": "Heads by entropy separation",
     "acs_free": "ACS-Free against references",
@@ -51,7 +55,6 @@ TITLES = {  # table stem -> title; the order of the page
     "head_set_stability": "Stability of the selected heads",
     "head_overlap": "Overlap of the heads between data",
     "head_transfer": "Heads found on other data",
-    "seed_spread": "Spread over seeds",
     "cost": "Cost",
 }
 FIGURES = (  # the order of the page; others follow
@@ -92,7 +95,8 @@ def _shown(text: str) -> str:
 
 
 def page_table(path: Path) -> dict | None:
-    """What the page shows of a CSV: stem, title, caption, href, columns, rows; None for an empty file."""
+    """What the page shows of a CSV: stem, title, caption, href, columns and all rows, in the file's order, but that a
+    table which scrolls and names families begins with ACS and the controls; None for an empty file."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *lines = list(csv.reader(file)) or [[]]
     if not header:
@@ -115,7 +119,10 @@ def page_table(path: Path) -> dict | None:
             cells.append(
                 {"raw": raw, "text": _shown(text) if column["numeric"] else text, "kind": kind, "verdict": verdict}
             )
-        rows.append({"cells": cells, "ours": any(cell["raw"] in ACS for cell in cells)})
+        named = {cell["raw"] for cell in cells}
+        rows.append({"cells": cells, "ours": not named.isdisjoint(ACS), "control": "control" in named})
+    if len(rows) > TALL and "family" in header:  # what scrolls begins with what the paper is about
+        rows.sort(key=lambda row: not (row["ours"] or row["control"]))
     stem = path.stem
     title = TITLES.get(stem) or stem.replace("_", " ").capitalize()
     told = path.with_suffix(".md")
@@ -231,7 +238,7 @@ def render(profile: str, folder: Path) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        title=f"acs-kit: {profile}", profile=profile, headline=story, sections=sections, limit=LIMIT, **parts
+        title=f"acs-kit: {profile}", profile=profile, headline=story, sections=sections, tall=TALL, **parts
     )
 
 

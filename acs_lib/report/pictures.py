@@ -84,7 +84,7 @@ def attention_overlay(
     maps: [k, h, w] attention >= 0 over the image-token grid, up-sampled bilinearly to the image, each divided by its
         maximum
     titles: [k], e.g. 'x1, layer 3, head 4'
-    box: the candidate's box (red); truth: ground truth (yellow); xyxy in pixels of the image
+    box: the candidate's box (red), or one a map [k, 4]; truth: ground truth (yellow); xyxy in pixels of the image
     """
     maps = np.asarray(maps, float)
     if maps.ndim != 3 or len(maps) != len(titles) or not len(maps):
@@ -94,14 +94,15 @@ def attention_overlay(
     side = 9.0 / max(columns, 3)
     size = (side * columns + 0.9, (side * image.height / image.width + 0.5) * rows + 0.4)
     figure, grid = plt.subplots(rows, columns, squeeze=False, layout="compressed", figsize=size)
-    for axes, values, title in zip(grid.flat, maps, titles, strict=False):
+    drawn = [None] * len(maps) if box is None else np.broadcast_to(np.asarray(box, float), (len(maps), 4))
+    for axes, values, title, prediction in zip(grid.flat, maps, titles, drawn, strict=False):
         shade = draw_heat(axes, image, values)
-        _truth_and_prediction(axes, truth, box, 1.2)
+        _truth_and_prediction(axes, truth, prediction, 1.2)
         axes.set_title(plain_text(title), fontsize=9)
     for axes in list(grid.flat)[len(maps) :]:
         axes.set_visible(False)
     figure.colorbar(shade, ax=grid, label="attention / its maximum", pad=0.01, fraction=0.03, aspect=20 * rows)
-    handles = box_handles(is_box(truth), "prediction" if is_box(box) else None)
+    handles = box_handles(is_box(truth), "prediction" if any(map(is_box, drawn)) else None)
     return legend_below(figure, handles) if handles else figure
 
 

@@ -20,8 +20,8 @@ from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
 from acs_lib.profiles import Profile
 from acs_lib.study import ablations
 from acs_lib.study.experiment import Experiment
-from acs_lib.study.results import CONTROLS
-from acs_lib.study.training_variants import habit_contrast, variant_log
+from acs_lib.study.results import CONTROLS, unfiltered
+from acs_lib.study.training_variants import MISSING, habit_contrast, variant_log
 
 POINTS = "percentage points"
 
@@ -86,6 +86,20 @@ def say_heads(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
     return say(f"heads in D_c, as the validation split chose them: {few}.", parts)
 
 
+def say_layer_filter(head_sets: list[HeadSet], table: pd.DataFrame) -> Markdown:
+    """Whether the paper's filter by layer changed D_c at all, from `results.head_tables`."""
+    parts = []
+    for head_set in head_sets:
+        count, layers = len(head_set.heads), table.loc[table["lvlm"] == head_set.lvlm, "layer"].nunique()
+        options = unfiltered(head_set, table)
+        over, inside = (", ".join(map(str, option)) for option in options)
+        nothing = set(head_set.heads) in map(set, options)
+        found = f"nothing: D_c is what the heads of all {layers} layers give, the best {count} of them"
+        changed = f"D_c from all {layers} layers would be {over} (best over all answers) or {inside} (inside queries)"
+        parts.append(f"{head_set.lvlm}: {found if nothing else changed}")
+    return say("the paper takes heads from the layers with the most attribution alone. What this filter did:", parts)
+
+
 def say_significance(table: pd.DataFrame) -> Markdown:
     """Which methods differ from greedy by both tests after Holm's correction, from `significance_table`."""
     parts = []
@@ -120,6 +134,20 @@ def say_comparisons(table: pd.DataFrame, method: str) -> Markdown:
             f"{row.lvlm} on {row.dataset}, {row.size} objects: {verdict} {row.reference} ({_points(row, 'delta')})"
         )
     return say(f"{method} against its references, in {POINTS} of Acc@0.5 with 95 % intervals:", parts)
+
+
+def example(cases: list[dict], e: Experiment, method: str, outcome: str) -> str:
+    """What the one case of study.examples.outcome_cases shows, and by which rule it was chosen; outcome 'gained' or
+    'lost'."""
+    kind = {"gained": "success", "lost": "failure"}[outcome]
+    if not cases:
+        return f"No {kind} to show: {method} {outcome} no small object; {e}."
+    (case,) = cases
+    return (
+        f"A {kind}: for '{case['category']}' {method}'s box has IoU {case['chosen_iou']:.2f} with the true one, the "
+        f"greedy box {case['greedy_iou']:.2f}. It {outcome} {case['of']} of the small objects against greedy decoding; "
+        f"this is the one of median change; {e}."
+    )
 
 
 def planted(profile: Profile) -> str:
@@ -233,7 +261,7 @@ def say_training_variants(log: pd.DataFrame) -> Markdown:
         f"ACS-Learned is above greedy in {len(won)} of {len(log)} rows ({names(won)}) and below in {len(lost)} "
         f"({names(lost)}), with intervals that exclude zero. Over the rows its gain has a rank correlation of "
         f"{others:+.2f} with the share of mistakes that are another object, of {pooled:+.2f} with the pooled r, and of "
-        f"{within:+.2f} with r inside queries."
+        f"{within:+.2f} with r inside queries. {MISSING}"
     )
 
 

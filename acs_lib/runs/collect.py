@@ -14,8 +14,7 @@ from PIL import Image
 from acs_lib import paths
 from acs_lib.core.candidates import STATISTICS
 from acs_lib.core.files import digest, query_key, replacing
-from acs_lib.datasets import coco
-from acs_lib.datasets.coco import read_annotated_image
+from acs_lib.core.images import read_annotated_image, tags_told
 from acs_lib.datasets.splits import data_digest, list_digest, load_split, split_files
 from acs_lib.lvlms.adapter import LVLM, ImageRefused
 from acs_lib.lvlms.checkpoint import lvlm_digest, pinned
@@ -101,10 +100,14 @@ def collect_run(
     queries = stored_queries(folder, key_parts, listed)
     if queries is None:
         queries, _ = load_split(profile, dataset, split)
+        images = queries.drop_duplicates("image")[["image", "width", "height"]]
+        if dataset.kind == "coco" and (told := tags_told(images.itertuples(index=False))):
+            log.warning("%s, %s: %s", dataset.name, split, told)
     if not any(Path(image).is_file() for image in queries["image"]):
         raise ValueError(
-            f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}; `acs data` fetches them "
-            "or links those that you have"
+            f"no image of {dataset.name}, {split} is under {split_files(dataset, split)[1]}, for instance no "
+            f"{queries['image'].iloc[0]}; give the folder that they lie in (those of COCO and Objects365 "
+            "`acs data` fetches or links)"
         )
 
     def disk() -> int:
@@ -180,6 +183,6 @@ def _ask_query(lvlm: LVLM, query: pd.Series, rows: pd.DataFrame) -> pd.DataFrame
     answers = rows["text"].where(rows["failure"] == "", "")
     scores = np.full(len(rows), np.nan)
     if answers.any():
-        image = coco.read_annotated_image(query["image"], query["width"], query["height"])
+        image = read_annotated_image(query["image"], query["width"], query["height"])
         scores = ask_p_true(lvlm, image, query["category"], list(answers))
     return rows[["query_id", "candidate"]].assign(p_true=scores)

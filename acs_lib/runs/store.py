@@ -38,7 +38,8 @@ from tqdm import tqdm
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import PER_TOKEN, STATISTICS, Candidates
 from acs_lib.core.files import digest, replacing, write_text
-from acs_lib.datasets.coco import NO_FILE, TRUTH
+from acs_lib.core.images import NO_FILE
+from acs_lib.datasets.coco import TRUTH
 
 SHARD = 64  # queries
 FORMAT = 2  # of a shard
@@ -53,7 +54,7 @@ CandidatesWithRecords = tuple[Candidates, list[dict]]
 def locked(folder: Path):
     """Only one process at a time writes to a run directory; a second one is refused with RuntimeError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with (folder / ".lock").open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -167,7 +168,7 @@ def stored_queries(folder: Path, key_parts: dict, listed: str) -> pd.DataFrame |
 def _key(info: Path) -> str | None:
     """The key of a run directory; None if there is none."""
     try:
-        return json.loads(info.read_text())["key"]
+        return json.loads(info.read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError):
         return None
 
@@ -337,7 +338,8 @@ class Run:
     @functools.cached_property
     def key(self) -> str:
         """Digest of everything that determines the content, the unanswered queries included."""
-        key, unanswered = json.loads((self.folder / "run.json").read_text())["key"], sorted(self.unanswered())
+        info = (self.folder / "run.json").read_text(encoding="utf-8")
+        key, unanswered = json.loads(info)["key"], sorted(self.unanswered())
         return digest([key, unanswered]) if unanswered else key
 
     @functools.cached_property

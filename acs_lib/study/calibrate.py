@@ -12,6 +12,7 @@ from acs_lib.datasets import coco
 from acs_lib.datasets.splits import load_split
 from acs_lib.lvlms.load import calibration_folder, load_spec
 from acs_lib.method.heads import HeadSet
+from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SplitSpec, sampling_of
 from acs_lib.study.stages import Study
 
@@ -51,7 +52,7 @@ def make_profile(
     profile = Profile(
         name=NAME, description=f"D_c of {lvlm.name} from {annotations.name}", duration="not measured", lvlms=(lvlm,),
         datasets=(DatasetSpec(name=annotations.stem, kind="coco", splits=splits),), train_on=annotations.stem,
-        small=small, large=max(small, 0.05), batch_queries=1,
+        small=small, large=max(small, 0.05), batch_queries=1, map_side=MAP_SIDE,
         sampling=sampling_of(lvlm.name, samples, temperature, top_p, seed),
         heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),
     )  # fmt: skip

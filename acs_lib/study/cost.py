@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from acs_lib.core.files import query_key
-from acs_lib.datasets import coco
+from acs_lib.core.images import read_annotated_image
 from acs_lib.lvlms.load import load_spec
 from acs_lib.method import sampling
 from acs_lib.method.baselines import SELECTORS
@@ -79,7 +79,7 @@ def stages(e: Experiment, queries: pd.DataFrame, model: AttentionIoURegressor, m
     keys, found = [query_key(name) for name in queries["query_id"]], {}
     with measure() as found["prompt"]:
         prompts = [
-            lvlm.prompt(coco.read_annotated_image(query.image, query.width, query.height), query.category)
+            lvlm.prompt(read_annotated_image(query.image, query.width, query.height), query.category)
             for query in queries.itertuples()
         ]
     with torch.inference_mode():

@@ -1,13 +1,18 @@
-"""Single queries to look at, picked by their ground truth for illustration alone."""
+"""Single queries to look at, picked by stated rules from the ground truth, for illustration alone."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from acs_lib.core import boxes as bx
-from acs_lib.core.candidates import Candidates
+from acs_lib.core.candidates import COORDINATES, Candidates
+from acs_lib.core.images import read_annotated_image
 from acs_lib.evaluation.accuracy import hits
-from acs_lib.method.selection import Selector
+from acs_lib.method.heads import HeadSet
+from acs_lib.method.maps import mean_share
+from acs_lib.method.selection import Selector, entropy_of_heads
 from acs_lib.runs.store import BOX, Run
 from acs_lib.study.experiment import Experiment
 
@@ -37,8 +42,7 @@ def answers_of(run: Run, query_id: str) -> pd.DataFrame:
 def image_of(run: Run, query_id: str) -> tuple[Image.Image, np.ndarray]:
     """The image of a query and its ground truth box [4]."""
     query = run.queries.set_index("query_id").loc[query_id]
-    with Image.open(query["image"]) as image:
-        return image.convert("RGB"), run.truth[query_id]
+    return read_annotated_image(query["image"], query["width"], query["height"]), run.truth[query_id]
 
 
 def candidates_of(run: Run, query_id: str) -> Candidates:
@@ -53,6 +57,18 @@ def good_and_bad(candidates: Candidates, truth: np.ndarray) -> tuple[int, int]:
     return int(np.nanargmax(iou)), int(np.nanargmin(iou))
 
 
+def read_by_d_c(c: Candidates, rows: Sequence[int], head_set: HeadSet) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """What ACS-Free reads of some candidates, row 0 the greedy one: a map a candidate and coordinate of D_c [k, h, w],
+    the mean share over D_c's heads; its title with the mean entropy of these heads in nats (the mean over a
+    candidate's titles is its R); the candidate's box [k, 4]. As report.pictures.attention_overlay takes them."""
+    read = [(row, coordinate) for row in rows for coordinate in head_set.coordinates]
+    maps = [mean_share(c.maps[[row]], head_set.heads, (coordinate,)) for row, coordinate in read]
+    nats = [-entropy_of_heads(c, head_set.heads, (coordinate,))[row] for row, coordinate in read]
+    names = [f"{'chosen' if row else 'greedy'}, {COORDINATES[coordinate]}" for row, coordinate in read]
+    titles = [f"{name}: {value:.2f} nats" for name, value in zip(names, nats)]
+    return np.stack(maps), titles, c.boxes[[row for row, _ in read]]
+
+
 def rank_candidates(candidates: Candidates, selector: Selector, truth: np.ndarray) -> pd.DataFrame:
     """The sampled candidates of one query, best score first: candidate, score, IoU."""
     scores, iou = selector.score(candidates), bx.iou(candidates.boxes, truth)
@@ -60,24 +76,32 @@ def rank_candidates(candidates: Candidates, selector: Selector, truth: np.ndarra
     return table[1:].sort_values("score", ascending=False, kind="stable", key=lambda s: s.round(5), ignore_index=True)
 
 
-def outcome_cases(e: Experiment, outcome: str, count: int) -> list[dict]:
-    """Small test objects that ACS-Learned 'gained', 'lost' or left 'unchanged' against greedy, the largest change of
-    IoU first; keys as report.pictures.qualitative takes them."""
+def middle(change: pd.Series, count: int) -> list:
+    """Labels of `count` of the values, by rank alone: in order, ties as they come, the values are cut into `count`
+    equal parts, and of each the middle one is taken. One is the median (the lower of two); all where there are no more.
+    """
+    order = change.sort_values(kind="stable").index
+    n, count = len(order), min(count, len(order))
+    return [order[((2 * part + 1) * n - 1) // (2 * count)] for part in range(count)]
+
+
+def outcome_cases(e: Experiment, outcome: str, count: int, method: str = "ACS-Learned") -> list[dict]:
+    """Of the small test objects that a method 'gained', 'lost' or left 'unchanged' against greedy, the `middle` ones by
+    change of IoU; keys as report.pictures.qualitative takes them, and `of`, the number of objects with that outcome."""
     wide = e.choices_on("small").pivot(index="query_id", columns="method", values=["iou", "candidate"])
-    iou, candidate = wide["iou"], wide["candidate"]["ACS-Learned"]
-    change = iou["ACS-Learned"] - iou["greedy"]
-    hit = hits(iou["ACS-Learned"]) - hits(iou["greedy"])
-    chosen = {"gained": hit > 0, "lost": hit < 0, "unchanged": hit == 0}[outcome]
-    order = change[chosen].abs().sort_values(ascending=False, kind="stable").index[:count]
+    iou, candidate = wide["iou"], wide["candidate"][method]
+    hit = hits(iou[method]) - hits(iou["greedy"])
+    change = (iou[method] - iou["greedy"])[{"gained": hit > 0, "lost": hit < 0, "unchanged": hit == 0}[outcome]]
     records = e.run.records().set_index(["query_id", "candidate"])
     category = e.run.queries.set_index("query_id")["category"]
     cases = []
-    for query_id in order:
+    for query_id in middle(change, count):
         image, truth = image_of(e.run, query_id)
         pick = int(candidate[query_id])
         cases.append({
             "query_id": query_id, "image": image, "category": category[query_id], "truth": truth, "candidate": pick,
             "greedy": records.loc[(query_id, 0), BOX].to_numpy(float), "greedy_iou": iou["greedy"][query_id],
-            "chosen": records.loc[(query_id, pick), BOX].to_numpy(float), "chosen_iou": iou["ACS-Learned"][query_id],
+            "chosen": records.loc[(query_id, pick), BOX].to_numpy(float), "chosen_iou": iou[method][query_id],
+            "of": len(change),
         })  # fmt: skip
     return cases

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from acs_lib.core.candidates import COORDINATES, ENTROPY, STATISTICS
+from acs_lib.core.candidates import COORDINATES, ENTROPY, STATISTICS, Heads
 from acs_lib.datasets.splits import other_boxes
 from acs_lib.evaluation import confidence, published
 from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, accuracy_table, make_choices, make_fusions
@@ -12,7 +12,7 @@ from acs_lib.evaluation.mistakes import KINDS, makeup, mixed_only, ranked_right
 from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, same_hits, significance
 from acs_lib.method import regressor
 from acs_lib.method.baselines import FUSIONS, SELECTORS
-from acs_lib.method.heads import IOU_GROUPS, in_group
+from acs_lib.method.heads import IOU_GROUPS, HeadSet, in_group, select_heads
 from acs_lib.method.selection import ALL_HEADS
 from acs_lib.runs.store import Run
 from acs_lib.study.experiment import Experiment, stacked
@@ -151,6 +151,14 @@ def head_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, list]:
     found = [study.find_heads(lvlm) for lvlm in study.profile.lvlms]
     layers, heads = (pd.concat(parts, ignore_index=True) for parts in zip(*((f.layers, f.heads) for f in found)))
     return layers, heads, [finding.head_set for finding in found]
+
+
+def unfiltered(head_set: HeadSet, table: pd.DataFrame) -> list[Heads]:
+    """The sets of as many heads that D_c could be without the paper's filter by layer: the best of all layers by AUROC
+    over all answers, and inside queries. table: the heads of `head_tables`."""
+    rows = table[table["lvlm"] == head_set.lvlm]
+    found = [rows.pivot(index="layer", columns="head", values=name) for name in ("auroc", "auroc_within_query")]
+    return [select_heads(np.zeros(len(s)), s.to_numpy(), len(s), len(head_set.heads)) for s in found]
 
 
 def entropy_table(experiments: list[Experiment]) -> pd.DataFrame:

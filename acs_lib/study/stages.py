@@ -15,10 +15,11 @@ from acs_lib.core.candidates import ENTROPY, Heads
 from acs_lib.core.files import digest, write_text
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.evaluation.bootstrap import share_interval
-from acs_lib.lvlms.checkpoint import lvlm_source
+from acs_lib.lvlms.checkpoint import lvlm_digest, lvlm_source
 from acs_lib.method import heads, regressor
 from acs_lib.method.baselines import p_true
 from acs_lib.method.heads import HeadSet
+from acs_lib.method.origin import Origin
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import acs_free
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
@@ -85,6 +86,13 @@ class Study:
             self._runs[name] = collect_run(self.profile, lvlm, dataset, split, backend)
         return self._runs[name]
 
+    def origin(self, lvlm: LVLMSpec) -> Origin:
+        """What D_c and the regressors of an LVLM belong to."""
+        profile = self.profile
+        return Origin(
+            weights=lvlm_digest(lvlm), question=lvlm.question, sampling=profile.sampling, map_side=profile.map_side
+        )
+
     def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:
         """The attention-IoU regressor of an LVLM, trained on the train split of `train_set` (or read from disk).
 
@@ -99,18 +107,21 @@ class Study:
         stem = f"regressor{'-shuffled' if shuffle_labels else ''}-{seed}"
         folder = paths.runs(self.profile.name) / lvlm.name
         path, info = folder / f"{stem}.safetensors", folder / f"{stem}.json"
-        if path.exists() and info.exists() and json.loads(info.read_text())["key"] == key:
-            return regressor.load(path, lvlm.name)
+        if path.exists() and info.exists() and json.loads(info.read_text(encoding="utf-8"))["key"] == key:
+            model = regressor.load(path, lvlm.name)
+            if model.origin is None:  # trained by an earlier version; the key says that it is this one
+                regressor.save(model, path, lvlm.name, self.origin(lvlm))
+            return model
         model, history = regressor.train(train, validation, **settings, seed=seed, shuffle_labels=shuffle_labels)
         info.unlink(missing_ok=True)  # if this process ended here, an old key would speak for the new weights
-        regressor.save(model, path, lvlm.name)
+        regressor.save(model, path, lvlm.name, self.origin(lvlm))
         write_text(info, json.dumps({"key": key, "history": history.to_dict("records")}, indent=1))
         return model
 
     def fit_history(self, lvlm: LVLMSpec) -> pd.DataFrame:
         """epoch, train_mse, pearson, spearman, mae, n on the validation split, of the first regressor."""
         info = paths.runs(self.profile.name) / lvlm.name / "regressor-0.json"
-        return pd.DataFrame(json.loads(info.read_text())["history"])
+        return pd.DataFrame(json.loads(info.read_text(encoding="utf-8"))["history"])
 
     def predicted(self, lvlm: LVLMSpec, run: Run, seeds: Iterable[int] | None = None) -> pd.DataFrame:
         """query_id, candidate, iou, predicted_iou of every answer of a run that holds a box: the mean over the
@@ -147,7 +158,7 @@ class Study:
             for separation, layers, count in itertools.product(spec.separations, spec.layers, spec.counts)
         }
         best = self._most_accurate(validation, list(sets), coordinates)
-        head_set = HeadSet(lvlm.name, self.train_set.name, best, coordinates)
+        head_set = HeadSet(lvlm.name, self.train_set.name, best, coordinates, self.origin(lvlm))
         head_set.save(self._head_set_file(lvlm))
         draws = min(2000, self.profile.bootstrap)
         share = scores.sum(1) / scores.sum()
