@@ -232,7 +232,9 @@ def test_a_folder_without_the_images_is_told_with_the_mend(profile):
     with pytest.raises(
         ValueError, match=r"no image of mine, train is under .*images, .*\.jpg; give the folder that they"
     ):
-        collect.collect_run(profile, LVLMSpec(name="one", source="a/one"), profile.datasets[0], "train")
+        collect.collect_run(
+            profile, LVLMSpec(name="one", source="a/one", revision="1" * 40), profile.datasets[0], "train"
+        )
 
 
 def records(*boxes: bool) -> list[dict]:
@@ -278,7 +280,7 @@ def test_what_becomes_of_orientation_tags_is_told_before_anything_is_asked(profi
     for number in range(40):
         size = (100, 90) if number == 0 else (100, 100)  # the annotations say 100x100 of all
         Image.new("RGB", size).save(tmp_path / "images" / f"{number}.jpg", exif=exif if number % 2 else b"")
-    spec = LVLMSpec(name="one", source="a/one")
+    spec = LVLMSpec(name="one", source="a/one", revision="1" * 40)
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2, num_attention_heads=2))
     monkeypatch.setattr(collect, "lvlm_config", lambda spec: config)
     monkeypatch.setattr(collect, "lvlm_digest", lambda spec: "x")

@@ -32,7 +32,9 @@ class Answered:
         Image.new("RGB", (40, 40), "grey").save(folder / "image.png")
         names = [f"q{number:02}" for number in range(len(answers))]
         self.queries = pd.DataFrame({"query_id": names, "image_id": range(len(answers))})
-        self.queries = self.queries.assign(size="small", image=str(folder / "image.png"), category="kite")
+        self.queries = self.queries.assign(
+            width=40, height=40, size="small", image=str(folder / "image.png"), category="kite"
+        )
         self.truth = dict.fromkeys(names, TRUTH)
         self.boxes = {name: np.array([part(a), part(b), part(0)]) for name, (a, b) in zip(names, answers)}
 

@@ -150,8 +150,8 @@ class Sees:
 
     layers = heads = 2
 
-    def prompt(self, image, category):
-        return SimpleNamespace(size=image.size)
+    def prompts(self, image, categories):
+        return [SimpleNamespace(size=image.size) for _ in categories]
 
 
 def test_an_unreadable_image_is_one_failure_row_that_the_report_counts(tmp_path, monkeypatch, small_shards):

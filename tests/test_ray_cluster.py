@@ -17,7 +17,7 @@ ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "acs-
 from test_store import answer, contents, make_queries, missing, noting  # noqa: E402
 
 from acs_lib import paths  # noqa: E402
-from acs_lib.profiles import Profile  # noqa: E402
+from acs_lib.profiles import LVLMSpec, Profile  # noqa: E402
 from acs_lib.runs import ray_cluster, store  # noqa: E402
 from acs_lib.runs.collect import collect_run  # noqa: E402
 from acs_lib.runs.workers import backend  # noqa: E402
@@ -214,10 +214,10 @@ def test_the_embedded_lvlm_answers_alike_though_a_worker_is_killed(small_profile
 
 
 def test_engines_go_by_their_names():
-    with backend("local") as engine:
+    with backend("local", [LVLMSpec(name="x", source="owner/x")]) as engine:
         assert list(engine(str, [1, 2])) == ["1", "2"]
     with pytest.raises(ValueError, match="unknown engine 'spark'; choose local or ray"):
-        with backend("spark"):
+        with backend("spark", []):
             pass
 
 

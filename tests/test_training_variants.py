@@ -21,7 +21,7 @@ def row(tmp_path_factory):
     study = Study(profile)
     column, *_ = study.columns
     study.find_heads(column[0])
-    yield variant_row(resolve(study, *column))
+    yield variant_row([resolve(study, *column)])
     patch.undo()
 
 

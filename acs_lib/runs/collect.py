@@ -30,18 +30,16 @@ log = logging.getLogger(__name__)
 def answer_batch(
     lvlm: LVLM, how: Sampling, queries: pd.DataFrame, map_side: int | None = None
 ) -> list[CandidatesWithRecords]:
-    """Candidates and records of a batch of queries (`map_side`: see sample_candidates). An image that cannot be read
-    or shown to the LVLM gives one row that says why (see store.unread)."""
+    """Candidates and records of a batch of queries (`map_side`: see sample_candidates). Each image is read once. One
+    that cannot be read or shown to the LVLM gives one row a query that says why (see store.unread)."""
     prompts, found = {}, {}
-    for query in queries.itertuples():
+    for (path, width, height), asked in queries.groupby(["image", "width", "height"], sort=False):
         try:
-            image = read_annotated_image(query.image, query.width, query.height)
-            prompts[query.query_id] = lvlm.prompt(image, query.category)
+            image = read_annotated_image(path, width, height)
+            prompts |= zip(asked["query_id"], lvlm.prompts(image, list(asked["category"])))
         except (OSError, ImageRefused) as error:
-            log.warning("no answer to %s: %s", query.query_id, error)
-            found[query.query_id] = unread(
-                query.query_id, query.category, query.width, query.height, lvlm.layers, lvlm.heads, str(error)
-            )
+            for name, category in zip(asked["query_id"], asked["category"]):
+                found[name] = unread(name, category, width, height, lvlm.layers, lvlm.heads, str(error))
     if prompts:
         category = dict(zip(queries["query_id"], queries["category"]))
         answers = sampling.sample_candidates(
@@ -137,12 +135,16 @@ def unparsed(records: list[dict], name: str) -> str | None:
 
 
 def warn_if_unparsed(backend: Callable, name: str, first: int = SHARD) -> Callable:
-    """The backend (see runs.store.fill), which warns, once, if the answers to its first queries are `unparsed`."""
+    """The backend (see runs.store.fill), which warns of every query whose image could not be read, and, once, if the
+    answers to its first queries are `unparsed`."""
 
     def watching(answer: Callable, batches: list[pd.DataFrame]) -> Iterator[list[CandidatesWithRecords]]:
         seen = []
         enough = min(first, sum(len(batch) for batch in batches))
         for answers in backend(answer, batches):
+            for candidates, (record, *_) in answers:
+                if record["failure"].startswith(UNREADABLE):
+                    log.warning("no answer to %s: %s", candidates.query_id, record["failure"])
             if len(seen) < enough:
                 seen += [records for _, records in answers]
                 if len(seen) >= enough and (warning := unparsed(list(itertools.chain(*seen)), name)):

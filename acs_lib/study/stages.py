@@ -1,18 +1,23 @@
 """The stages of one profile, each kept on disk: runs, regressors, the discriminative heads (D_c), P(True)."""
 
+import contextlib
 import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from acs_lib import paths
 from acs_lib.core.candidates import ENTROPY, Heads
-from acs_lib.core.files import digest, write_text
+from acs_lib.core.files import digest, replacing, write_text
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.evaluation.bootstrap import share_interval
 from acs_lib.lvlms.checkpoint import lvlm_digest, lvlm_source
@@ -24,6 +29,7 @@ from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import acs_free
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
 from acs_lib.runs.collect import collect_p_true, collect_run, run_folder
+from acs_lib.runs.local import processes
 from acs_lib.runs.store import Run
 
 
@@ -45,6 +51,51 @@ class HeadFinding:
     def auroc(self) -> np.ndarray:
         """AUROC [layers, heads] of low entropy for good boxes, over all answers of the train split."""
         return self.heads.pivot(index="layer", columns="head", values="auroc").to_numpy()
+
+
+def kept(path: Path, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The frame that `make` gives, kept in `path`.parquet; made anew where the file there has another key."""
+    path = path.with_suffix(".parquet")
+    with contextlib.suppress(OSError, ValueError):
+        if pq.read_schema(path).metadata.get(b"acs-kit key") == key.encode():
+            return pd.read_parquet(path)
+    frame = make()
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with replacing(path) as aside:
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"acs-kit key": key.encode()}), aside)
+    return frame
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """A regressor to be trained, as any process can: two run directories, settings of `regressor.train`, the key of all
+    that it follows from, and where it goes."""
+
+    train_folder: Path
+    validation_folder: Path
+    settings: dict
+    key: str
+    path: Path
+    lvlm: str
+    origin: Origin
+
+    @property
+    def info(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def done(self) -> bool:
+        """Whether the regressor is there."""
+        if not (self.path.exists() and self.info.exists()):
+            return False
+        return json.loads(self.info.read_text(encoding="utf-8"))["key"] == self.key
+
+    def train(self) -> None:
+        """Train it and write it."""
+        train, validation = Run(self.train_folder), Run(self.validation_folder)
+        model, history = regressor.train(train, validation, **self.settings)
+        self.info.unlink(missing_ok=True)  # if this process ended here, an old key would speak for the new weights
+        regressor.save(model, self.path, self.lvlm, self.origin)
+        write_text(self.info, json.dumps({"key": self.key, "history": history.to_dict("records")}, indent=1))
 
 
 @dataclass(frozen=True)
@@ -98,25 +149,36 @@ class Study:
 
         The control on shuffled labels has nothing to learn and gets two epochs.
         """
+        fitting = self._fitting(lvlm, seed, shuffle_labels)
+        if not fitting.done():
+            fitting.train()
+        model = regressor.load(fitting.path, lvlm.name)
+        if model.origin is None:  # trained by an earlier version; the key says that it is this one
+            regressor.save(model, fitting.path, lvlm.name, fitting.origin)
+        return model
+
+    def fit_all(self, controls: int) -> list[AttentionIoURegressor]:
+        """The first regressor of every LVLM, after all that the profile's tables ask for, `controls` on shuffled labels
+        among them, were trained side by side, one a core or GPU."""
+        seeds = max(1, self.profile.regressor.seeds, self.profile.seeds.regressor)
+        wanted = [(seed, False) for seed in range(seeds)] + [(seed, True) for seed in range(controls)]
+        fittings = [self._fitting(lvlm, *each) for lvlm in self.profile.lvlms for each in wanted]
+        missing = [fitting for fitting in fittings if not fitting.done()]
+        with processes() as run, tqdm(total=len(missing), desc="regressors", disable=not missing) as bar:
+            for _ in run(_Fitting.train, missing):
+                bar.update()
+        return [self.fit(lvlm) for lvlm in self.profile.lvlms]
+
+    def _fitting(self, lvlm: LVLMSpec, seed: int, shuffle_labels: bool = False) -> "_Fitting":
         train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
         settings = self.profile.regressor.model_dump(exclude={"seeds"})
         if shuffle_labels:
             settings["epochs"] = 2
         labels = "drawn from the whole run" if shuffle_labels else False
         key = digest([settings, seed, labels, train.key, validation.key, regressor.FORMAT])
-        stem = f"regressor{'-shuffled' if shuffle_labels else ''}-{seed}"
-        folder = paths.runs(self.profile.name) / lvlm.name
-        path, info = folder / f"{stem}.safetensors", folder / f"{stem}.json"
-        if path.exists() and info.exists() and json.loads(info.read_text(encoding="utf-8"))["key"] == key:
-            model = regressor.load(path, lvlm.name)
-            if model.origin is None:  # trained by an earlier version; the key says that it is this one
-                regressor.save(model, path, lvlm.name, self.origin(lvlm))
-            return model
-        model, history = regressor.train(train, validation, **settings, seed=seed, shuffle_labels=shuffle_labels)
-        info.unlink(missing_ok=True)  # if this process ended here, an old key would speak for the new weights
-        regressor.save(model, path, lvlm.name, self.origin(lvlm))
-        write_text(info, json.dumps({"key": key, "history": history.to_dict("records")}, indent=1))
-        return model
+        settings |= {"seed": seed, "shuffle_labels": shuffle_labels}
+        path = paths.runs(self.profile.name) / lvlm.name / f"regressor{'-shuffled' * shuffle_labels}-{seed}.safetensors"
+        return _Fitting(train.folder, validation.folder, settings, key, path, lvlm.name, self.origin(lvlm))
 
     def fit_history(self, lvlm: LVLMSpec) -> pd.DataFrame:
         """epoch, train_mse, pearson, spearman, mae, n on the validation split, of the first regressor."""
@@ -127,8 +189,13 @@ class Study:
         """query_id, candidate, iou, predicted_iou of every answer of a run that holds a box: the mean over the
         regressors of `seeds`, by default the profile's."""
         seeds = range(self.profile.regressor.seeds) if seeds is None else seeds
-        frames = [regressor.predict(self.fit(lvlm, seed), run) for seed in seeds]
+        frames = [self._predicted(lvlm, run, seed) for seed in seeds]
         return frames[0].assign(predicted_iou=np.mean([frame["predicted_iou"] for frame in frames], axis=0))
+
+    def _predicted(self, lvlm: LVLMSpec, run: Run, seed: int) -> pd.DataFrame:
+        """`regressor.predict`, kept beside the run."""
+        key = digest([run.key, self._fitting(lvlm, seed).key])
+        return kept(run.folder / f"predicted-{seed}", key, lambda: regressor.predict(self.fit(lvlm, seed), run))
 
     def find_heads(self, lvlm: LVLMSpec) -> HeadFinding:
         """D_c, and what it was found by: attribution by layer with 95 % intervals over images, AUROC by head over D_c's
