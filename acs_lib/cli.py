@@ -404,7 +404,7 @@ def run(
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Who samples: this process, or the workers of a Ray cluster (docs/scale_out.md)."),
+        typer.Option(help="Who samples: this machine, or the workers of a Ray cluster (docs/scale_out.md)."),
     ] = "local",
 ) -> None:
     """Run a profile's notebooks in order; finished ones are reused as long as nothing they depend on has changed.

@@ -32,6 +32,7 @@ from acs_lib.core.files import read_text, write_text
 from acs_lib.core.sources import imported_files
 from acs_lib.evaluation import compare
 from acs_lib.lvlms.checkpoint import CALIBRATED, lvlm_digest, pinned
+from acs_lib.lvlms.load import is_embedded
 from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # lives in a session; what it says elsewhere is its plain text
@@ -197,6 +198,8 @@ def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
     executed = stage.output(".failed.ipynb")  # what is there of it, until the last cell is done
     # Bars of the notebooks would end up in their copies. (papermill's own has read its settings already.)
     os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PREFER_ENV_PATH="1")
+    if all(map(is_embedded, load_profile(stage.profile).lvlms)):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread spins, and rounds otherwise
     try:
         notebook = papermill.execute_notebook(
             stage.notebook, executed, parameters={"profile": stage.profile, **stage.parameters},

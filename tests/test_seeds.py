@@ -114,6 +114,8 @@ def test_the_figure_has_a_point_a_seed(study):
     axes = figures_beyond_paper.seeds(found).axes[0]
     points = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata())}
     assert points == {"seeds of sampling": 3 * len(SEEDED), "seeds of regressor": 2}
+    axes = figures_beyond_paper.seeds(sampling_seeds(study, experiments(study))).axes[0]
+    assert [line.get_label() for line in axes.get_lines() if len(line.get_xdata())] == ["seeds of sampling"]
 
 
 def test_a_profile_without_seeds_samples_nothing_again_and_has_its_own_regressor(study):

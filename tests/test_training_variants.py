@@ -9,7 +9,7 @@ from acs_lib.profiles import load_profile
 from acs_lib.report import sentences
 from acs_lib.study.experiment import resolve
 from acs_lib.study.stages import Study
-from acs_lib.study.training_variants import MISSING, variant_log, variant_row
+from acs_lib.study.training_variants import MISSING, habit_contrast, variant_log, variant_row
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,17 @@ def test_nobody_says_that_the_log_is_all_that_was_tried():
     assert "MISSING" in notebook and "designs of the embedded LVLM that were tried" not in notebook
     told = " ".join((paths.EMBEDDED / "README.md").read_text().split())
     assert MISSING in told
+
+
+def test_the_contrast_is_like_for_like():
+    profile = load_profile("embedded")
+    contrast = habit_contrast(variant_log(), [lvlm.name for lvlm in profile.lvlms], profile.sampling)
+    assert contrast.groupby("lvlm")["condition"].apply(list).to_dict() == {
+        lvlm.name: ["habit", "plain"] for lvlm in profile.lvlms
+    }
+    alike = ["dataset", "temperature", "top_p", "train_queries", "seeds", "n_queries"]
+    assert len(contrast[alike].drop_duplicates()) == 1 and (contrast["seeds"] == 3).all()
+    assert "like for like" in sentences.planted(profile) and sentences.say_habit(contrast).data.count("r = ") == 4
 
 
 def test_the_takeaway_counts_wins_and_losses_from_the_log():

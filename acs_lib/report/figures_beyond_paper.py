@@ -97,11 +97,12 @@ def seeds(frame: pd.DataFrame) -> Figure:
         see acs_lib.study.seeds
     """
     figure, grid, places = row_grid(frame, "method", 3.6, 0.36, 1.9, xlabel="Acc@0.5, small objects")
+    sources = {source: look for source, look in SEEDS.items() if (frame["source"] == source).any()}
     for axes, block in grid:
         own = block.drop_duplicates("method")
         look = {"color": LIGHT, "linewidth": 7, "label": "95 % over images"}
         axes.hlines(own["method"].map(places), own["acc50_lo"], own["acc50_hi"], **look)
-        for shift, (source, (colour, marker)) in zip(offsets(len(SEEDS), 0.3), SEEDS.items()):
+        for shift, (source, (colour, marker)) in zip(offsets(len(sources), 0.3), sources.items()):
             rows = block[block["source"] == source]
             look = {"linestyle": "", "alpha": 0.8, "label": f"seeds of {source}", **marks(colour, marker)}
             axes.plot(rows["acc50"], rows["method"].map(places) + shift, **look)

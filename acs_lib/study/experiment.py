@@ -2,11 +2,15 @@
 
 import functools
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from acs_lib import paths
 from acs_lib.core.candidates import Candidates
+from acs_lib.core.files import digest
+from acs_lib.core.sources import imported_files
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.method.baselines import SELECTORS, spatial_entropy
 from acs_lib.method.baselines.likelihood import p_true
@@ -14,7 +18,7 @@ from acs_lib.method.heads import HeadSet
 from acs_lib.method.selection import Selector, acs_free, acs_learned, all_heads, stored_scores
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
 from acs_lib.runs.store import Run
-from acs_lib.study.stages import Study
+from acs_lib.study.stages import Study, frame_digest, kept
 
 NEEDS_MAPS = spatial_entropy(()).name  # of the selectors, this one
 
@@ -28,6 +32,7 @@ class Experiment:
     predictions: query_id, candidate, iou, predicted_iou of every answer with a box; None before a regressor is trained
     head_set: D_c; None before it was found
     p_true: query_id, candidate, p_true; None for an LVLM that is not asked
+    folder: where the choices of every method are kept, so that every notebook need not make them; None: nowhere
     """
 
     profile: Profile
@@ -37,6 +42,7 @@ class Experiment:
     predictions: pd.DataFrame | None = None
     head_set: HeadSet | None = None
     p_true: pd.DataFrame | None = None
+    folder: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.lvlm.name} on {self.dataset.name}"
@@ -85,18 +91,35 @@ class Experiment:
     @functools.cached_property
     def choices(self) -> pd.DataFrame:
         """The choices of every method on every query (all sizes)."""
-        return self.choose(self.selectors, self.queries())
+
+        def choose() -> pd.DataFrame:
+            return self.choose(self.selectors, self.queries())
+
+        if self.folder is None:
+            return choose()
+        frames = [None if frame is None else frame_digest(frame) for frame in (self.predictions, self.p_true)]
+        head_set = None if self.head_set is None else asdict(self.head_set)
+        return kept(
+            self.folder / "choices", digest([self.run.key, self.profile.pool, head_set, frames, _code()]), choose
+        )
 
     def choices_on(self, size: str) -> pd.DataFrame:
         """The choices of every method on the queries of one size."""
         return self.choices[self.choices["query_id"].isin(self.queries(size)["query_id"])]
 
 
+@functools.cache
+def _code() -> list[str]:
+    """What choices follow from besides their inputs."""
+    files = imported_files(f"import {__name__}", paths.LIBRARY)
+    return [path.read_text(encoding="utf-8") for path in sorted(files)]
+
+
 def resolve(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec) -> Experiment:
     """What a study has of one LVLM on one dataset; sampled and trained now unless it is there, D_c as found last."""
     run = study.run(lvlm, dataset, "test")
     predictions, asked = study.predicted(lvlm, run), study.p_true(lvlm, dataset)
-    return Experiment(study.profile, lvlm, dataset, run, predictions, study.head_set(lvlm), asked)
+    return Experiment(study.profile, lvlm, dataset, run, predictions, study.head_set(lvlm), asked, run.folder)
 
 
 def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.DataFrame]) -> pd.DataFrame:

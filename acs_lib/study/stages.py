@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -53,6 +54,12 @@ class HeadFinding:
         return self.heads.pivot(index="layer", columns="head", values="auroc").to_numpy()
 
 
+def frame_digest(frame: pd.DataFrame) -> str:
+    """SHA-256 of a frame's columns and values."""
+    values = pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()
+    return hashlib.sha256(repr(list(frame)).encode() + values).hexdigest()
+
+
 def kept(path: Path, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The frame that `make` gives, kept in `path`.parquet; made anew where the file there has another key."""
     path = path.with_suffix(".parquet")
@@ -93,6 +100,7 @@ class _Fitting:
         """Train it and write it."""
         train, validation = Run(self.train_folder), Run(self.validation_folder)
         model, history = regressor.train(train, validation, **self.settings)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.info.unlink(missing_ok=True)  # if this process ended here, an old key would speak for the new weights
         regressor.save(model, self.path, self.lvlm, self.origin)
         write_text(self.info, json.dumps({"key": self.key, "history": history.to_dict("records")}, indent=1))
@@ -164,9 +172,9 @@ class Study:
         wanted = [(seed, False) for seed in range(seeds)] + [(seed, True) for seed in range(controls)]
         fittings = [self._fitting(lvlm, *each) for lvlm in self.profile.lvlms for each in wanted]
         missing = [fitting for fitting in fittings if not fitting.done()]
-        with processes() as run, tqdm(total=len(missing), desc="regressors", disable=not missing) as bar:
-            for _ in run(_Fitting.train, missing):
-                bar.update()
+        if missing:
+            with processes() as run:
+                list(tqdm(run(_Fitting.train, missing), total=len(missing), desc="regressors"))
         return [self.fit(lvlm) for lvlm in self.profile.lvlms]
 
     def _fitting(self, lvlm: LVLMSpec, seed: int, shuffle_labels: bool = False) -> "_Fitting":
