@@ -43,7 +43,7 @@ class Stub(Study):
         self.asked.append((self.profile.name, self.profile.sampling.seed, split))
         found = answers(self.profile.sampling.seed)
         truth = {"a": TRUTH, "b": TRUTH}
-        return SimpleNamespace(candidates=lambda maps: found, truth=truth, queries=QUERIES, unanswered=set)
+        return SimpleNamespace(folder=None, candidates=lambda maps: found, truth=truth, queries=QUERIES, unanswered=set)
 
     def predicted(self, lvlm, run, seeds=None):
         preferred = 1 + (list(seeds)[0] if seeds is not None else 0)
