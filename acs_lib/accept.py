@@ -25,6 +25,7 @@ from acs_lib.report import page
 from acs_lib.report.encoding import small_png
 
 COMPARED = ("tables/*.csv",)
+LONG = 100  # lines of a table in Markdown: longer ones are read on the page, and kept as CSV alone
 REPORT = (*COMPARED, "tables/*.md", "tables/*.json", "figures/*.png", "figures/*.json", "manifest.json", "browser.json")
 INLINE_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 
@@ -107,8 +108,10 @@ def _default_profile(notebook: Path) -> str:
 
 def _copy(report: Path, folder: Path, patterns: tuple[str, ...], written: set[Path]) -> None:
     """Copy what the patterns match and this run has written (an earlier one may have left other tables), pictures in
-    few bytes."""
+    few bytes, and no long table in Markdown."""
     for path in (path for pattern in patterns for path in sorted(report.glob(pattern)) if path in written):
+        if path.suffix == ".md" and path.read_text(encoding="utf-8").count("\n") > LONG:
+            continue
         target = folder / path.relative_to(report)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(small_png(path.read_bytes()) if path.suffix == ".png" else path.read_bytes())

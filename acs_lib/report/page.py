@@ -114,11 +114,10 @@ def page_table(path: Path) -> dict | None:
         for column, text in zip(columns, [*line, *[""] * len(header)], strict=False):
             kind = "number" if column["numeric"] else "text" if len(text) > 28 else ""
             number = _number(text)
-            raw = text if not column["numeric"] else "" if number is None else f"{number:.8g}"  # what is sorted by
+            shown = _shown(text) if column["numeric"] else text
+            raw = f"{number:.8g}" if column["numeric"] and "," in shown else shown  # what is sorted by
             verdict = VERDICTS.get(text.partition(":")[0], "") if column["name"] == "verdict" else ""
-            cells.append(
-                {"raw": raw, "text": _shown(text) if column["numeric"] else text, "kind": kind, "verdict": verdict}
-            )
+            cells.append({"raw": raw, "text": shown, "kind": kind, "verdict": verdict})
         named = {cell["raw"] for cell in cells}
         rows.append({"cells": cells, "ours": not named.isdisjoint(ACS), "control": "control" in named})
     if len(rows) > TALL and "family" in header:  # what scrolls begins with what the paper is about
