@@ -142,7 +142,7 @@ def test_a_regressor_in_a_runs_folder_comes_to_say_it(tmp_path, monkeypatch, ori
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     study = Study.open("smoke")
     lvlm, trained = study.profile.lvlms[0], []
-    run = dataclasses.make_dataclass("Stub", ["key"])("a key")
+    run = dataclasses.make_dataclass("Stub", ["key", "folder"])("a key", tmp_path)
     study._runs.update({(lvlm.name, study.train_set.name, split): run for split in ("train", "validation")})
 
     def train(*_, **__):

@@ -98,7 +98,7 @@ def test_the_cache_has_the_bytes_that_were_reckoned(lvlm, monkeypatch):
         caches.append(DynamicCache())
         return caches[-1]
 
-    monkeypatch.setattr("acs_lib.method.sampling.DynamicCache", noted)
+    monkeypatch.setattr("acs_lib.method.sharing.DynamicCache", noted)
     prompt = lvlm.prompt(picture(320, 240), "dog")
     with scripted(lvlm, "x" * 9):  # no end: all answers go to the limit
         generate(lvlm, [prompt], [0], Sampling(samples=2, max_new_tokens=9))
