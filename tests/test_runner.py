@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
+from acs_lib.accept import REPORT, _copy
 from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.profiles import load_profile
 from acs_lib.report import page
@@ -550,6 +551,15 @@ def test_a_reference_is_replaced_whole_and_says_what_moved(checkout, monkeypatch
     assert result.exit_code == 0 and "uncommitted changes" in result.output and "left.csv" not in result.output
     assert "gone.csv is missing" in result.output and "the reference has 0.5" in result.output
     assert in_reference() == KEPT and os.listdir(paths.reference("tiny").parent) == ["tiny"]
+
+
+def test_a_long_table_is_kept_as_csv_alone(tmp_path):
+    tables = tmp_path / "report" / "tables"
+    tables.mkdir(parents=True)
+    for name, rows in (("long.md", 101), ("short.md", 100), ("long.csv", 101)):
+        (tables / name).write_text("|\n" * rows)
+    _copy(tmp_path / "report", tmp_path / "kept", REPORT, set(tables.iterdir()))
+    assert sorted(path.name for path in (tmp_path / "kept" / "tables").iterdir()) == ["long.csv", "short.md"]
 
 
 def test_without_a_finished_run_nothing_is_accepted(finished):

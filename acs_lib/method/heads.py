@@ -17,7 +17,7 @@ from acs_lib.method.regressor import AttentionIoURegressor, maps_with_iou
 from acs_lib.method.selection import above
 
 ATTRIBUTED = 1000  # answers that an attribution is the mean of
-ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")  # the first is the paper's; study.robustness
+ATTRIBUTIONS = ("gradient x input", "integrated gradients", "occlusion")  # D_c's layers are ranked by the first
 IOU_GROUPS = {"high": (0.6, 1.01), "low": (1e-9, 0.3), "zero": (-1.0, 1e-9)}  # IoU above, up to
 
 
@@ -76,14 +76,12 @@ def drawn_answers(
         yield maps[places].float(), frame.iloc[places]
 
 
-def attribution(
-    model: AttentionIoURegressor, run: StoredAnswers, answers: int = ATTRIBUTED
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def attribution(model: AttentionIoURegressor, run: StoredAnswers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over `drawn_answers` of
     sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
     answer, summed over heads [n, layers], with its image id [n]."""
     total, each, names = 0.0, [], []
-    for maps, frame in drawn_answers(run, model.grid, answers):
+    for maps, frame in drawn_answers(run, model.grid):
         names.append(frame["query_id"])
         for part in maps.split(256):
             part.requires_grad_(True)

@@ -38,7 +38,7 @@ TITLES = {  # table stem -> title; the order of the page
     "greedy_to_oracle": "From greedy to oracle: the room to choose",
     "candidates_sweep": "Number of candidates",
     "regressor": "Attention-IoU regressor",
-    "seed_spread": "ACS-Learned over the seeds of its regressor",
+    "seed_spread": "Spread over seeds",
     "habit": "With the habit and without, like for like",
     "size_and_category": "Choosing by size alone, and by categories",
     "partial_correlation": "Scores and IoU at equal size and category",

@@ -16,7 +16,8 @@ def backend(name: str, lvlms: Sequence[LVLMSpec]):
     """Within this context: the backend of `store.fill` for some LVLMs: 'local' or 'ray'.
 
     Locally, tiny LVLMs are sampled by a process a core, and any by a process a GPU where there are several. A large one
-    on the CPU or on one GPU is sampled by this process: on the CPU it needs all threads, and memory for one.
+    on the CPU or on one GPU is sampled by this process: on the CPU it needs all threads, and memory for one. ValueError
+    for another name, RuntimeError as `ray_cluster.cluster`.
     """
     if name == "local":
         if torch.cuda.device_count() > 1 or all(map(is_embedded, lvlms)):

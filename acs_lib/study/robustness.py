@@ -20,7 +20,7 @@ from acs_lib.evaluation.accuracy import accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import INTERVAL, image_counts, share_interval
 from acs_lib.evaluation.confidence import drawn_auroc
 from acs_lib.method import heads
-from acs_lib.method.heads import ATTRIBUTED, ATTRIBUTIONS, in_group
+from acs_lib.method.heads import ATTRIBUTIONS, in_group
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Selector, acs_free
 from acs_lib.profiles import LVLMSpec
@@ -45,16 +45,16 @@ def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> torch
     return FeatureAblation(model).attribute(maps, baseline, feature_mask=layer_of)[:, 0, :, 0, 0, 0].abs()
 
 
-def attributions(model: AttentionIoURegressor, run: Run, draws: int, answers: int = ATTRIBUTED) -> pd.DataFrame:
+def attributions(model: AttentionIoURegressor, run: Run, draws: int) -> pd.DataFrame:
     """One row a layer: the three ATTRIBUTIONS as shares that sum to 1, the interval of each (name_lo, name_hi), and of
     how many answers and images (n, n_images; see heads.drawn_answers). The baseline is the mean map of the answers, so
     that what counts is how a map differs from an ordinary one; gradient x input has none."""
-    maps = torch.cat([maps for maps, _ in heads.drawn_answers(run, model.grid, answers)])
+    maps = torch.cat([maps for maps, _ in heads.drawn_answers(run, model.grid)])
     baseline = maps.mean(0, keepdim=True)
     parts = maps.split(128)
     integrated = torch.cat([integrated_gradients(model, part, baseline).abs().sum((1, 3, 4, 5)) for part in parts])
     hidden = torch.cat([occlusion(model, part, baseline) for part in parts])
-    _, gradient, images = heads.attribution(model, run, answers)
+    _, gradient, images = heads.attribution(model, run)
     columns = {}
     for name, values in zip(ATTRIBUTIONS, (gradient, integrated.numpy(), hidden.numpy())):
         columns[name] = values.sum(0) / values.sum()
