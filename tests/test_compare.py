@@ -150,7 +150,8 @@ def test_in_every_reference_table_a_swapped_column_and_a_missing_row_are_found(p
     assert compare.tables(table, table.drop(index=len(table) // 2)) != []
     floats = [name for name in table if table[name].dtype.kind == "f" and not compare.MACHINES_OWN.search(name)]
     for one, other in zip(floats, floats[1:]):
-        if (table[one] - table[other]).abs().max() > 0.01:
+        steps = (table[one] - table[other]).abs().dropna()
+        if steps.max() > (0.01 if len(steps) >= compare.FEW_ROWS else 0.05):  # few numbers: each must have moved far
             swapped = table.assign(**{one: table[other], other: table[one]})
             assert compare.tables(table, swapped) != [], (one, other)
 

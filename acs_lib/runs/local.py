@@ -40,6 +40,17 @@ def _begin(gpus, parent: Connection) -> None:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this context torch computes with one thread, as in `processes`: with two, sums have other last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def processes(count: int | None = None) -> Iterator[Callable]:
     """Within this context: `run(function, items)` yields what `function` gives for each item, in order, from `count`
     processes (by default one a GPU, or one a core where there is none). An exception of `function` is raised here.

@@ -30,7 +30,7 @@ from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import acs_free
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
 from acs_lib.runs.collect import collect_p_true, collect_run, run_folder
-from acs_lib.runs.local import processes
+from acs_lib.runs.local import one_thread, processes
 from acs_lib.runs.store import Run
 
 
@@ -99,7 +99,8 @@ class _Fitting:
     def train(self) -> None:
         """Train it and write it."""
         train, validation = Run(self.train_folder), Run(self.validation_folder)
-        model, history = regressor.train(train, validation, **self.settings)
+        with one_thread():
+            model, history = regressor.train(train, validation, **self.settings)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.info.unlink(missing_ok=True)  # if this process ended here, an old key would speak for the new weights
         regressor.save(model, self.path, self.lvlm, self.origin)
