@@ -53,7 +53,7 @@ class AttentionIoURegressor(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Predicted IoU [n] in 0-1 of maps [n, 4, layers, heads, h, w], averaged onto the regressor's grid."""
         maps = pool_maps(maps.to(self.mix.weight.device), self.grid).float().flatten(1, 3)
-        features = F.gelu(self.mix(torch.log(maps + 1e-4) / 3 + 2))
+        features = F.gelu(self.mix(torch.log(maps + 1e-4).div_(3).add_(2)))
         features = F.gelu(self.near(features)) + features
         peak = torch.logsumexp(SHARPNESS * features, (2, 3)) / SHARPNESS
         pooled = torch.cat([features.mean((2, 3)), peak], 1)

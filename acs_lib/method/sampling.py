@@ -194,7 +194,7 @@ def sample_candidates(
                     one = coordinate_maps(answer["rows"], tokens, shape, sampling.row)
                     if one is None:
                         failure, tokens = "no token after one of the numbers", []
-                    elif one.isfinite().all():
+                    elif one.sum().isfinite():
                         boxes[index], maps[index] = parsed.box, one
                     else:
                         failure, tokens = "non-finite attention", []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from acs_lib import paths
@@ -68,7 +69,7 @@ def answer_stored(
     """`answer_batch` as a run keeps it, a function of plain settings, so that a process elsewhere computes the same;
     the LVLM is loaded once a process. Maps are float16, so that a worker sends no more than what is stored."""
     return [
-        (replace(found, maps=found.maps.astype(np.float16)), records)
+        (replace(found, maps=torch.from_numpy(found.maps).half().numpy()), records)  # numpy needs 70 times as long
         for found, records in answer_batch(load_spec(spec), how, queries, map_side)
     ]
 
