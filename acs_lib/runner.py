@@ -9,6 +9,7 @@ run, and so is every later one.
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -37,6 +38,7 @@ from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # lives in a session; what it says elsewhere is its plain text
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
+SIDE_BY_SIDE = "06"  # notebooks from this one on read what those before wrote, and none what another of them writes
 TOLD = 3  # of what changed, by name
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
 
@@ -195,16 +197,17 @@ def _started_last(executed: Path) -> str:
 
 def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
     """The executed notebook; RunError says in which cell it failed and why, and leaves <stem>.failed.ipynb."""
+    alone = multiprocessing.parent_process() is None  # bars of several would write over each other
     executed = stage.output(".failed.ipynb")  # what is there of it, until the last cell is done
     # Bars of the notebooks would end up in their copies. (papermill's own has read its settings already.)
     os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PREFER_ENV_PATH="1")
-    if all(map(is_embedded, load_profile(stage.profile).lvlms)):
+    if _tiny(load_profile(stage.profile)):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread spins, and rounds otherwise
     try:
         notebook = papermill.execute_notebook(
             stage.notebook, executed, parameters={"profile": stage.profile, **stage.parameters},
             kernel_name="python3", cwd=stage.notebook.parent,
-            progress_bar=sys.stderr.isatty() and {"desc": stage.label, "leave": False},
+            progress_bar=alone and sys.stderr.isatty() and {"desc": stage.label, "leave": False},
             stderr_file=sys.stderr,  # warnings at once; the report is kept free of them
             extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which shares this terminal
         )  # fmt: skip
@@ -246,6 +249,15 @@ def run_stage(stage: NotebookStage) -> None:
     written = [_from_root(path) for path in files if path.stat().st_mtime >= began]
     stamp = {"digest": stage.digest, "inputs": stage.inputs, "outputs": written, "seconds": round(seconds, 2)}
     write_text(stage.output(".stamp.json"), json.dumps(stamp, indent=1))
+
+
+def _say_done(stage: NotebookStage) -> None:
+    typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
+
+
+def _tiny(profile: Profile) -> bool:
+    """Whether one core and a GB are enough for any of its LVLMs."""
+    return all(map(is_embedded, profile.lvlms))
 
 
 def git_state() -> dict:
@@ -365,10 +377,19 @@ def run(
         check_gpu(name)
     for stage, _ in to_run:  # what is about to be computed anew is unfinished from here on
         stage.output(".stamp.json").unlink(missing_ok=True)
-    for stage, reason in to_run:
+    ends = [stage.notebook.stem[:2] >= SIDE_BY_SIDE and _tiny(profile) for stage, _ in to_run]
+    for (stage, reason), beside in zip(to_run, ends):
         typer.echo(f"{stage.label}: running ({reason})")
-        run_stage(stage)
-        typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
+        if not beside:
+            run_stage(stage)
+            _say_done(stage)
+    if any(ends):
+        from acs_lib.runs.local import processes  # late: it brings torch
+
+        with processes() as work:
+            rest = [stage for (stage, _), beside in zip(to_run, ends) if beside]
+            for stage, _ in zip(rest, work(run_stage, rest)):
+                _say_done(stage)
 
     from acs_lib.report import page, tables  # late: they take seconds
 

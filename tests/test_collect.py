@@ -20,7 +20,7 @@ from acs_lib.lvlms.load import load_spec
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
 from acs_lib.runs import collect
 from acs_lib.runs.collect import collect_p_true, collect_run, unparsed, warn_if_unparsed
-from acs_lib.runs.store import UNREADABLE
+from acs_lib.runs.store import UNREADABLE, locked
 
 BATCHES = [pd.DataFrame({"query_id": range(start, start + 4)}) for start in range(0, 20, 4)]
 
@@ -160,6 +160,14 @@ def test_a_finished_run_opens_without_its_annotations_and_its_lvlm(world, finish
     next_process()
     again = collect_run(make_profile(SHIPPED, world), SHIPPED, world, "test")
     assert again.records().equals(finished.records()) and again.queries.equals(finished.queries)
+
+
+def test_several_processes_read_a_finished_run_at_once(world, finished):
+    with locked(finished.folder):
+        assert collect_run(make_profile(SHIPPED, world), SHIPPED, world, "test").key == finished.key
+    (finished.folder / "00000.parquet").unlink()
+    with locked(finished.folder), pytest.raises(RuntimeError, match="another process is writing"):
+        collect_run(make_profile(SHIPPED, world), SHIPPED, world, "test")
 
 
 def test_p_true_that_is_there_is_read_without_the_lvlm(finished, tmp_path, monkeypatch, next_process):

@@ -1,6 +1,7 @@
 """The runner, on tiny notebooks in a project of their own."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from acs_lib.accept import REPORT, _copy
 from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.profiles import load_profile
 from acs_lib.report import page
+from acs_lib.runs import local
 
 CHECKOUT = paths.ROOT
 
@@ -391,6 +393,30 @@ def test_a_truncated_stamp_counts_as_none(finished):
     path = paths.reports("tiny") / "notebooks" / "01_one.stamp.json"
     path.write_text(path.read_text()[:20])
     assert plan()["01"] == "would run (not finished yet)"
+
+
+def test_notebooks_from_06_on_go_side_by_side(project, monkeypatch):
+    numbers, given = ("05", "06", "07"), []
+
+    @contextlib.contextmanager
+    def noted():
+        assert log() == ["05 tiny"]
+        yield lambda function, items: given.append([item.notebook.stem for item in items]) or map(function, items)
+
+    monkeypatch.setattr(local, "processes", noted)
+    for number in numbers:
+        write_notebook(paths.NOTEBOOKS / f"{number}_x.ipynb", APPEND.format(number))
+    write_profile(*numbers)
+    result = invoke()
+    assert result.exit_code == 0 and given == [["06_x", "07_x"]] and len(log()) == 3
+    assert [line.partition(" (")[0] for line in result.output.splitlines() if "running" in line] == [
+        "05 x: running", "06 x: running", "07 x: running",
+    ]  # fmt: skip
+    assert result.output.count(": done in") == 3 and invoke().output.count("reused") == 3
+    write_profile(*numbers, lvlms=[{"name": "mine", "source": "models/mine"}])
+    (project / "models" / "mine").mkdir(parents=True)
+    (project / "models" / "mine" / "config.json").write_text("")
+    assert invoke().exit_code == 0 and len(given) == 1, "those of a large LVLM would need its memory twice"
 
 
 def test_from_takes_earlier_notebooks_as_they_are_and_refuses_unfinished_ones(finished):

@@ -71,6 +71,8 @@ def test_regressors_that_are_trained_side_by_side_are_those_of_one_process(study
     assert made == ["regressor-0.safetensors", "regressor-1.safetensors", "regressor-shuffled-0.safetensors"]
     history = json.loads((tmp_path / "quick" / first.name / "regressor-shuffled-0.json").read_text())["history"]
     assert len(history) == 2 and alone.settings["width"] == 8
+    predicted = [path.name for path in (tmp_path / "test").glob("predicted-*")]
+    assert sorted(predicted) == ["predicted-0.parquet", "predicted-1.parquet"]
 
 
 def test_predictions_and_choices_are_kept_until_what_they_follow_from_changes(study, monkeypatch):

@@ -23,7 +23,7 @@ from acs_lib.lvlms.load import load_spec, lvlm_config
 from acs_lib.method import sampling
 from acs_lib.method.baselines.p_true import NO, VERIFICATION, YES, ask_p_true
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, Sampling
-from acs_lib.runs.store import SHARD, UNREADABLE, CandidatesWithRecords, Run, fill, stored_queries, unread
+from acs_lib.runs.store import SHARD, UNREADABLE, CandidatesWithRecords, Run, fill, finished, stored_queries, unread
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def collect_run(
         key_parts["map_side"] = profile.map_side
     folder, listed = run_folder(profile, lvlm_spec, dataset, split), list_digest(profile, dataset, split)
     queries = stored_queries(folder, key_parts, listed)
-    if queries is None:
+    if loaded := queries is None:
         queries, _ = load_split(profile, dataset, split)
         images = queries.drop_duplicates("image")[["image", "width", "height"]]
         if dataset.kind == "coco" and (told := tags_told(images.itertuples(index=False))):
@@ -108,6 +108,9 @@ def collect_run(
             f"{queries['image'].iloc[0]}; give the folder that they lie in (those of COCO and Objects365 "
             "`acs data` fetches or links)"
         )
+
+    if not loaded and finished(folder, queries):  # nothing is written, so other processes may read it, too
+        return Run(folder)
 
     def disk() -> int:
         cells = profile.map_side**2 if profile.map_side else mean_cells(load_spec(lvlm_spec), queries)

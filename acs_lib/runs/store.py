@@ -94,13 +94,9 @@ def fill(
                 write_text(info, text)
         shards = [queries.iloc[start : start + SHARD] for start in range(0, len(queries), SHARD)]
         images = dict(zip(queries["query_id"], queries["image"]))
-        missing = []
-        for number in range(len(shards)):
-            failures = _failures(folder, number)
-            if failures is None:
-                missing.append(number)
-            elif again := _changed(failures, images, folder / f"{number:05d}.parquet"):
-                missing.append(number)
+        missing = _unfinished(folder, queries)
+        for number, again in missing.items():
+            if again:
                 with _mended(folder, f"a part of shard {number}"):
                     take_apart(folder, number, again)
         held = _held(folder, missing, images)
@@ -163,6 +159,23 @@ def stored_queries(folder: Path, key_parts: dict, listed: str) -> pd.DataFrame |
         return None
     there = info["key"] == _make_key(key_parts, queries) and all(Path(path).is_file() for path in set(queries["image"]))
     return queries if there else None
+
+
+def finished(folder: Path, queries: pd.DataFrame) -> bool:
+    """Whether a run directory of these queries (see `stored_queries`) lacks nothing, so that `fill` would only read."""
+    return not _unfinished(folder, queries)
+
+
+def _unfinished(folder: Path, queries: pd.DataFrame) -> dict[int, set[str]]:
+    """Shards that are not there, each with an empty set, and those with queries that are to be asked again, with these
+    (see `_changed`)."""
+    images, found = dict(zip(queries["query_id"], queries["image"])), {}
+    for number in range(-(-len(queries) // SHARD)):
+        failures = _failures(folder, number)
+        again = set() if failures is None else _changed(failures, images, folder / f"{number:05d}.parquet")
+        if failures is None or again:
+            found[number] = again
+    return found
 
 
 def _key(info: Path) -> str | None:
@@ -289,7 +302,7 @@ def _read_part(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     return tensors, checksums
 
 
-def _held(folder: Path, missing: list[int], images: dict[str, str]) -> dict[int, set[int]]:
+def _held(folder: Path, missing: Iterable[int], images: dict[str, str]) -> dict[int, set[int]]:
     """The queries of each missing shard that its parts hold; parts that are damaged or of no use, or that say of an
     image which has changed since that it cannot be read, are deleted."""
     held = {number: set() for number in missing}

@@ -106,6 +106,17 @@ class _Fitting:
         regressor.save(model, self.path, self.lvlm, self.origin)
         write_text(self.info, json.dumps({"key": self.key, "history": history.to_dict("records")}, indent=1))
 
+    def predictions(self, run: Run) -> pd.DataFrame:
+        """`regressor.predict` by the trained regressor, kept beside the run."""
+        path, key = run.folder / f"predicted-{self.settings['seed']}", digest([run.key, self.key])
+        with one_thread():
+            return kept(path, key, lambda: regressor.predict(regressor.load(self.path, self.lvlm), run))
+
+
+def _predict(asked: tuple[_Fitting, Path]) -> None:
+    fitting, folder = asked
+    fitting.predictions(Run(folder))
+
 
 @dataclass(frozen=True)
 class Study:
@@ -158,9 +169,7 @@ class Study:
 
         The control on shuffled labels has nothing to learn and gets two epochs.
         """
-        fitting = self._fitting(lvlm, seed, shuffle_labels)
-        if not fitting.done():
-            fitting.train()
+        fitting = self._fitted(lvlm, seed, shuffle_labels)
         model = regressor.load(fitting.path, lvlm.name)
         if model.origin is None:  # trained by an earlier version; the key says that it is this one
             regressor.save(model, fitting.path, lvlm.name, fitting.origin)
@@ -168,17 +177,31 @@ class Study:
 
     def fit_all(self, controls: int) -> list[AttentionIoURegressor]:
         """The first regressor of every LVLM, after all that the profile's tables ask for, `controls` on shuffled labels
-        among them, were trained side by side, one a core or GPU."""
-        seeds = max(1, self.profile.regressor.seeds, self.profile.seeds.regressor)
+        among them, were trained side by side, one a core or GPU, and what they predict is kept beside the runs."""
+        used = max(1, self.profile.regressor.seeds)
+        seeds = max(used, self.profile.seeds.regressor)
         wanted = [(seed, False) for seed in range(seeds)] + [(seed, True) for seed in range(controls)]
         fittings = [self._fitting(lvlm, *each) for lvlm in self.profile.lvlms for each in wanted]
         missing = [fitting for fitting in fittings if not fitting.done()]
         if missing:
+            asked = [
+                (self._fitting(lvlm, seed), self.run(lvlm, dataset, split).folder)
+                for lvlm, dataset in self.columns
+                for split in dataset.splits
+                for seed in range(seeds if split == "test" else used)
+            ]
             with processes() as run:
                 list(tqdm(run(_Fitting.train, missing), total=len(missing), desc="regressors"))
+                list(tqdm(run(_predict, asked), total=len(asked), desc="predictions"))
         return [self.fit(lvlm) for lvlm in self.profile.lvlms]
 
-    def _fitting(self, lvlm: LVLMSpec, seed: int, shuffle_labels: bool = False) -> "_Fitting":
+    def _fitted(self, lvlm: LVLMSpec, seed: int, shuffle_labels: bool = False) -> _Fitting:
+        fitting = self._fitting(lvlm, seed, shuffle_labels)
+        if not fitting.done():
+            fitting.train()
+        return fitting
+
+    def _fitting(self, lvlm: LVLMSpec, seed: int, shuffle_labels: bool = False) -> _Fitting:
         train, validation = (self.run(lvlm, self.train_set, split) for split in ("train", "validation"))
         settings = self.profile.regressor.model_dump(exclude={"seeds"})
         if shuffle_labels:
@@ -198,13 +221,8 @@ class Study:
         """query_id, candidate, iou, predicted_iou of every answer of a run that holds a box: the mean over the
         regressors of `seeds`, by default the profile's."""
         seeds = range(self.profile.regressor.seeds) if seeds is None else seeds
-        frames = [self._predicted(lvlm, run, seed) for seed in seeds]
+        frames = [self._fitted(lvlm, seed).predictions(run) for seed in seeds]
         return frames[0].assign(predicted_iou=np.mean([frame["predicted_iou"] for frame in frames], axis=0))
-
-    def _predicted(self, lvlm: LVLMSpec, run: Run, seed: int) -> pd.DataFrame:
-        """`regressor.predict`, kept beside the run."""
-        key = digest([run.key, self._fitting(lvlm, seed).key])
-        return kept(run.folder / f"predicted-{seed}", key, lambda: regressor.predict(self.fit(lvlm, seed), run))
 
     def find_heads(self, lvlm: LVLMSpec) -> HeadFinding:
         """D_c, and what it was found by: attribution by layer with 95 % intervals over images, AUROC by head over D_c's
