@@ -77,6 +77,18 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
+def test_packed_maps_come_back_to_the_last_bit_and_attention_takes_less():
+    rng = np.random.default_rng(0)
+    maps = (rng.random((3, 4, 2, 3, 5, 7)) ** 8).astype(np.float16)
+    maps[1] = np.nan
+    packed = store.pack(maps)
+    found = store.unpack(packed)
+    assert packed.dtype == np.uint8 and len(packed) < 0.7 * maps.nbytes
+    assert found.shape == maps.shape and found.tobytes() == maps.tobytes() and found.flags.writeable
+    assert store.unpack(store.pack(maps[:0])).shape == (0, *maps.shape[1:])
+    assert store.pack(maps.astype(np.float32)).tobytes() == packed.tobytes()
+
+
 def test_what_is_written_is_read_back(tmp_path):
     run = fill(tmp_path, make_queries(70))
     records = run.records()

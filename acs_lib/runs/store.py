@@ -5,7 +5,7 @@
     queries.parquet          one row a query, with the ground truth
     00000.parquet            one row an answer: text, tokens, log-probabilities, box, or why there is none
     00000.safetensors        the same rows' `statistics` [n, 4, L, H, 4] and, by query, `maps/0` [n, 4, L, H, h, w]
-                             float16, `maps/1`, ...: every image has a grid of its own
+                             float16, `maps/1`, ...: every image has a grid of its own (bytes, see `pack`)
 
     part-00001-00016-00032.safetensors   a finished batch of an unfinished shard, its queries 16 to 31: the
                              same tensors, and the records as bytes
@@ -22,6 +22,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
@@ -42,12 +44,35 @@ from acs_lib.core.images import NO_FILE
 from acs_lib.datasets.coco import TRUTH
 
 SHARD = 64  # queries
-FORMAT = 2  # of a shard
+FORMAT = 3  # of a shard
 CHECKED = -1  # instead of a checksum: need not be computed again
 UNREADABLE = "unreadable image"  # how the failure of a query's only row begins, where the LVLM was never asked
+ZSTANDARD = pa.Codec("zstd", compression_level=1)
 BOX = ["box_x1", "box_y1", "box_x2", "box_y2"]
 STORED_AS = {"mean_log_vp": "self_certainty", "top20_logprob": "confidence"}  # names in the files, as they ever were
 CandidatesWithRecords = tuple[Candidates, list[dict]]
+
+
+def pack(maps: np.ndarray) -> np.ndarray:
+    """Maps [n, 4, L, H, h, w] as bytes [m]: the six lengths (uint32), then the low bytes of all float16 and their high
+    bytes, which resemble each other, compressed by Zstandard. Nothing is lost, and it takes about a third of the disk.
+    """
+    halves = np.ascontiguousarray(maps, np.float16)
+    pairs = halves.view(np.uint16).ravel()
+    apart = np.concatenate([pairs.astype(np.uint8), (pairs >> 8).astype(np.uint8)])
+    lengths = np.array(halves.shape, np.uint32).view(np.uint8)
+    return np.concatenate([lengths, np.frombuffer(ZSTANDARD.compress(apart, asbytes=True), np.uint8)])
+
+
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """The float16 maps that `pack` was given."""
+    shape = packed[:24].view(np.uint32).tolist()
+    size = math.prod(shape)
+    low, high = np.frombuffer(ZSTANDARD.decompress(packed[24:], 2 * size, asbytes=True), np.uint8).reshape(2, size)
+    pairs = high.astype(np.uint16)
+    pairs <<= 8
+    pairs |= low
+    return pairs.view(np.float16).reshape(shape)
 
 
 @contextmanager
@@ -257,7 +282,7 @@ def _save_part(
 ) -> None:
     tensors = {"statistics": np.ascontiguousarray(statistics, np.float32)}
     for place, of_query in enumerate(maps):
-        tensors[f"maps/{place}"] = np.ascontiguousarray(of_query, np.float16)
+        tensors[f"maps/{place}"] = pack(of_query)
     tensors["records"] = np.frombuffer(records.to_parquet(index=False), np.uint8)
     checksums = {name: zlib.crc32(tensor) for name, tensor in tensors.items()}
     _save(folder / f"part-{number:05d}-{part.start:05d}-{part.stop:05d}.safetensors", tensors, checksums)
@@ -398,7 +423,7 @@ class Run:
         return set(records.loc[records["failure"].str.startswith(UNREADABLE), "query_id"])
 
     def _tensors(self, shard: int, names: Iterable[str] | None = None) -> Iterator[np.ndarray]:
-        """Tensors of a shard, by default the maps of every query in turn; each is checked when it is first read.
+        """Tensors of a shard, by default the packed maps of every query in turn; each is checked when it is first read.
 
         Raises ValueError if the file is damaged.
         """
@@ -428,7 +453,7 @@ class Run:
 
     def maps(self, shard: int) -> Iterator[np.ndarray]:
         """The maps [n, 4, L, H, h, w] float16 of each query of a shard in turn; rows as in `records(shard)`."""
-        return self._tensors(shard)
+        return map(unpack, self._tensors(shard))
 
     def statistics(self, shard: int | None = None) -> np.ndarray:
         """Per-head statistics [n, 4, L, H, 4] of one shard or of all answers, rows as in `records()`."""
