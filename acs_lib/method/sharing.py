@@ -128,12 +128,19 @@ def branch_mask(layout: Layout, answers: int, step: int, window: int | None = No
 
 
 def masks(lvlm: LVLM, mask: Callable[..., torch.Tensor], *arguments) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The mask of a pass, as the model takes it: where some layers see a window of the last tokens only, one a kind."""
-    text = lvlm.model.config.get_text_config()
-    full = mask(*arguments)
+    """The mask of a pass, as the model takes it: where some layers see a window of the last tokens only, one a kind.
+    Additive, in the model's dtype, and repeated for the query heads that share a key head: made ready once, not by
+    every layer."""
+    text, dtype = lvlm.model.config.get_text_config(), lvlm.model.dtype
+
+    def ready(**window) -> torch.Tensor:
+        seen = mask(*arguments, **window)
+        additive = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        return additive.repeat(1, 1, text.num_attention_heads // text.num_key_value_heads, 1)
+
     if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
-        return full
-    return {"full_attention": full, "sliding_attention": mask(*arguments, window=text.sliding_window)}
+        return ready()
+    return {"full_attention": ready(), "sliding_attention": ready(window=text.sliding_window)}
 
 
 def new_cache() -> DynamicCache:
