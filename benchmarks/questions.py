@@ -4,9 +4,9 @@
 
 To k questions about one image 11 answers each are sampled with their attention rows, all in one call, as `ground` does
 for a list of objects. That is set against k greedy answers by transformers' own `generate`, one question after the
-other, and against the engine without sharing, a call for each question. Calls for one question are equal work, so one of
-them is timed and multiplied. Model, answer and timing are those of `benchmarks.engine`: CPU seconds of one thread; a
-ratio is the median of the ratios of interleaved runs. Writes reports/benchmarks/questions.csv.
+other; so is the engine without sharing, a call for each question. Calls for one question are equal work, so one of them
+is timed and multiplied. Model, answer and timing are those of `benchmarks.engine`: CPU seconds of one thread; a ratio
+is the median of the ratios of interleaved runs. Writes reports/benchmarks/questions.csv.
 """
 
 import functools
@@ -27,9 +27,7 @@ from tests.conformance.harness import picture
 
 OBJECTS = "cup", "traffic light", "dog", "car", "sports ball", "person", "kite", "fire truck"
 QUESTIONS = 1, 2, 4, 8
-NAMES = (
-    "measure lvlm_class image_tokens questions one_by_one_s unshared_s shared_s unshared_ratio ratio".split()
-)  # fmt: skip
+NAMES = "measure lvlm_class image_tokens questions one_by_one_s unshared_s shared_s unshared_ratio ratio".split()
 
 
 class Asked(Ways):
@@ -62,8 +60,9 @@ def measure(lvlm: Qwen25VL, side: int, repeats: int, questions: tuple[int, ...] 
     asked = Asked(lvlm, side)
     hook = asked.model.get_output_embeddings().register_forward_hook(asked.write)
     check_rows(asked)
-    calls = {count: functools.partial(asked.together, asked.prompts[:count]) for count in questions}
-    times = interleaved({"greedy": asked.generate, "alone": lambda: asked.together(asked.prompts[:1]), **calls}, repeats)
+    calls = {"alone": 1, **{count: count for count in questions}}
+    calls = {name: functools.partial(asked.together, asked.prompts[:count]) for name, count in calls.items()}
+    times = interleaved({"greedy": asked.generate, **calls}, repeats)
     hook.remove()
     table = []
     for count in questions:
