@@ -38,7 +38,8 @@ def test_rows_that_sharing_changes_are_found(lvlm, monkeypatch):
     def spoilt(prompts):
         found = together(prompts)
         if len(prompts) > 1:
-            next(iter(found[1][3]["rows"].values()))[2, 1, 5] += 1e-4
+            rows = found[1][3]["rows"]
+            rows[max(rows)] = rows[max(rows)] + 1e-4
         return found
 
     monkeypatch.setattr(asked, "together", spoilt)
