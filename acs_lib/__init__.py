@@ -4,6 +4,7 @@ from acs_lib import ground, load_lvlm
 
 result = ground(load_lvlm(), "photo.png", "soccer ball")
 result.box, result.quality, result.table
+dog, car = ground(load_lvlm(), "photo.png", ["dog", "car"])
 """
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -52,7 +53,8 @@ def report_user_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
-            message = f"out of memory ({str(error).partition('.')[0]}); ask for fewer --samples or take a smaller LVLM"
+            told = re.split("[.;]", str(error))[0]
+            message = f"out of memory ({told}); ask for fewer --samples, fewer objects at once, or a smaller LVLM"
         elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             message = f"the disk is full{f' at {error.filename}' if error.filename else ''}; free some space"
         elif getattr(error, "filename", None):
@@ -181,7 +183,12 @@ def ground(
     ],
     objects: Annotated[
         list[str] | None,
-        typer.Option("--object", "-o", metavar="OBJECT", help="What to look for; can be given several times."),
+        typer.Option(
+            "--object",
+            "-o",
+            metavar="OBJECT",
+            help="What to look for; can be given several times, and all are asked about at once.",
+        ),
     ] = None,
     lvlm: LVLMOption = "internvl-embedded",
     selector: Annotated[
@@ -249,10 +256,10 @@ def ground(
         images, told = _images(names)
         for sentence in told:
             complain(f"warning: {sentence}")
-        questions = [(image, wanted) for image in images for wanted in objects]
-        targets = _pictures(save, questions)
+        targets = _pictures(save, [(image, wanted) for image in images for wanted in objects])
         failed = _ground(
-            questions,
+            images,
+            objects,
             targets,
             lvlm,
             as_json,
@@ -280,8 +287,9 @@ def _note(spec) -> None:
         complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
 
 
-def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bool:
-    """Answer all questions and print the answers; True if an image could not be read or an object was not found."""
+def _ground(images, objects, targets, lvlm_name: str, as_json: bool, **settings) -> bool:
+    """Ask for all objects in each image and print the answers; True if an image could not be read, or an object has no
+    word or was not found. `targets`: where the pictures go, the objects of an image together."""
     from tqdm import tqdm
 
     from acs_lib.grounding import api  # late: it takes seconds
@@ -290,40 +298,50 @@ def _ground(questions, targets, lvlm_name: str, as_json: bool, **settings) -> bo
 
     _note(lvlm_spec(lvlm_name))
     lvlm = load_lvlm(lvlm_name)
-    quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
+    failed, known = False, {}
+    for place, wanted in enumerate(objects):
+        try:
+            known[place] = api.object_name(lvlm, wanted)
+        except ValueError as error:
+            complain(f"error: {error}")
+            failed = True
+    quiet = len(images) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
     if not as_json:
         lines.writerow(COLUMNS)
-    failed, opened, picture = False, None, None
-    for (path, wanted), target in tqdm(list(zip(questions, targets)), unit="box", disable=quiet):
-        if path != opened:
-            opened, picture = path, None
-            try:
-                picture = api.read_image(path)
-            except (ValueError, OSError) as error:
-                complain(f"error: {error}")
-                failed = True
-        if picture is None:
+    for number, path in enumerate(tqdm(images if known else [], unit="image", disable=quiet)):
+        try:
+            picture = api.read_image(path)
+        except (ValueError, OSError) as error:
+            complain(f"error: {error}")
+            failed = True
             continue
         try:
-            result = api.ground(lvlm, picture, wanted, **settings)
+            results = api.ground(lvlm, picture, list(known.values()), **settings)
         except ImageRefused as error:
             complain(f"error: {path}: {error}")
             failed = True
             continue
-        if result.box is None:
-            complain(f"warning: {path}: {result.summary}")
-            failed = True
-        if as_json:
-            typer.echo(json.dumps({"image": str(path), **result.to_dict()}))
-        else:
-            box = [""] * 4 if result.box is None else [f"{value:.1f}" for value in result.box]
-            numbers = ["" if value != value else f"{value:.6g}" for value in (result.score, result.quality)]
-            lines.writerow([path, result.category, *box, *numbers])
-        sys.stdout.flush()
-        if target is not None:
-            result.save(target)  # last: an answer is not lost to a full disk
+        for result in results:
+            failed |= _tell(lines, path, result, as_json)
+        for place, result in zip(known, results):
+            if (target := targets[number * len(objects) + place]) is not None:
+                result.save(target)  # last: an answer is not lost to a full disk
     return failed
+
+
+def _tell(lines, path: Path, result, as_json: bool) -> bool:
+    """Print one answer; True if the object was not found."""
+    if result.box is None:
+        complain(f"warning: {path}: {result.summary}")
+    if as_json:
+        typer.echo(json.dumps({"image": str(path), **result.to_dict()}))
+    else:
+        box = [""] * 4 if result.box is None else [f"{value:.1f}" for value in result.box]
+        numbers = ["" if value != value else f"{value:.6g}" for value in (result.score, result.quality)]
+        lines.writerow([path, result.category, *box, *numbers])
+    sys.stdout.flush()
+    return result.box is None
 
 
 @app.command(short_help="Find D_c of an LVLM, train its regressor.")

@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
@@ -67,7 +68,7 @@ def test_one_image_and_one_object(answered):
         x1, y1, x2, y2 = (float(row[name]) for name in ("x1", "y1", "x2", "y2"))
         assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160 and err == ""
     assert answered == [
-        {"category": "fire truck", "selector": "Medoid", "samples": 1, "temperature": None, "top_p": None, "seed": 3,
+        {"category": ["fire truck"], "selector": "Medoid", "samples": 1, "temperature": None, "top_p": None, "seed": 3,
          "max_new_tokens": None, "head_set": None, "regressor": None}
     ]  # fmt: skip
 
@@ -121,19 +122,48 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     assert err.count("there is no image") == err.count("broken.png is not an image") == 1
 
 
-def test_an_image_that_the_lvlm_refuses_does_not_stop_the_others(monkeypatch):
+def test_an_image_that_the_lvlm_refuses_does_not_stop_the_others(monkeypatch, tmp_path):
+    Image.new("RGB", (400, 1)).save(tmp_path / "long.png")
     embedded = type(load_lvlm())
-    real = embedded.prompt
+    real = embedded.prompts
 
-    def refuses_the_first(lvlm, image, category):
-        if category == "clock":
+    def refuses(lvlm, image, categories):
+        if image.width > 200 * image.height:
             raise ImageRefused("aspect ratio must be smaller than 200")
-        return real(lvlm, image, category)
+        return real(lvlm, image, categories)
 
-    monkeypatch.setattr(embedded, "prompt", refuses_the_first)
-    code, out, err = acs("ground", SCENE, "-o", "clock", "-o", "car", *FEW)
-    assert code == 1 and [row["object"] for row in table(out)] == ["car"]
-    assert f"error: {SCENE}: aspect ratio" in err
+    monkeypatch.setattr(embedded, "prompts", refuses)
+    code, out, err = acs("ground", tmp_path / "long.png", SCENE, "-o", "clock", "-o", "car", *FEW)
+    assert code == 1 and [(row["image"], row["object"]) for row in table(out)] == [(SCENE, "clock"), (SCENE, "car")]
+    assert err.count(f"error: {tmp_path / 'long.png'}: aspect ratio") == 1
+
+
+def test_an_object_without_a_word_does_not_stop_the_others(answered, tmp_path):
+    code, out, err = acs(
+        "ground", *SCENES[:2], "-o", "sports ball", "-o", "Car", "-o", "clock", "--save", tmp_path, *FEW
+    )
+    assert code == 1 and err.count("error: internvl-embedded has no word for 'sports ball'") == 1
+    assert [row["object"] for row in table(out)] == ["car", "clock"] * 2
+    assert [call["category"] for call in answered] == [["car", "clock"]] * 2, "each image is asked about once"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{scene.stem}-{wanted}.png" for scene in SCENES[:2] for wanted in ("car", "clock")
+    ]
+
+
+def test_an_object_that_is_named_twice_is_answered_twice():
+    _, out, _ = acs("ground", SCENE, "-o", "car", "-o", "clock", "-o", "car", *FEW)
+    first, _, third = table(out)
+    assert first == third and first["object"] == "car"
+
+
+def test_answers_are_not_lost_to_a_picture_that_cannot_be_written(monkeypatch, tmp_path):
+    def full(self, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(api.Grounding, "save", full)
+    code, out, err = acs("ground", SCENE, "-o", "car", "-o", "clock", "--save", tmp_path, *FEW)
+    assert code == 1 and "the disk is full" in err
+    assert [row["object"] for row in table(out)] == ["car", "clock"]
 
 
 def test_an_object_that_is_not_found_is_an_empty_box_and_exit_code_1(monkeypatch):
@@ -226,8 +256,9 @@ def test_a_machine_without_a_gpu_is_told_of_the_wait(untrained, monkeypatch):
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to"),
             1,
-            "out of memory (CUDA out of memory); ask for fewer",
+            "out of memory (CUDA out of memory); ask for fewer --samples, fewer objects at once",
         ),
+        (RuntimeError("CUDA out of memory with 2 x 11 answers at once; name"), 1, "(CUDA out of memory with 2 x 11 a"),
         (MemoryError(), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],

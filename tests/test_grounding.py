@@ -262,6 +262,60 @@ def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):
         assert found._repr_png_().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["internvl-embedded", "qwen2.5-vl-embedded"])
+def test_several_objects_are_answered_as_each_alone_from_one_batch(name, scene, monkeypatch):
+    lvlm, batches, sample = load_lvlm(name), [], sampling.sample_candidates
+    objects = [*api.samples()["category"][:2], "dog"]
+    alone = [ground(lvlm, scene[0], category, **FEW) for category in objects]
+    monkeypatch.setattr(sampling, "sample_candidates", lambda *given: batches.append(given[4]) or sample(*given))
+    together = ground(lvlm, scene[0], objects, **FEW)
+    assert batches == [objects] and [found.category for found in together] == objects
+    for found, expected in zip(together, alone, strict=True):
+        assert (found.chosen, found.settings, found.heads) == (expected.chosen, expected.settings, expected.heads)
+        pd.testing.assert_frame_equal(found.table, expected.table, atol=1e-4)
+        np.testing.assert_allclose(found.candidates.maps, expected.candidates.maps, atol=1e-5)
+        assert found.box is not None and list(found.box) == list(expected.box)
+        assert found.quality == pytest.approx(expected.quality, abs=1e-4)
+    assert len({tuple(found.box) for found in together}) == 3
+
+
+def test_a_list_of_names_is_answered_in_its_order_each_asked_for_once(lvlm, scene, monkeypatch):
+    batches, sample = [], sampling.sample_candidates
+    monkeypatch.setattr(sampling, "sample_candidates", lambda *given: batches.append(given[4]) or sample(*given))
+    first, second, third = ground(lvlm, scene[0], ("clock", "Car", " clock "), "greedy", samples=1)
+    assert batches == [["clock", "car"]] and first is third and second.category == "car"
+    (only,) = ground(lvlm, scene[0], ["car"], "greedy", samples=1)
+    assert list(only.table["text"]) == list(second.table["text"])
+    for nothing in ("", " ", [], ["car", ""]):
+        with pytest.raises(ValueError, match="name the object to look for"):
+            ground(lvlm, scene[0], nothing)
+    with pytest.raises(ValueError, match="no word for 'sports ball'"):
+        ground(lvlm, scene[0], ["car", "sports ball"])
+
+
+def test_p_true_asks_about_each_objects_own_answers(lvlm, scene, monkeypatch):
+    asked = {}
+
+    def score(lvlm, image, category, answers):
+        asked[category] = answers
+        return np.arange(len(answers), dtype=float)
+
+    monkeypatch.setattr(api.p_true_, "yes_no_tokens", lambda tokenizer: (1, 2))
+    monkeypatch.setattr(api.p_true_, "ask_p_true", score)
+    for found in ground(lvlm, scene[0], ["clock", "car"], "p-true", **FEW):
+        assert asked[found.category] == ["" if row.failure else row.text for row in found.table.itertuples()]
+    assert list(asked) == ["clock", "car"]
+
+
+def test_a_full_gpu_is_told_how_to_ask_for_less(lvlm, scene, monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(sampling, "sample_candidates", full)
+    with pytest.raises(RuntimeError, match="^CUDA out of memory with 2 x 4 answers at once; name fewer objects"):
+        ground(lvlm, scene[0], ["clock", "car"], **FEW)
+
+
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -307,7 +361,7 @@ def test_its_picture_shows_the_boxes_where_they_are(size):
 
 def test_its_html_holds_nothing_but_text(lvlm, scene, monkeypatch):
     monkeypatch.setattr(lvlm, "decode", lambda token_ids: "<script>alert(1)</script>")
-    monkeypatch.setattr(api, "_check_words", lambda lvlm, category: None)
+    monkeypatch.setattr(api, "object_name", lambda lvlm, category: category)
     page = ground(lvlm, scene[0], "<b onclick='x'>car</b>", selector="greedy", samples=1)._repr_html_()
     assert "<script" not in page and "<b " not in page and "&lt;script&gt;" in page
 

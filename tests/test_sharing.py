@@ -1,9 +1,11 @@
 """Who sees what where questions and answers share a sequence, by hand."""
 
+from types import SimpleNamespace
+
 import torch
 
 from acs_lib.lvlms.adapter import Grid, Prompt
-from acs_lib.method.sharing import Layout, branch_mask, by_sequence, common, question_mask
+from acs_lib.method.sharing import Layout, branch_mask, by_sequence, common, masks, question_mask
 
 IMAGE = 9
 
@@ -69,3 +71,20 @@ def test_values_go_to_their_places_and_back():
     assert spread.tolist() == [[0, 1, 2, 3], [4, 5, 4, 5]]
     assert torch.equal(found.collect(spread[..., None])[..., 0], values)
     assert [row[..., 0].tolist() for row in found.rows(spread[..., None])] == values.tolist()
+
+
+def test_a_mask_is_additive_and_repeated_for_the_heads_that_share_a_key_head():
+    text = SimpleNamespace(
+        num_attention_heads=6, num_key_value_heads=2, sliding_window=3, layer_types=["full_attention"] * 2
+    )
+    model = SimpleNamespace(dtype=torch.bfloat16, config=SimpleNamespace(get_text_config=lambda: text))
+    found, lvlm = layout([prompt(torch.zeros(1), [1, 9, 2])]), SimpleNamespace(model=model)
+    full, window = (branch_mask(found, 2, 1, window=window)[0, 0] for window in (None, 3))
+    ready = masks(lvlm, branch_mask, found, 2, 1)
+    assert ready.dtype == torch.bfloat16 and ready.shape == (1, 1, 3 * 2, 7)
+    for group in ready[0, 0].split(2):
+        assert torch.equal(group == 0, full) and torch.equal(group == -torch.inf, ~full)
+    text.layer_types[0] = "sliding_attention"
+    kinds = masks(lvlm, branch_mask, found, 2, 1)
+    assert torch.equal(kinds["full_attention"], ready)
+    assert torch.equal(kinds["sliding_attention"][0, 0, 4:] == 0, window)

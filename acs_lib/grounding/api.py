@@ -1,4 +1,4 @@
-"""A box for one object in one image of your own: candidates, attention and a selector, as in the paper's steps 1 to 6.
+"""A box for an object in an image of your own: candidates, attention and a selector, as in the paper's steps 1 to 6.
 
 Candidates come from `method.sampling.sample_candidates`, as for the notebooks. D_c and the regressor are files
 that belong to one LVLM: `head_set.json` and `regressor.safetensors`. They are looked for beside the LVLM's weights,
@@ -14,7 +14,7 @@ import html
 import json
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -296,8 +296,12 @@ def _method(
     return next(method for method in (*SELECTORS.values(), *FUSIONS.values()) if slug(method.name) == wanted)
 
 
-def _check_words(lvlm: LVLM, category: str) -> None:
-    """ValueError if the LVLM's vocabulary has no token for a part of the object's name (the embedded one knows 50)."""
+def object_name(lvlm: LVLM, category: str) -> str:
+    """The object's name as the LVLM is asked for it: the embedded ones know few words, in lower case.
+
+    ValueError if its vocabulary has no token for a part of the name.
+    """
+    category = " ".join(category.lower().split()) if is_embedded(lvlm) else category.strip()
     unknown = lvlm.tokenizer.unk_token_id
     if unknown is not None and unknown in lvlm.tokenizer(category, add_special_tokens=False)["input_ids"]:
         names = []
@@ -307,19 +311,23 @@ def _check_words(lvlm: LVLM, category: str) -> None:
         meant = f"did you mean {close[0]!r}? " if close else ""
         known = f": {', '.join(names)}" if names else ""
         raise ValueError(f"{lvlm.name} has no word for {category!r}; {meant}ask for something it knows{known}")
+    return category
 
 
 def ground(
-    lvlm: LVLM | str | Path | None, image: Picture, category: str, selector: str = ACS_FREE, samples: int = 10,
-    temperature: float | None = None, top_p: float | None = None, seed: int = 0,
+    lvlm: LVLM | str | Path | None, image: Picture, category: str | Sequence[str], selector: str = ACS_FREE,
+    samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0,
     head_set: HeadSet | str | Path | None = None, regressor: AttentionIoURegressor | str | Path | None = None,
     max_new_tokens: int | None = None,
-) -> Grounding:  # fmt: skip
+) -> Grounding | list[Grounding]:  # fmt: skip
     """Ask for one object in one image `samples` times and let `selector` choose the box.
 
     lvlm: from `load_lvlm`, or what that takes; None is the embedded one
     image: a path, a PIL image, or an array (see `read_image`); boxes are in its pixels, turned as its EXIF orientation
         says
+    category: the object's name; or a list of names, which gives a list of answers in its order, each the one that the
+        object alone would get. All are asked at once, so that the image is encoded once; that takes memory for each of
+        them. A name that is there twice is asked for once
     selector: 'acs-free' (needs a head set), 'acs-learned' (needs a regressor), 'p-true' (needs an LVLM that knows Yes
         and No) or another one of METHODS
     temperature, top_p: of sampling; by default those with which the LVLM's D_c and regressor were found; a warning if
@@ -329,31 +337,49 @@ def ground(
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
     with an argument, RuntimeError comes from a full GPU.
     """
-    if not category.strip():
+    asked = [category] if isinstance(category, str) else list(category)
+    if not asked or not all(one.strip() for one in asked):
         raise ValueError("name the object to look for, such as 'sports ball'")
-    category, picture = category.strip(), read_image(image)
+    picture = read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
     found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
     origins = _origins(selector, found_heads, model)
     settings = sampling_of(lvlm.name, samples, temperature, top_p, seed, usual_sampling(origins))
     warn_of_other_sampling(origins, settings)
-    if is_embedded(lvlm):  # their few words are in lower case
-        category = " ".join(category.lower().split())
-    _check_words(lvlm, category)
+    asked = [object_name(lvlm, one) for one in asked]
     if max_new_tokens is not None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens has to be at least 1, not {max_new_tokens}")
         settings = settings.model_copy(update={"max_new_tokens": max_new_tokens})
+    names, texts = list(dict.fromkeys(asked)), {}
 
     def ask(candidates: Candidates) -> np.ndarray:
-        return p_true_.ask_p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])
+        return p_true_.ask_p_true(lvlm, picture, candidates.category, texts[candidates.category])
 
     method = _method(selector, lvlm, found_heads, model, ask)
-    name = f"{zlib.crc32(picture.tobytes()):08x}/{category}"
-    [(candidates, records)] = sampling_.sample_candidates(
-        lvlm, [lvlm.prompt(picture, category)], [name], [query_key(name)], [category], settings
-    )
+    ids = [f"{zlib.crc32(picture.tobytes()):08x}/{name}" for name in names]
+    found = {}
+    try:
+        answers = sampling_.sample_candidates(
+            lvlm, lvlm.prompts(picture, names), ids, [query_key(one) for one in ids], names, settings
+        )
+        for name, (candidates, records) in zip(names, answers):
+            texts[name] = ["" if record["failure"] else record["text"] for record in records]
+            found[name] = _chosen(lvlm, picture, settings, method, found_heads, model, candidates, records)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"{str(error).partition('.')[0]} with {len(names)} x {settings.samples + 1} answers at once; name fewer "
+            "objects at once, ask for fewer samples, or take a smaller LVLM"
+        ) from error
+    return found[asked[0]] if isinstance(category, str) else [found[name] for name in asked]
+
+
+def _chosen(
+    lvlm: LVLM, picture: Image.Image, settings: Sampling, method: Selector | Fusion, head_set: HeadSet | None,
+    model: AttentionIoURegressor | None, candidates: Candidates, records: list[dict],
+) -> Grounding:  # fmt: skip
+    """The answer about one object, chosen among its candidates."""
     predicted = _predicted(model, candidates)
     if isinstance(method, Fusion):
         box, chosen, scores = method.fuse(candidates), None, np.full(len(candidates), np.nan)
@@ -368,9 +394,9 @@ def ground(
         "failure": [record["failure"] for record in records],
     })  # fmt: skip
     score, quality = (np.nan, np.nan) if chosen is None else (float(scores[chosen]), float(predicted[chosen]))
-    read = found_heads or HeadSet(lvlm.name, "", heads=())
+    read = head_set or HeadSet(lvlm.name, "", heads=())
     return Grounding(
-        image=picture, category=category, lvlm=lvlm.name, selector=method.name, settings=settings,
+        image=picture, category=candidates.category, lvlm=lvlm.name, selector=method.name, settings=settings,
         box=box if np.isfinite(box).all() else None, chosen=chosen, score=score, quality=quality, table=table,
         candidates=candidates, heads=read.heads, coordinates=read.coordinates,
     )  # fmt: skip

@@ -76,15 +76,18 @@ def _by_key_head(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """A mask of a decoding pass is [batch, 1, tokens, keys], or repeated for the query heads that share a key head."""
     scaling = scaling or query.shape[-1] ** -0.5
+    tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
     rows = _active.get()
     if rows is not None:
-        rows.add(module.layer_idx, query, key, attention_mask, scaling)
-    if attention_mask is None or query.shape[2] == key.shape[2]:  # the prefill
+        seen = None if attention_mask is None else attention_mask[:, :, :tokens]
+        rows.add(module.layer_idx, query, key, seen, scaling)
+    if attention_mask is None or tokens == key.shape[2]:  # the prefill
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    mask = attention_mask.repeat(1, 1, groups, 1)
-    output = scaled_dot_product_attention(_by_key_head(query, key), key, value, attn_mask=mask, scale=scaling)
+    if attention_mask.shape[2] != groups * tokens:
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
+    output = scaled_dot_product_attention(_by_key_head(query, key), key, value, attn_mask=attention_mask, scale=scaling)
     return output.reshape(query.shape).transpose(1, 2).contiguous(), None
 
 

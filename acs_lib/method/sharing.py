@@ -115,25 +115,33 @@ def branch_mask(layout: Layout, answers: int, step: int, window: int | None = No
     """Mask [sequences, 1, questions x answers, keys] bool (True: seen) of the pass that decodes token `step` of
     `answers` answers to each question; with a window only the last `window` tokens are seen."""
     prefix, rest, longest, widest = layout.prefix[:, None, None], layout.rest, layout.longest, max(1, layout.widest)
-    branch = torch.arange(rest.shape[1] * answers, device=prefix.device)[:, None]
-    begin = longest + rest.shape[1] * layout.widest  # of the answers
-    key = torch.arange(begin + len(branch) * (step + 1), device=prefix.device)
-    at, said, after = key - longest, key - begin, rest.repeat_interleave(answers, 1)[..., None]
-    question = (at // widest == branch // answers) & (at % widest < after)
-    seen = torch.where(key < longest, key < prefix, torch.where(key < begin, question, said % len(branch) == branch))
+    branch = torch.arange(rest.shape[1] * answers, device=prefix.device)
+    key = torch.arange(longest + rest.shape[1] * layout.widest, device=prefix.device)  # of the prompts
+    at, after = key - longest, rest.repeat_interleave(answers, 1)[..., None]
+    question = (at // widest == branch[:, None] // answers) & (at % widest < after)
+    prompt = torch.where(key < longest, key < prefix, question)
+    own = torch.eye(len(branch), dtype=torch.bool, device=prefix.device).repeat(1, step + 1)
     if window is not None:
-        place = torch.where(key < begin, prefix + at % widest, prefix + after + said // len(branch))
-        seen = seen & (torch.where(key < longest, key, place) > prefix + after + step - window)
-    return seen[:, None]
+        place = torch.where(key < longest, key, prefix + at % widest)
+        prompt = prompt & (place > prefix + after + step - window)
+        said = torch.arange(step + 1, device=prefix.device).repeat_interleave(len(branch))
+        own = own & (said > step - window)
+    return torch.cat([prompt, own.expand(len(prompt), -1, -1)], -1)[:, None]
 
 
 def masks(lvlm: LVLM, mask: Callable[..., torch.Tensor], *arguments) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The mask of a pass, as the model takes it: where some layers see a window of the last tokens only, one a kind."""
-    text = lvlm.model.config.get_text_config()
-    full = mask(*arguments)
+    """The mask of a pass, as the model takes it: where some layers see a window of the last tokens only, one a kind.
+    Additive, in the model's dtype, and repeated for the query heads that share a key head: made ready once, not by
+    every layer."""
+    text, dtype = lvlm.model.config.get_text_config(), lvlm.model.dtype
+
+    def ready(**window) -> torch.Tensor:
+        additive = 1 - mask(*arguments, **window).to(dtype).reciprocal_()  # 0 where seen, else minus infinity
+        return additive.repeat(1, 1, text.num_attention_heads // text.num_key_value_heads, 1)
+
     if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
-        return full
-    return {"full_attention": full, "sliding_attention": mask(*arguments, window=text.sliding_window)}
+        return ready()
+    return {"full_attention": ready(), "sliding_attention": ready(window=text.sliding_window)}
 
 
 def new_cache() -> DynamicCache:
