@@ -7,7 +7,7 @@ result.box, result.quality, result.table
 """
 
 __version__ = "0.1.0"
-__all__ = ["Grounding", "ground", "load_lvlm"]
+__all__ = ["Grounding", "ground", "load_lvlm", "score"]
 
 
 def __getattr__(name: str):
