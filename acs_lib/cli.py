@@ -1,7 +1,8 @@
 """The command line: `acs --help`.
 
 Results go to standard output, progress and complaints to standard error. Exit codes: 0 done; 1 something went wrong
-or, for `acs ground`, an image could not be read or an object was not found; 2 wrong usage; 130 interrupted.
+or, for `acs ground` and `acs score`, an image or a line could not be read or an object was not found; 2 wrong usage;
+130 interrupted.
 """
 
 import csv
