@@ -370,6 +370,8 @@ def score(
 def _score(file: Path, lvlm_name: str, as_json: bool, **settings) -> bool:
     """Choose for all questions of a file and print the answers; True if a line could not be answered, or an object was
     not found."""
+    from tqdm import tqdm
+
     from acs_lib.grounding import api  # late: it takes seconds
     from acs_lib.grounding.answers import read_questions
     from acs_lib.lvlms.load import load_lvlm, lvlm_spec
@@ -381,8 +383,9 @@ def _score(file: Path, lvlm_name: str, as_json: bool, **settings) -> bool:
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
     if not as_json:
         lines.writerow(COLUMNS)
+    quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     failed = False
-    for where, asked in questions:
+    for where, asked in tqdm(questions, unit="line", disable=quiet):
         try:
             if isinstance(asked, ValueError):
                 raise asked
