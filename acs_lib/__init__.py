@@ -8,7 +8,7 @@ dog, car = ground(load_lvlm(), "photo.png", ["dog", "car"])
 """
 
 __version__ = "0.1.0"
-__all__ = ["Grounding", "ground", "load_lvlm"]
+__all__ = ["Grounding", "ground", "load_lvlm", "score"]
 
 
 def __getattr__(name: str):

@@ -1,7 +1,8 @@
 """The command line: `acs --help`.
 
 Results go to standard output, progress and complaints to standard error. Exit codes: 0 done; 1 something went wrong
-or, for `acs ground`, an image could not be read or an object was not found; 2 wrong usage; 130 interrupted.
+or, for `acs ground` and `acs score`, an image or a line could not be read or an object was not found; 2 wrong usage;
+130 interrupted.
 """
 
 import csv
@@ -342,6 +343,73 @@ def _tell(lines, path: Path, result, as_json: bool) -> bool:
         lines.writerow([path, result.category, *box, *numbers])
     sys.stdout.flush()
     return result.box is None
+
+
+@app.command(short_help="Choose among answers of another engine.")
+def score(
+    answers: Annotated[
+        Path, typer.Argument(metavar="ANSWERS", help="A JSON object a line: image, object, answers, greedy.")
+    ],
+    lvlm: LVLMOption = "internvl-embedded",
+    selector: Annotated[
+        str, typer.Option(metavar="NAME", help="How the box is chosen.", autocompletion=_methods)
+    ] = "acs-free",
+    head_set: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
+    ] = None,
+    regressor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Regressor (safetensors), instead of the LVLM's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")] = False,
+) -> None:
+    """Choose among answers that another engine (vLLM, SGLang, a server) sampled, by this LVLM's attention.
+
+    Each line of ANSWERS is a question: image (a path, relative to the file's folder), object, answers (texts, lists of
+    token ids, or objects with text or token_ids and logprobs), and greedy, the greedy answer, if there is one. Prints
+    what acs ground prints. A line that cannot be answered is told, and the others are answered.
+
+    \b
+    acs score answers.jsonl --lvlm Qwen2.5-VL-7B --json > boxes.jsonl
+    """
+    with report_user_errors():
+        from acs_lib.method.baselines import METHODS, slug
+
+        if slug(selector) not in METHODS:
+            raise typer.BadParameter(f"there is no selector {selector!r}; choose one of {', '.join(METHODS)}")
+        failed = _score(answers, lvlm, as_json, selector=selector, head_set=head_set, regressor=regressor)
+    raise typer.Exit(int(failed))
+
+
+def _score(file: Path, lvlm_name: str, as_json: bool, **settings) -> bool:
+    """Choose for all questions of a file and print the answers; True if a line could not be answered, or an object was
+    not found."""
+    from tqdm import tqdm
+
+    from acs_lib.grounding import api  # late: it takes seconds
+    from acs_lib.grounding.answers import read_questions
+    from acs_lib.lvlms.load import load_lvlm, lvlm_spec
+
+    questions = list(read_questions(file))
+    _note(lvlm_spec(lvlm_name))
+    lvlm = load_lvlm(lvlm_name)
+    api.check_method(lvlm, **settings)
+    lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
+    if not as_json:
+        lines.writerow(COLUMNS)
+    quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
+    failed = False
+    for where, asked in tqdm(questions, unit="line", disable=quiet):
+        try:
+            if isinstance(asked, ValueError):
+                raise asked
+            path = file.parent / asked.image
+            result = api.score(lvlm, path, asked.object, asked.answers, asked.greedy, **settings)
+        except (ValueError, OSError) as error:
+            complain(f"error: {where}: {error}")
+            failed = True
+            continue
+        failed |= _tell(lines, path, result, as_json)
+    return failed
 
 
 @app.command(short_help="Find D_c of an LVLM, train its regressor.")

@@ -22,7 +22,7 @@ def test_the_statistics_of_a_token_by_hand():
     """Three tokens with p = 1/2, 1/4, 1/4, and one that is banned, the first one written."""
     p = torch.tensor([0.5, 0.25, 0.25])
     logits = torch.cat([p.log() + 3, torch.tensor([-torch.inf])])  # logits are free up to a constant
-    found = dict(zip(PER_TOKEN, sampling._describe(logits, torch.tensor(0), 3).tolist(), strict=True))
+    found = dict(zip(PER_TOKEN, sampling.describe_tokens(logits, torch.tensor(0), 3).tolist(), strict=True))
     ln2 = np.log(2)
     assert found["logprobs"] == pytest.approx(-ln2)
     assert found["entropies"] == pytest.approx(0.5 * ln2 + 2 * 0.25 * 2 * ln2)

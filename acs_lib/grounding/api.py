@@ -31,6 +31,7 @@ from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
 from acs_lib.core.files import query_key, replacing
 from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
+from acs_lib.grounding.answers import Answer, as_answer, compared
 from acs_lib.grounding.picture import FORMATS, draw_picture, encode
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm, loaded_digest
@@ -41,6 +42,7 @@ from acs_lib.method.baselines import p_true as p_true_
 from acs_lib.method.baselines.attention import spatial_entropy
 from acs_lib.method.baselines.consensus import FUSIONS
 from acs_lib.method.baselines.likelihood import p_true, sequence_logprob
+from acs_lib.method.forced import force_candidates
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
 from acs_lib.method.origin import Origin, check_origin, usual_sampling, warn_of_other_sampling
@@ -134,7 +136,7 @@ def samples() -> pd.DataFrame:
 class Grounding:
     """Where an LVLM finds one object in one image.
 
-    image: RGB; lvlm, selector: their names; settings: how the candidates were drawn
+    image: RGB; lvlm, selector: their names; settings: how the candidates were drawn, None where another engine did
     box: [4] xyxy in pixels of the image, None where no answer held one
     chosen: the box's row in `table`, None where it is none of the candidates (fusions)
     score: of the chosen row, higher is better; its scale is the selector's; NaN for greedy's and fusions' boxes
@@ -151,7 +153,7 @@ class Grounding:
     category: str
     lvlm: str
     selector: str
-    settings: Sampling
+    settings: Sampling | None
     box: np.ndarray | None
     chosen: int | None
     score: float
@@ -223,7 +225,7 @@ class Grounding:
             "category": self.category, "box": None if self.box is None else _finite(self.box.round(3)),
             "score": _finite(self.score), "predicted_iou": _finite(self.quality), "chosen": self.chosen,
             "width": self.image.width, "height": self.image.height, "lvlm": self.lvlm, "selector": self.selector,
-            "settings": {name: getattr(self.settings, name) for name in SETTINGS},
+            "settings": self.settings and {name: getattr(self.settings, name) for name in SETTINGS},
             "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
         }  # fmt: skip
 
@@ -376,7 +378,7 @@ def ground(
 
 
 def _chosen(
-    lvlm: LVLM, picture: Image.Image, settings: Sampling, method: Selector | Fusion, head_set: HeadSet | None,
+    lvlm: LVLM, picture: Image.Image, settings: Sampling | None, method: Selector | Fusion, head_set: HeadSet | None,
     model: AttentionIoURegressor | None, candidates: Candidates, records: list[dict],
 ) -> Grounding:  # fmt: skip
     """The answer about one object, chosen among its candidates."""
@@ -400,3 +402,54 @@ def _chosen(
         box=box if np.isfinite(box).all() else None, chosen=chosen, score=score, quality=quality, table=table,
         candidates=candidates, heads=read.heads, coordinates=read.coordinates,
     )  # fmt: skip
+
+
+def check_method(
+    lvlm: LVLM,
+    selector: str,
+    head_set: HeadSet | str | Path | None,
+    regressor: AttentionIoURegressor | str | Path | None,
+) -> None:
+    """ValueError if this LVLM's answers cannot be chosen so, before any question is asked; arguments as of `ground`."""
+    _method(selector, lvlm, _head_set(lvlm, head_set), _regressor(lvlm, regressor), lambda candidates: None)
+
+
+def score(
+    lvlm: LVLM | str | Path | None, image: Picture, category: str, answers: Sequence[Answer | str | list[int] | dict],
+    greedy: Answer | str | list[int] | dict | None = None, selector: str = ACS_FREE,
+    head_set: HeadSet | str | Path | None = None, regressor: AttentionIoURegressor | str | Path | None = None,
+) -> Grounding:  # fmt: skip
+    """What `ground` gives, of answers that another engine sampled: `selector` chooses among them by what this LVLM's
+    attention and probabilities say of them, all read in one pass (`method.forced`).
+
+    answers: the sampled ones, each a text, a list of token ids, or a dictionary with one of these and logprobs (see
+        `grounding.answers`); rows 1 and on of the table
+    greedy: the greedy answer, row 0; without one that row holds no box
+    The table has engine_logprobs besides, where some were given: a list, None for the other answers. A warning says if
+    they are not this LVLM's. Other arguments and errors are those of `ground`; `settings` are not known here.
+    """
+    if not category.strip():
+        raise ValueError("name the object to look for, such as 'sports ball'")
+    picture, given = read_image(image), [as_answer(answer) for answer in answers]
+    given.insert(0, Answer(token_ids=[]) if greedy is None else as_answer(greedy))
+    if not isinstance(lvlm, LVLM):
+        lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
+    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
+    settings = sampling_of(lvlm.name, usual=usual_sampling(_origins(selector, found_heads, model)))
+    category = object_name(lvlm, category)
+
+    def ask(candidates: Candidates) -> np.ndarray:
+        return p_true_.ask_p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])
+
+    method = _method(selector, lvlm, found_heads, model, ask)
+    candidates, records = force_candidates(
+        lvlm, lvlm.prompt(picture, category), "answers", category, [each.ids(lvlm) for each in given], settings.row
+    )
+    if greedy is None:
+        records[0]["failure"] = "no greedy answer was given"
+    if told := compared(lvlm.name, f"the answers about {category!r}", given, candidates.logprobs):
+        warnings.warn(told, stacklevel=2)
+    found = _chosen(lvlm, picture, None, method, found_heads, model, candidates, records)
+    if any(each.logprobs is not None for each in given):
+        found.table["engine_logprobs"] = [each.logprobs for each in given]
+    return found

@@ -22,17 +22,25 @@ class Rows:
 
     columns: [batch, m] positions of the image tokens among the keys
     values: [batch, tokens, layers, heads, m] float32 after each forward pass of `tokens` tokens; raw attention, 0-1
+    chosen: where only some tokens of a pass are read, their places in it [n], and for each the place [n] in `values`
+        where its row is added
     """
 
-    def __init__(self, columns: torch.Tensor, tokens: int, layers: int, heads: int):
+    def __init__(
+        self, columns: torch.Tensor, tokens: int, layers: int, heads: int,
+        chosen: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):  # fmt: skip
         batch, m = columns.shape
-        self.columns = columns
-        self.values = torch.empty(batch, tokens, layers, heads, m, device=columns.device)
+        self.columns, self.chosen = columns, chosen
+        make = torch.empty if chosen is None else torch.zeros
+        self.values = make(batch, tokens, layers, heads, m, device=columns.device)
         self.filled = torch.zeros(layers, dtype=torch.bool)
 
     def add(self, layer: int, query, key, attention_mask, scaling: float) -> None:
         """Store the rows of one layer: query [batch, heads, tokens, d], key [batch, key-value heads, keys, d]; a mask
         is [batch, 1, tokens, keys], bool (True: seen) or additive."""
+        if self.chosen is not None:
+            query, attention_mask = (each[:, :, self.chosen[0]] for each in (query, attention_mask))
         scores = (_by_key_head(query, key).float() * scaling) @ key.float().transpose(-1, -2)
         scores = scores.view(*query.shape[:3], -1)
         if attention_mask is not None:
@@ -41,7 +49,11 @@ class Rows:
             else:
                 scores += attention_mask
         columns = self.columns[:, None, None].expand(*query.shape[:3], -1)
-        self.values[:, :, layer] = scores.softmax(-1).gather(-1, columns).transpose(1, 2)
+        rows = scores.softmax(-1).gather(-1, columns).transpose(1, 2)
+        if self.chosen is None:
+            self.values[:, :, layer] = rows
+        else:
+            self.values[:, :, layer].index_add_(1, self.chosen[1], rows)
         self.filled[layer] = True
 
     def take(self) -> torch.Tensor:

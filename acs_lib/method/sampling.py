@@ -84,7 +84,7 @@ def generate(
         token = wished.argmax(-1)
         token[:, 1:] = sample_tokens(wished[:, 1:], uniform[:, :, step], sampling.temperature, sampling.top_p)
         tokens.append(token)
-        numbers.append(_describe(logits, token, logits.shape[-1] - len(banned)))
+        numbers.append(describe_tokens(logits, token, logits.shape[-1] - len(banned)))
         lives.append(running)
         wanted = running & digit[token]
         if sampling.row == "after":
@@ -129,7 +129,7 @@ def _penalty(lvlm: LVLM) -> RepetitionPenaltyLogitsProcessor | None:
     return None if penalty in (None, 1) else RepetitionPenaltyLogitsProcessor(float(penalty))
 
 
-def _describe(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> torch.Tensor:
+def describe_tokens(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """The statistics of PER_TOKEN, [4, ...], of tokens [...] and their logits [..., vocabulary + banned tokens]."""
     logprob = logits.log_softmax(-1)
     finite = logprob.masked_fill(logprob == -torch.inf, 0)
@@ -172,8 +172,18 @@ def sample_candidates(
     of the maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps
     its place with NaN box and NaN maps, so that nothing is lost.
     """
-    results = []
+    cut = f"{CUT}: raise it from {sampling.max_new_tokens} (acs ground --max-new-tokens)"
     batch = generate(lvlm, prompts, query_keys, sampling)
+    return candidates_of(lvlm, prompts, query_ids, categories, batch, sampling.row, cut, map_side)
+
+
+def candidates_of(
+    lvlm: LVLM, prompts: Sequence[Prompt], query_ids: Sequence[str], categories: Sequence[str],
+    batch: Sequence[list[dict]], row: str, cut: str, map_side: int | None = None,
+) -> list[tuple[Candidates, list[dict]]]:  # fmt: skip
+    """What `sample_candidates` gives, of answers as `generate` gives them; `row`: see Sampling; `cut`: why an answer
+    without an end token has no box."""
+    results = []
     for prompt, query_id, category, answers in zip(prompts, query_ids, categories, batch):
         shape = tuple(prompt.grid.cells.shape)
         boxes = np.full((len(answers), 4), np.nan)
@@ -183,15 +193,15 @@ def sample_candidates(
             text = lvlm.decode(answer["token_ids"])
             parsed = lvlm.parse(text, prompt)
             failure, tokens = parsed.failure, []
-            if failure == NO_BOX and not torch.isin(torch.tensor(answer["token_ids"][-1]), lvlm.end_tokens):
-                failure = f"{CUT}: raise it from {sampling.max_new_tokens} (acs ground --max-new-tokens)"
+            if failure == NO_BOX and not torch.isin(torch.tensor(answer["token_ids"][-1:]), lvlm.end_tokens).any():
+                failure = cut
             if parsed.box is not None:
                 try:
                     tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
                 except ValueError:
                     failure = "a coordinate without tokens of its own"
                 else:
-                    one = coordinate_maps(answer["rows"], tokens, shape, sampling.row)
+                    one = coordinate_maps(answer["rows"], tokens, shape, row)
                     if one is None:
                         failure, tokens = "no token after one of the numbers", []
                     elif one.sum().isfinite():
