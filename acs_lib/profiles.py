@@ -80,9 +80,9 @@ class RegressorSpec(Strict):
     """See acs_lib.method.regressor."""
 
     width: int = 48
-    epochs: int = 8
-    batch: int = 128
-    lr: float = 1e-3
+    epochs: int = 5
+    batch: int = 32
+    lr: float = 5e-4
     seeds: int = 1
 
 
