@@ -28,7 +28,7 @@ class Rows:
         batch, m = columns.shape
         self.columns = columns
         self.values = torch.empty(batch, tokens, layers, heads, m, device=columns.device)
-        self.filled = torch.zeros(layers, dtype=torch.bool)
+        self.missing = self.layers = frozenset(range(layers))
 
     def add(self, layer: int, query, key, attention_mask, scaling: float) -> None:
         """Store the rows of one layer: query [batch, heads, tokens, d], key [batch, key-value heads, keys, d]; a mask
@@ -42,17 +42,17 @@ class Rows:
                 scores += attention_mask
         columns = self.columns[:, None, None].expand(*query.shape[:3], -1)
         self.values[:, :, layer] = scores.softmax(-1).gather(-1, columns).transpose(1, 2)
-        self.filled[layer] = True
+        self.missing -= {layer}
 
     def take(self) -> torch.Tensor:
         """The rows of the last pass, [batch, tokens, layers, heads, m]; the next forward pass overwrites them.
 
         Raises RuntimeError if a layer gave nothing: its attention did not run through this module.
         """
-        if not self.filled.all():
-            missing = (~self.filled).nonzero()[:, 0].tolist()
+        if self.missing:
+            missing = sorted(self.missing)
             raise RuntimeError(f"no attention rows from layers {missing}: load the LVLM through acs_lib.load_lvlm")
-        self.filled.zero_()
+        self.missing = self.layers
         return self.values
 
 
