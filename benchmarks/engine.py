@@ -4,9 +4,11 @@
 
 The naive way is what transformers offers: one `generate` call with its cache for every answer (each encodes the image
 and prefills the prompt anew), then for every answer one teacher-forced pass over prompt and answer with eager attention
-and `output_attentions=True`. All ways run one small `Qwen2_5_VLForConditionalGeneration` with random weights and are
-made to write the same JSON answer. The naive way's calls are equal work, so its time is that of one greedy call, ten
-times one sampled call and eleven times one teacher-forced pass.
+and `output_attentions=True`. Fairer ones have a column each: one greedy call and one with `num_return_sequences=10`;
+continuous batching, which prefills once and forks the cache; rows of the answers' tokens only, behind a cache that SDPA
+filled. All ways run one small `Qwen2_5_VLForConditionalGeneration` with random weights and are made to write the same
+JSON answer (continuous batching: as many tokens). The naive way's calls are equal work, so its time is that of one
+greedy call, ten times one sampled call and eleven times one teacher-forced pass.
 
 Seconds are CPU seconds of one thread, so that other jobs on the machine count little; a ratio is the median of the
 ratios of interleaved runs. Peak memory is exact, from torch's own record of allocations. Writes
@@ -24,7 +26,8 @@ import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
 from torch.profiler import ProfilerActivity, profile, record_function
-from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import DynamicCache, GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.generation import ContinuousBatchingConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from acs_lib import paths
@@ -43,7 +46,9 @@ SIDES = {20: 5, 40: 5, 80: 2}  # image tokens a side -> interleaved runs
 ANSWER = '[{"bbox_2d": [128, 245, 256, 367], "label": "cup"}]<|im_end|>'
 ANSWERS = 11  # greedy + 10
 D_C = ((1, 0), (1, 3), (2, 2), (3, 1))  # any heads will do
-NAMES = ["measure", "lvlm_class", "image_tokens", "naive", "ours", "ratio", "unit"]
+FAIRER = ["num_return_sequences", "continuous_batching", "rows_of_answers_only"]
+NAMES = ["measure", "lvlm_class", "image_tokens", "naive", "ours", "ratio", "unit", *FAIRER]
+BLOCKS = 64  # of the cache of continuous batching, 256 tokens each; by default it fills 60 % of the memory with zeros
 HOW = Sampling(samples=ANSWERS - 1, temperature=0.7, max_new_tokens=64)
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
@@ -103,13 +108,30 @@ class Ways:
     def attend(self, name: str) -> None:
         self.model.set_attn_implementation({"text_config": name})
 
-    def generate(self, sampled: bool = False) -> None:
-        """One answer by transformers' own `generate`."""
+    def generate(self, sampled: int = 0) -> None:
+        """One greedy answer by transformers' own `generate`, or some sampled ones by one call."""
         self.attend("sdpa")
         self.step = 0
-        how = dict(do_sample=True, temperature=HOW.temperature, top_k=0) if sampled else dict(do_sample=False)
+        how = dict(do_sample=False)
+        if sampled:
+            how = dict(do_sample=True, temperature=HOW.temperature, top_k=0, num_return_sequences=sampled)
         ids = self.model.generate(**self.prompt.inputs, max_new_tokens=HOW.max_new_tokens, **how)
-        assert ids.shape[1] == self.prompt.length + len(self.script)
+        assert ids.shape == (sampled or 1, self.prompt.length + len(self.script))
+
+    def continuous(self) -> None:
+        """All answers, sampled, by transformers' continuous batching, which prefills the prompt once and forks its
+        cache. It takes token ids alone: the tower's pass is made beside it, and no answer sees the image."""
+        self.attend("sdpa")
+        with torch.inference_mode():
+            self.lvlm.encoded([self.prompt])
+        how = GenerationConfig(
+            do_sample=True, temperature=HOW.temperature, top_k=0, num_return_sequences=ANSWERS, eos_token_id=-1,
+            max_new_tokens=len(self.script), pad_token_id=self.lvlm.tokenizer.pad_token_id,
+        )  # fmt: skip
+        found = self.model.generate_batch(
+            [self.prompt.ids.tolist()], how, ContinuousBatchingConfig(num_blocks=BLOCKS), warmup=False
+        )
+        assert [len(answer.generated_tokens) for answer in found.values()] == [len(self.script)] * ANSWERS
 
     @torch.inference_mode()
     def teacher_forced(self, name: str = "eager", rows: bool = True):
@@ -120,6 +142,26 @@ class Ways:
             places = torch.tensor(self.digits)[:, None] + self.prompt.length
             columns = self.prompt.grid.cells.flatten()[None]
             return torch.stack([layer[0][:, places, columns] for layer in output.attentions])
+
+    @torch.inference_mode()
+    def answers_only(self, answers: int = ANSWERS, name: str = "eager", rows: bool = True) -> list[torch.Tensor]:
+        """`teacher_forced` of some answers, behind one prefill by SDPA: attention matrices of their tokens alone."""
+        self.attend("sdpa")
+        cache, found = DynamicCache(), []
+        self.model(**self.prompt.inputs, past_key_values=cache, logits_to_keep=1)
+        self.attend(name)
+        _, position = self.lvlm.positions(self.prompt.inputs)
+        position = position + torch.arange(len(self.script))
+        for _ in range(answers):
+            output = self.model(
+                input_ids=torch.tensor([self.script]), position_ids=position, past_key_values=cache,
+                output_attentions=rows, logits_to_keep=1,
+            )  # fmt: skip
+            cache.crop(-len(self.script))
+            if rows:
+                places, columns = torch.tensor(self.digits)[:, None], self.prompt.grid.cells.flatten()[None]
+                found.append(torch.stack([layer[0][:, places, columns] for layer in output.attentions]))
+        return found
 
     def ours(self, capture: bool, how: Sampling = HOW) -> list[dict]:
         """All answers to the query."""
@@ -185,19 +227,21 @@ def mark_decoding(module, args, kwargs) -> None:
 
 
 def check_rows(ways: Ways) -> None:
-    """Both ways give the same rows."""
-    numbers = torch.split(ways.teacher_forced(), 3, dim=2)  # three digits each
-    for theirs, ours in zip(numbers, list(ways.ours(True)[-1]["rows"].values())[1:], strict=True):
-        assert (theirs.sum(2) - ours).abs().max() < 1e-5
+    """All ways give the same rows."""
+    ours = list(ways.ours(True)[-1]["rows"].values())[1:]
+    for theirs in (ways.teacher_forced(), *ways.answers_only(1)):
+        for number, row in zip(torch.split(theirs, 3, dim=2), ours, strict=True):  # three digits each
+            assert (number.sum(2) - row).abs().max() < 1e-5
 
 
-def row(measure: str, tokens: int, naive, ours, unit: str) -> tuple:
+def row(measure: str, tokens: int, naive, ours, unit: str, **fairer) -> dict:
     """One line of the table: medians, and the median of the pairs' ratios ours / naive."""
     ratio = statistics.median(np.atleast_1d(ours) / np.atleast_1d(naive))
-    return measure, CLASS, tokens, float(np.median(naive)), float(np.median(ours)), ratio, unit
+    values = {name: float(np.median(value)) for name, value in dict(naive=naive, ours=ours, **fairer).items()}
+    return {"measure": measure, "lvlm_class": CLASS, "image_tokens": tokens, "ratio": ratio, "unit": unit, **values}
 
 
-def measure(lvlm: Qwen25VL, side: int, repeats: int) -> list[tuple]:
+def measure(lvlm: Qwen25VL, side: int, repeats: int) -> list[dict]:
     """All lines of one image size."""
     ways, tokens = Ways(lvlm, side), side**2
     hook = ways.model.get_output_embeddings().register_forward_hook(ways.write)
@@ -205,14 +249,31 @@ def measure(lvlm: Qwen25VL, side: int, repeats: int) -> list[tuple]:
     times = interleaved(
         {
             "greedy": ways.generate, "sampling": lambda: ways.ours(False), "capture": lambda: ways.ours(True),
-            "floor": ways.floor, "sampled": lambda: ways.generate(sampled=True), "forced": ways.teacher_forced,
+            "floor": ways.floor, "sampled": lambda: ways.generate(1), "forced": ways.teacher_forced,
+            "several": lambda: ways.generate(ANSWERS - 1), "continuous": ways.continuous,
+            "answers only": ways.answers_only,
         },
         repeats,
     )  # fmt: skip
-    naive = times["greedy"] + (ANSWERS - 1) * times["sampled"]
+    naive, several = times["greedy"] + (ANSWERS - 1) * times["sampled"], times["greedy"] + times["several"]
     table = [
-        row("11 answers", tokens, naive, times["sampling"], "s"),
-        row("11 answers and rows", tokens, naive + ANSWERS * times["forced"], times["capture"], "s"),
+        row(
+            "11 answers",
+            tokens,
+            naive,
+            times["sampling"],
+            "s",
+            num_return_sequences=several,
+            continuous_batching=times["continuous"],
+        ),
+        row(
+            "11 answers and rows",
+            tokens,
+            naive + ANSWERS * times["forced"],
+            times["capture"],
+            "s",
+            rows_of_answers_only=several + times["answers only"],
+        ),
         row("11 answers, to one greedy", tokens, times["greedy"], times["sampling"], "s"),
         row("11 answers, to the floor", tokens, times["floor"], times["sampling"], "s"),
         row("capture, to none", tokens, times["sampling"], times["capture"], "s"),
@@ -224,9 +285,12 @@ def measure(lvlm: Qwen25VL, side: int, repeats: int) -> list[tuple]:
         - peak(lambda how=how: ways.ours(False, how), decoding=True)
         for how in (Sampling(samples=0, max_new_tokens=64), HOW)
     )
+    part = peak(lambda: ways.answers_only(1), decoding=True) - peak(
+        lambda: ways.answers_only(1, "sdpa", rows=False), decoding=True
+    )
     table += [
-        row("memory of one answer's rows", tokens, full / 1e6, one / 1e6, "MB"),
-        row("memory of 11 answers' rows", tokens, full / 1e6, all_ / 1e6, "MB"),
+        row("memory of one answer's rows", tokens, full / 1e6, one / 1e6, "MB", rows_of_answers_only=part / 1e6),
+        row("memory of 11 answers' rows", tokens, full / 1e6, all_ / 1e6, "MB", rows_of_answers_only=part / 1e6),
     ]
     found = ways.candidates()
     coverage = box_coverage(found.boxes, found.width, found.height, found.maps.shape[-2:])
@@ -250,22 +314,24 @@ def plot(table: pd.DataFrame):
         "naive": ("11 answers and rows", "naive"), "ours, with rows": ("11 answers and rows", "ours"),
         "one greedy answer": ("11 answers, to one greedy", "naive"),
         "floor": ("11 answers, to the floor", "naive"),
+        "num_return_sequences, rows of answers only": ("11 answers and rows", "rows_of_answers_only"),
     }  # fmt: skip
     memory = {
         "output_attentions, one answer": ("memory of one answer's rows", "naive"),
         "ours, one answer": ("memory of one answer's rows", "ours"),
         "ours, 11 answers": ("memory of 11 answers' rows", "ours"),
+        "output_attentions, its tokens only": ("memory of one answer's rows", "rows_of_answers_only"),
     }
     sns.set_theme(style="whitegrid", palette="colorblind")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, lines, label in zip(axes, (series, memory), ("CPU seconds a query", "peak extra memory, MB")):
-        for (name, (measured, column)), marker in zip(lines.items(), "osD^"):
+        for (name, (measured, column)), marker in zip(lines.items(), "osD^v"):
             part = table[table["measure"] == measured]
             axis.plot(part["image_tokens"], part[column], marker=marker, label=name)
         axis.set(xscale="log", yscale="log", xlabel="image tokens", ylabel=label)
         axis.set_xticks([400, 1600, 6400], ["400", "1,600", "6,400"])
         axis.minorticks_off()
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7)
     return figure
 
 

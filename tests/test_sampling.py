@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from acs_lib.core.candidates import PER_TOKEN
 from acs_lib.embedded import scenes
@@ -138,6 +139,47 @@ def test_draw_inverts_the_cumulative_distribution():
     uniform = torch.tensor([0.05, 0.15, 0.35, 0.999], dtype=torch.double)
     assert sampling.sample_tokens(logits, uniform, 1.0, 1.0).tolist() == [0, 1, 2, 2]
     assert sampling.sample_tokens(logits, uniform, 1.0, 0.7).tolist() == [2, 2, 2, 2], "top-p keeps the likeliest only"
+
+
+def test_a_draw_in_float32_is_never_a_token_of_no_probability():
+    logits = torch.tensor([[1.0, 2.0, -torch.inf, 1.0, -torch.inf]]).repeat(2, 1)
+    uniform = torch.tensor([np.nextafter(1, 0), 0.0]).float()
+    assert uniform[0] == 1, "rounded up"
+    assert sampling.sample_tokens(logits, uniform, 1.0, 1.0).tolist() == [3, 0]
+
+
+def test_draws_are_in_float64_where_the_device_has_it():
+    found = {name: sampling.precision(torch.device(name)) for name in ("cpu", "cuda", "mps")}
+    assert found == {"cpu": torch.float64, "cuda": torch.float64, "mps": torch.float32}
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a host waits for its device, transfers apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masked = name in ("index", "index_put_") and any(one is not None and one.dtype == torch.bool for one in args[1])
+        self.count += masked or name in ("item", "is_nonzero", "nonzero", "masked_select", "equal", "unique2")
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("row", ["own", "last", "after", "predicting"])
+def test_no_token_makes_the_host_wait_but_for_its_id(both, row):
+    """Neither in this module nor in the model: as many waits for a few tokens as for many."""
+    prompts, counts = [scene_prompt(both, seed) for seed in range(2)], []
+    _ = both.digit_tokens
+    for tokens in (4, 16):
+        how = Sampling(samples=4, temperature=3.0, max_new_tokens=tokens, row=row)
+        with Waits() as waits:
+            answers = sampling.generate(both, prompts, [7, 8], how)
+        assert max(len(one["token_ids"]) for one in sum(answers, [])) == tokens
+        assert tokens == 4 or any(one["rows"] for one in sum(answers, []))
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_statistics_of_hand_made_maps():

@@ -70,7 +70,7 @@ def test_values_go_to_their_places_and_back():
     spread = found.spread(values)
     assert spread.tolist() == [[0, 1, 2, 3], [4, 5, 4, 5]]
     assert torch.equal(found.collect(spread[..., None])[..., 0], values)
-    assert [row[..., 0].tolist() for row in found.rows(spread[..., None])] == values.tolist()
+    assert spread.flatten()[found.branches(2)].tolist() == values.flatten().tolist()
 
 
 def test_a_mask_is_additive_and_repeated_for_the_heads_that_share_a_key_head():

@@ -34,7 +34,7 @@ class Rows:
         self.columns, self.chosen = columns, chosen
         make = torch.empty if chosen is None else torch.zeros
         self.values = make(batch, tokens, layers, heads, m, device=columns.device)
-        self.filled = torch.zeros(layers, dtype=torch.bool)
+        self.missing = self.layers = frozenset(range(layers))
 
     def add(self, layer: int, query, key, attention_mask, scaling: float) -> None:
         """Store the rows of one layer: query [batch, heads, tokens, d], key [batch, key-value heads, keys, d]; a mask
@@ -54,17 +54,17 @@ class Rows:
             self.values[:, :, layer] = rows
         else:
             self.values[:, :, layer].index_add_(1, self.chosen[1], rows)
-        self.filled[layer] = True
+        self.missing -= {layer}
 
     def take(self) -> torch.Tensor:
         """The rows of the last pass, [batch, tokens, layers, heads, m]; the next forward pass overwrites them.
 
         Raises RuntimeError if a layer gave nothing: its attention did not run through this module.
         """
-        if not self.filled.all():
-            missing = (~self.filled).nonzero()[:, 0].tolist()
+        if self.missing:
+            missing = sorted(self.missing)
             raise RuntimeError(f"no attention rows from layers {missing}: load the LVLM through acs_lib.load_lvlm")
-        self.filled.zero_()
+        self.missing = self.layers
         return self.values
 
 

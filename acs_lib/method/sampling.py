@@ -3,7 +3,8 @@
 An image is encoded once, and what the prompts of its questions begin with is prefilled once. The answers then decode as
 branches of one sequence (`method.sharing`): each pass appends one token of every answer to the cache, and a mask lets
 an answer see its own prompt and its own tokens. So the prompt's keys and values are neither copied nor read once an
-answer.
+answer. The host waits for the device once a token: for the token ids. What they decide (who has ended, whose rows are
+read, to which number a digit belongs) is decided on the host, and rows stay on the device.
 """
 
 from collections.abc import Sequence
@@ -29,15 +30,22 @@ def noise(sampling: Sampling, query_key: int) -> np.ndarray:
 
 
 def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Token ids [...] by inverting the cumulative distribution at `uniform` [...]; logits [..., vocabulary]."""
-    probability = (logits.double() / temperature).softmax(-1)
+    """Token ids [...] by inverting the cumulative distribution at `uniform` [...], in its precision; logits
+    [..., vocabulary]."""
+    probability = (logits.to(uniform.dtype) / temperature).softmax(-1)
     if top_p < 1:
         ordered, order = probability.sort(-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
         probability = torch.zeros_like(probability).scatter_(-1, order, ordered)
     cumulative = probability.cumsum(-1)
-    token = torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True)[..., 0]
-    return token.clamp_max(logits.shape[-1] - 1)
+    whole = cumulative[..., -1:].contiguous()
+    token = torch.searchsorted(cumulative, uniform[..., None] * whole, right=True)
+    return token.minimum(torch.searchsorted(cumulative, whole))[..., 0]  # float32 rounds the largest numbers to 1
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """In which draws are computed: float64, float32 where the device has no other (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @torch.inference_mode()
@@ -61,40 +69,43 @@ def generate(
     logits, position = prefill(lvlm, prompts, layout, cache)
     logits = logits[:, None].expand(-1, answers, -1)
 
-    uniform = torch.from_numpy(np.stack([noise(sampling, key) for key in query_keys])).to(device)
-    digit, end, banned = (ids.to(device) for ids in (lvlm.digit_tokens, lvlm.end_tokens, lvlm.banned_tokens))
-    reader = None
+    uniform = np.stack([noise(sampling, key) for key in query_keys])
+    uniform = torch.from_numpy(uniform).to(precision(device)).to(device)
+    banned, is_digit, ends = lvlm.banned_tokens.to(device), lvlm.digit_tokens.numpy(), lvlm.end_tokens.numpy()
+    reader, numbers = None, None
     if capture:
         cells = [prompts[index].grid.cells.flatten()[None] for index in layout.prompts[:, 0].tolist()]
         columns = padded(cells, max(one.shape[1] for one in cells), 0).to(device)
         reader = Rows(columns, layout.rest.shape[1] * answers, lvlm.layers, lvlm.heads)
+        numbers = _Numbers(lvlm, layout.branches(answers), sampling.row == "last")
     penalise, said = _penalty(lvlm), None
     if penalise is not None:
         said = [prompt.inputs["input_ids"] for prompt in prompts]
         said = padded(said, max(prompt.length for prompt in prompts), 0).to(device).repeat_interleave(answers, 0)
-    running = torch.ones(len(prompts), answers, dtype=torch.bool, device=device)
-    tokens, numbers, lives = [], [], []
-    rows = [[{} for _ in range(answers)] for _ in prompts]
+    running = np.ones(len(prompts) * answers, bool)
+    written, described, lives = [], [], []
     for step in range(steps):
         logits = logits.float().index_fill(-1, banned, -torch.inf)
         wished = logits
         if penalise is not None:
-            said = torch.cat([said, *(token.view(-1, 1) for token in tokens[-1:])], 1)
             wished = penalise(said, logits.flatten(0, 1)).view_as(logits)
         token = wished.argmax(-1)
         token[:, 1:] = sample_tokens(wished[:, 1:], uniform[:, :, step], sampling.temperature, sampling.top_p)
-        tokens.append(token)
-        numbers.append(describe_tokens(logits, token, logits.shape[-1] - len(banned)))
+        if penalise is not None:
+            said = torch.cat([said, token.view(-1, 1)], 1)
+        described.append(describe_tokens(logits, token, logits.shape[-1] - len(banned)))
+        written.append(token.flatten().cpu().numpy())  # here the host waits
         lives.append(running)
-        wanted = running & digit[token]
+        digit = is_digit[written[-1]]
+        wanted = running & digit
         if sampling.row == "after":
-            wanted = running & ~digit[token] & (digit[tokens[-2]] if step else False)
+            wanted = running & ~digit & (is_digit[written[-2]] if step else False)
         if step and capture and sampling.row == "predicting":
-            _keep(lvlm, rows, tokens, wanted, layout.rows(reader.take()))
-        running = running & ~torch.isin(token, end)
+            numbers.add(written, wanted, reader.take())
+        running = running & ~np.isin(written[-1], ends)
         if not running.any() or step == steps - 1:
             break
-        read = capture and (sampling.row == "predicting" or bool(wanted.any()))
+        read = capture and (sampling.row == "predicting" or wanted.any())
         with reading(reader if read else None):
             output = lvlm.model(
                 input_ids=layout.spread(token), attention_mask=masks(lvlm, branch_mask, layout, answers, step),
@@ -103,21 +114,22 @@ def generate(
             )  # fmt: skip
         logits = layout.collect(output.logits)
         if read and sampling.row == "after":
-            values = layout.rows(reader.take())
-            for query, answer in wanted.nonzero().tolist():
-                rows[query][answer][step - 1] = values[query][answer].clone()
+            numbers.begin(step - 1, wanted.nonzero()[0], reader.take())
         elif read and sampling.row != "predicting":
-            _keep(lvlm, rows, tokens, wanted, layout.rows(reader.take()), sampling.row == "last")
-    tokens, numbers = torch.stack(tokens, -1).cpu(), torch.stack(numbers, -1).cpu()
-    counts = torch.stack(lives).sum(0).tolist()
+            numbers.add(written, wanted, reader.take())
+    written, counts = np.stack(written, -1), np.sum(lives, 0)
+    described = torch.stack(described, -1).flatten(1, 2).cpu()
     return [
         [
             {
-                "token_ids": tokens[query, answer, :count].tolist(),
-                **{name: values[query, answer, :count].tolist() for name, values in zip(PER_TOKEN, numbers)},
-                "rows": {start: row[..., : prompt.grid.cells.numel()] for start, row in rows[query][answer].items()},
+                "token_ids": written[place, : counts[place]].tolist(),
+                **{name: values[place, : counts[place]].tolist() for name, values in zip(PER_TOKEN, described)},
+                "rows": {
+                    start: row[..., : prompt.grid.cells.numel()]
+                    for start, row in (numbers.of(place).items() if capture else ())
+                },
             }
-            for answer, count in enumerate(counts[query])
+            for place in range(query * answers, (query + 1) * answers)
         ]
         for query, prompt in enumerate(prompts)
     ]
@@ -143,23 +155,59 @@ def describe_tokens(logits: torch.Tensor, token: torch.Tensor, vocabulary: int) 
     )
 
 
-def _keep(
-    lvlm: LVLM, rows: list[list[dict]], tokens: list[torch.Tensor], wanted: torch.Tensor, values, last: bool = False
-) -> None:
-    """Add the rows of the wanted answers' last digit, out of a buffer that the next pass overwrites, to its number;
-    with `last` they take the place of those before."""
-    step = len(tokens) - 1
-    written, goes_on = torch.stack(tokens, -1).tolist(), {}
-    for query, answer in wanted.nonzero().tolist():
-        sums, row = rows[query][answer], values[query][answer]
-        start = max(sums, default=0)
-        text = tuple(written[query][answer][start:])  # often that of other answers as well
-        if text not in goes_on:
-            goes_on[text] = lvlm.decode(list(text)).strip().isdigit()
-        if sums and goes_on[text]:
-            sums[start] = row.clone() if last else sums[start].add_(row)
-        else:
-            sums[step] = row.clone()
+class _Numbers:
+    """The rows of the numbers of all answers, out of a buffer that the next pass overwrites: kept together on the
+    device, one tensor for all numbers whose first row is that of the same step.
+
+    branches: [answers of all prompts] the place of each answer in the buffer, its first two axes as one
+    last: a number's later digits replace its row, instead of adding theirs
+    """
+
+    def __init__(self, lvlm: LVLM, branches: np.ndarray, last: bool):
+        self.lvlm, self.branches, self.last = lvlm, branches, last
+        self.rows: dict[int, torch.Tensor] = {}  # step -> [numbers, layers, heads, image tokens]
+        self.places: list[dict[int, int]] = [{} for _ in branches]  # of an answer: step -> place in its tensor
+        self.goes_on: dict[tuple, bool] = {}  # of a text, often that of other answers as well
+
+    def of(self, answer: int) -> dict[int, torch.Tensor]:
+        """The rows [layers, heads, image tokens] of an answer's numbers, by the step of the first one."""
+        return {step: self.rows[step][place] for step, place in self.places[answer].items()}
+
+    def begin(self, step: int, answers: Sequence[int], values: torch.Tensor) -> None:
+        """Rows of numbers that begin, of these answers."""
+        if len(answers):
+            self.rows[step] = self._picked(answers, values)
+        for place, answer in enumerate(answers):
+            self.places[answer][step] = place
+
+    def add(self, written: list[np.ndarray], wanted: np.ndarray, values: torch.Tensor) -> None:
+        """Rows of the last digit of the wanted answers [answers]: each belongs to the number before it or begins one.
+        `written`: the token ids [answers] of every step."""
+        begins, goes_on, texts = [], {}, np.stack(written, -1)
+        for answer in wanted.nonzero()[0].tolist():
+            start = max(self.places[answer], default=None)
+            if start is not None and self._one_number(texts[answer, start:].tolist()):
+                goes_on.setdefault(start, []).append(answer)
+            else:
+                begins.append(answer)
+        self.begin(len(written) - 1, begins, values)
+        for start, answers in goes_on.items():
+            rows, places = self.rows[start], [self.places[answer][start] for answer in answers]
+            put = rows.index_copy_ if self.last else rows.index_add_
+            put(0, _index(places, rows.device), self._picked(answers, values))
+
+    def _picked(self, answers: Sequence[int], values: torch.Tensor) -> torch.Tensor:
+        return values.flatten(0, 1)[_index(self.branches[answers], values.device)]
+
+    def _one_number(self, text: list[int]) -> bool:
+        if tuple(text) not in self.goes_on:
+            self.goes_on[tuple(text)] = self.lvlm.decode(text).strip().isdigit()
+        return self.goes_on[tuple(text)]
+
+
+def _index(places: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Places as an index on the device, without waiting for what it computes."""
+    return torch.as_tensor(places).to(device, non_blocking=True)
 
 
 def sample_candidates(

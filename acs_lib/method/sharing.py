@@ -11,6 +11,7 @@ question only, a sequence holds one whole prompt and nothing between it and the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
@@ -59,10 +60,11 @@ class Layout:
         """Values [sequences, questions x n, m] as [prompts, n, m]."""
         return values.unflatten(1, (self.prompts.shape[1], -1))[self.place]
 
-    def rows(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """`collect` of attention rows, as views of the values, a prompt after the other."""
-        parts = values.unflatten(1, (self.prompts.shape[1], -1))
-        return [parts[sequence, question] for sequence, question in zip(*(place.tolist() for place in self.place))]
+    def branches(self, answers: int) -> np.ndarray:
+        """Where the answers to every prompt lie, [prompts x answers], among the answers of all sequences."""
+        sequence, question = (place.numpy(force=True) for place in self.place)
+        first = (sequence * self.prompts.shape[1] + question) * answers
+        return (first[:, None] + np.arange(answers)).flatten()
 
 
 def by_sequence(prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -80,7 +80,7 @@ def scripted(lvlm: LVLM, text: str):
     step = [0]
 
     def restart(module, args, kwargs):
-        if kwargs.get("pixel_values") is not None:
+        if any(kwargs.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs")):
             step[0] = 0
 
     def force(module, args, logits):

@@ -1,0 +1,98 @@
+"""The benchmarks' ways give the same rows, and every step of the GPU's runs, on the CPU with tiny models."""
+
+import pandas as pd
+import pytest
+import torch
+import typer
+
+from acs_lib import paths
+from benchmarks import engine, gpu
+
+
+def test_the_naive_and_the_fairer_rows_are_the_engines():
+    ways = engine.Ways(engine.build(), 4)
+    ways.model.get_output_embeddings().register_forward_hook(ways.write)
+    engine.check_rows(ways)
+    ways.generate(3)
+
+
+def test_continuous_batching_writes_as_many_tokens_on_this_device():
+    ways = engine.Ways(engine.build(), 4)
+    ways.continuous()  # it asserts that
+
+
+def test_the_committed_table_has_every_fairer_way_where_it_applies():
+    table = pd.read_csv(paths.reports("benchmarks") / "engine.csv")
+    assert list(table) == engine.NAMES
+    there = table.set_index("measure")[engine.FAIRER].notna()
+    assert (there.loc[["11 answers"]] == [True, True, False]).all(axis=None)
+    assert there.loc["11 answers and rows", "rows_of_answers_only"].all()
+    assert there.loc["memory of one answer's rows", "rows_of_answers_only"].all()
+    assert not there.loc["capture, to none"].any(axis=None)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """(exit code, table) of a tiny run."""
+    out = tmp_path_factory.mktemp("gpu")
+    with pytest.raises(typer.Exit) as ended:
+        gpu.main(minutes=30, tiny=True, out=out)
+    return ended.value.exit_code, pd.read_csv(out / "gpu.csv")
+
+
+def test_every_step_of_the_gpus_runs_on_the_cpu(tiny):
+    code, table = tiny
+    assert code == 0 and list(table) == gpu.NAMES
+    assert set(table["card"]) == {"CPU"} and set(table["dtype"]) == {"float32", "bfloat16"}
+    assert not table["note"].str.contains("failed|left out", na=False).any()
+    for kind in ("Qwen2_5_VLForConditionalGeneration", "InternVLForConditionalGeneration"):
+        measures = table[table["lvlm_class"] == kind]["measure"].value_counts()
+        assert measures["rows, off eager"] == measures["greedy tokens, other than generate's"] == 2
+        for measure in (
+            "11 answers, to one greedy", "11 answers, to num_return_sequences", "capture, to none",
+            "queries a minute, batch 1", "queries a minute, batch 2",
+        ):  # fmt: skip
+            assert measures[measure] == 1
+    checks = table[table["tolerance"].notna()]
+    assert len(checks) == 6 and (checks["ours"] <= checks["tolerance"]).all()
+
+
+def test_the_embedded_lvlms_are_compared_with_the_cpu_and_its_tables(tiny):
+    _, table = tiny
+    other = table[table["measure"] == "embedded: answers other than the CPU's"]
+    assert len(other) == 2 and (other["ours"] == 0).all(), "the device is the CPU here"
+    stored = table[table["measure"] == "embedded: Acc@0.5, greedy, to the table"].set_index("lvlm_class")["naive"]
+    results = pd.read_csv(paths.reference("embedded") / "tables" / "main_results.csv")
+    greedy = results[(results["dataset"] == "scenes") & (results["method"] == "greedy")]
+    assert all(stored[name] in greedy[greedy["lvlm"] == name]["acc50"].round(4).to_numpy() for name in stored.index)
+
+
+def test_rows_of_other_cells_miss_the_tolerance(monkeypatch):
+    lvlm = gpu.build("Qwen/Qwen2.5-VL-7B-Instruct", gpu.CPU, torch.float32, two_layers=True, tiny=True)
+    eager = gpu.eager_rows
+    monkeypatch.setattr(gpu, "eager_rows", lambda *asked: eager(*asked).roll(1, -1))
+    prompt = lvlm.prompt(gpu.picture(224, 224), "cup")
+    answer = gpu.FAMILIES["Qwen/Qwen2.5-VL-7B-Instruct"]["answer"]
+    assert gpu.rows_off(lvlm, prompt, answer) > gpu.TOLERANCE[torch.float32]
+
+
+def test_what_does_not_fit_or_fails_says_so_and_the_rest_goes_on(tmp_path):
+    bench = gpu.Bench(gpu.CPU, 0.5, tmp_path, tiny=True)
+
+    def broken():
+        yield {"measure": "a", "naive": 2.0, "ours": 1.0}
+        raise RuntimeError("CUDA out of memory\nof much")
+
+    assert not bench.step("long", 60, broken) and not bench.step("broken", 1, broken)
+    table = pd.read_csv(tmp_path / "gpu.csv")
+    assert table["measure"].tolist() == ["long", "a", "broken"]
+    assert (
+        table["note"][0].startswith("left out: it may take 60 s") and table["note"][2] == "failed: CUDA out of memory"
+    )
+    assert table["ratio"][1] == 0.5
+
+
+def test_numbers_of_tiny_models_are_kept_apart():
+    for asked in (dict(tiny=True), dict(out=paths.DATA)):
+        with pytest.raises(typer.BadParameter, match="with --tiny"):
+            gpu.main(**{"tiny": False, "out": None} | asked)
