@@ -8,6 +8,7 @@ run, and so is every later one.
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -38,7 +39,7 @@ from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # lives in a session; what it says elsewhere is its plain text
 VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the manifest, beside Python's own
-SIDE_BY_SIDE = "06"  # notebooks from this one on read what those before wrote, and none what another of them writes
+SIDE_BY_SIDE = ("06", "07", "08")  # they read what those before wrote, none what another of them writes; of tiny LVLMs
 TOLD = 3  # of what changed, by name
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
 
@@ -201,7 +202,7 @@ def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
     executed = stage.output(".failed.ipynb")  # what is there of it, until the last cell is done
     # Bars of the notebooks would end up in their copies. (papermill's own has read its settings already.)
     os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PREFER_ENV_PATH="1")
-    if _tiny(load_profile(stage.profile)):
+    if all(map(is_embedded, load_profile(stage.profile).lvlms)):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread spins, and rounds otherwise
     try:
         notebook = papermill.execute_notebook(
@@ -255,9 +256,15 @@ def _say_done(stage: NotebookStage) -> None:
     typer.echo(f"{stage.label}: done in {stage.stamp()['seconds']:.0f} s")
 
 
-def _tiny(profile: Profile) -> bool:
-    """Whether one core and a GB are enough for any of its LVLMs."""
-    return all(map(is_embedded, profile.lvlms))
+def _run_side_by_side(group: list[tuple[NotebookStage, str]]) -> None:
+    from acs_lib.runs.local import processes  # late: it brings torch
+
+    for stage, reason in group:
+        typer.echo(f"{stage.label}: running ({reason})")
+    stages = [stage for stage, _ in group]
+    with processes() as work:
+        for stage, _ in zip(stages, work(run_stage, stages)):
+            _say_done(stage)
 
 
 def git_state() -> dict:
@@ -377,18 +384,13 @@ def run(
         check_gpu(name)
     for stage, _ in to_run:  # what is about to be computed anew is unfinished from here on
         stage.output(".stamp.json").unlink(missing_ok=True)
-    ends = [stage.notebook.stem[:2] >= SIDE_BY_SIDE and _tiny(profile) for stage, _ in to_run]
-    for (stage, reason), beside in zip(to_run, ends):
-        typer.echo(f"{stage.label}: running ({reason})")
-        if not beside:
-            run_stage(stage)
-            _say_done(stage)
-    if any(ends):
-        from acs_lib.runs.local import processes  # late: it brings torch
-
-        with processes() as work:
-            rest = [stage for (stage, _), beside in zip(to_run, ends) if beside]
-            for stage, _ in zip(rest, work(run_stage, rest)):
+    for beside, group in itertools.groupby(to_run, lambda each: each[0].notebook.stem[:2] in SIDE_BY_SIDE):
+        if beside and all(map(is_embedded, profile.lvlms)):
+            _run_side_by_side(list(group))
+        else:
+            for stage, reason in group:
+                typer.echo(f"{stage.label}: running ({reason})")
+                run_stage(stage)
                 _say_done(stage)
 
     from acs_lib.report import page, tables  # late: they take seconds

@@ -395,8 +395,8 @@ def test_a_truncated_stamp_counts_as_none(finished):
     assert plan()["01"] == "would run (not finished yet)"
 
 
-def test_notebooks_from_06_on_go_side_by_side(project, monkeypatch):
-    numbers, given = ("05", "06", "07"), []
+def test_notebooks_06_to_08_go_side_by_side(project, monkeypatch):
+    numbers, given = ("05", "06", "07", "09"), []
 
     @contextlib.contextmanager
     def noted():
@@ -408,11 +408,11 @@ def test_notebooks_from_06_on_go_side_by_side(project, monkeypatch):
         write_notebook(paths.NOTEBOOKS / f"{number}_x.ipynb", APPEND.format(number))
     write_profile(*numbers)
     result = invoke()
-    assert result.exit_code == 0 and given == [["06_x", "07_x"]] and len(log()) == 3
+    assert result.exit_code == 0 and given == [["06_x", "07_x"]] and log()[-1] == "09 tiny"
     assert [line.partition(" (")[0] for line in result.output.splitlines() if "running" in line] == [
-        "05 x: running", "06 x: running", "07 x: running",
+        "05 x: running", "06 x: running", "07 x: running", "09 x: running",
     ]  # fmt: skip
-    assert result.output.count(": done in") == 3 and invoke().output.count("reused") == 3
+    assert result.output.count(": done in") == 4 and invoke().output.count("reused") == 4
     write_profile(*numbers, lvlms=[{"name": "mine", "source": "models/mine"}])
     (project / "models" / "mine").mkdir(parents=True)
     (project / "models" / "mine" / "config.json").write_text("")

@@ -17,6 +17,7 @@ from acs_lib.method.baselines.likelihood import p_true
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.selection import Selector, acs_free, acs_learned, all_heads, stored_scores
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
+from acs_lib.runs.local import processes
 from acs_lib.runs.store import Run
 from acs_lib.study.stages import Study, frame_digest, kept
 
@@ -125,6 +126,19 @@ def resolve(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec) -> Experiment:
 def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.DataFrame]) -> pd.DataFrame:
     """A table of every experiment, with leading columns lvlm and dataset, one below the other."""
     return pd.concat([e.labelled(table(e)) for e in experiments], ignore_index=True)
+
+
+def by_lvlm(study: Study, table: Callable[[Study, list[Experiment]], pd.DataFrame]) -> pd.DataFrame:
+    """A table of a study and its experiments, made of each LVLM alone, side by side (see runs.local), one below the
+    other. Every process reads from disk what the study has."""
+    with processes() as run:
+        parts = run(functools.partial(_of_lvlm, table, study.profile), study.profile.lvlms)
+        return pd.concat(parts, ignore_index=True)
+
+
+def _of_lvlm(table: Callable, profile: Profile, lvlm: LVLMSpec) -> pd.DataFrame:
+    study = Study(profile)
+    return table(study, [resolve(study, lvlm, dataset) for dataset in profile.datasets])
 
 
 def experiments(study: Study, learned: bool = True) -> list[Experiment]:
