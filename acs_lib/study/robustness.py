@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import FeatureAblation, IntegratedGradients
 from scipy.stats import spearmanr
 
 from acs_lib.core import boxes as bx
@@ -35,12 +34,16 @@ def integrated_gradients(model: Model, maps: torch.Tensor, baseline: torch.Tenso
     """Integrated gradients (arXiv 1703.01365), of the shape of maps: (maps - baseline) times the mean gradient along
     the straight line from `baseline` (broadcast) to the maps, at the midpoints of 16 equal parts. They sum to
     model(maps) - model(baseline), up to the error of the sum."""
+    from captum.attr import IntegratedGradients  # late: it takes seconds
+
     captum = IntegratedGradients(model)
     return captum.attribute(maps, baseline, n_steps=16, method="riemann_middle", internal_batch_size=len(maps)).detach()
 
 
 def occlusion(model: Model, maps: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
     """[n, layers] absolute change of the prediction when all maps of one layer are replaced by the baseline's."""
+    from captum.attr import FeatureAblation  # late: it takes seconds
+
     layer_of = torch.arange(maps.shape[2]).view(1, 1, -1, 1, 1, 1)
     return FeatureAblation(model).attribute(maps, baseline, feature_mask=layer_of)[:, 0, :, 0, 0, 0].abs()
 
