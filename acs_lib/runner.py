@@ -246,8 +246,9 @@ def run_stage(stage: NotebookStage) -> None:
     resources = {"metadata": {"name": stage.label}}
     write_text(stage.output(".html"), HTMLExporter().from_notebook_node(notebook, resources=resources)[0])
     folders = (paths.runs(stage.profile), paths.reports(stage.profile))
-    files = sorted(path for folder in folders for path in folder.rglob("[!.]*") if path.is_file())
-    written = [_from_root(path) for path in files if path.stat().st_mtime >= began]
+    files = {path for folder in folders for path in folder.rglob("[!.]*") if path.is_file()}
+    files -= {path for path in stage.output("").parent.iterdir() if not path.name.startswith(stage.notebook.stem)}
+    written = [_from_root(path) for path in sorted(files) if path.stat().st_mtime >= began]
     stamp = {"digest": stage.digest, "inputs": stage.inputs, "outputs": written, "seconds": round(seconds, 2)}
     write_text(stage.output(".stamp.json"), json.dumps(stamp, indent=1))
 

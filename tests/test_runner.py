@@ -395,6 +395,16 @@ def test_a_truncated_stamp_counts_as_none(finished):
     assert plan()["01"] == "would run (not finished yet)"
 
 
+def test_a_notebooks_outputs_are_none_of_another_notebook_beside_it(project):
+    beside = "open('../reports/tiny/notebooks/02_two.failed.ipynb', 'w').close()"
+    write_notebook(paths.NOTEBOOKS / "01_one.ipynb", beside, "open('../reports/tiny/table.csv', 'w').close()")
+    write_profile("01")
+    assert invoke().exit_code == 0
+    (stage,) = stages()
+    folder = "reports/tiny/notebooks/01_one"
+    assert stage.stamp()["outputs"] == [f"{folder}.html", f"{folder}.ipynb", "reports/tiny/table.csv"]
+
+
 def test_notebooks_06_to_08_go_side_by_side(project, monkeypatch):
     numbers, given = ("05", "06", "07", "09"), []
 
