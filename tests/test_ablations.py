@@ -26,7 +26,7 @@ from acs_lib.study.cost import STAGES, peak_memory, timed
 from acs_lib.study.experiment import Experiment, experiments
 from acs_lib.study.stages import Study
 
-MAPS = np.random.default_rng(0).random((3, 4, 2, 2, 2, 2)).astype(np.float16)
+MAPS = np.random.default_rng(0).random((3, 4, 2, 2, 2, 2)).astype(np.float32)
 NUMBERS = np.random.default_rng(1).random((3, 4, 2, 2, 4)).astype(np.float32)
 BOXES = np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 0.25], [np.nan] * 4])
 
