@@ -13,6 +13,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -59,7 +60,9 @@ def processes(count: int | None = None) -> Iterator[Callable]:
     RuntimeError with the mend where a process dies.
     """
     visible = [str(number) for number in range(torch.cuda.device_count())]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn" if visible else "forkserver")
+    if not visible:  # imports take seconds, and where they see a GPU it could no longer be chosen
+        context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == "acs_lib"])
     gpus, count, (theirs, ours) = context.SimpleQueue(), count or len(visible) or cores(), context.Pipe(duplex=False)
     for number in range(count if visible else 0):
         gpus.put(visible[number % len(visible)])
