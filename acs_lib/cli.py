@@ -280,7 +280,7 @@ def _note(spec) -> None:
     """Say on standard error what may take long with this LVLM."""
     import torch  # late: it takes seconds
 
-    from acs_lib.lvlms.load import is_embedded, lvlm_source
+    from acs_lib.lvlms.checkpoint import is_embedded, lvlm_source
 
     if not Path(lvlm_source(spec)).is_dir():
         complain(f"note: {spec.source} is fetched from the model hub, unless it is in its cache")

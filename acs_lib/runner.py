@@ -33,8 +33,7 @@ from acs_lib import paths
 from acs_lib.core.files import read_text, write_text
 from acs_lib.core.sources import imported_files
 from acs_lib.evaluation import compare
-from acs_lib.lvlms.checkpoint import CALIBRATED, lvlm_digest, pinned
-from acs_lib.lvlms.load import is_embedded
+from acs_lib.lvlms.checkpoint import CALIBRATED, is_embedded, lvlm_digest, pinned
 from acs_lib.profiles import Profile, load_profile, profile_file
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # lives in a session; what it says elsewhere is its plain text

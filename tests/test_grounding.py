@@ -25,8 +25,8 @@ from acs_lib.grounding.api import ground, read_image
 from acs_lib.grounding.form import explore
 from acs_lib.grounding.picture import HEAT, draw_picture
 from acs_lib.lvlms.adapter import ParsedAnswer
-from acs_lib.lvlms.checkpoint import lvlm_digest
-from acs_lib.lvlms.load import calibration_folder, is_embedded, load_lvlm, lvlm_spec
+from acs_lib.lvlms.checkpoint import calibration_folder, is_embedded, lvlm_digest
+from acs_lib.lvlms.load import load_lvlm, lvlm_spec
 from acs_lib.method import regressor, sampling
 from acs_lib.method.baselines import METHODS, SELECTORS, slug
 from acs_lib.method.baselines.consensus import FUSIONS

@@ -10,8 +10,8 @@ import pytest
 
 from acs_lib import paths
 from acs_lib.grounding.api import ground, samples, usual_settings
-from acs_lib.lvlms.checkpoint import lvlm_digest
-from acs_lib.lvlms.load import calibration_folder, load_checkpoint, loaded_digest, lvlm_spec
+from acs_lib.lvlms.checkpoint import calibration_folder, lvlm_digest
+from acs_lib.lvlms.load import load_checkpoint, loaded_digest, lvlm_spec
 from acs_lib.method import regressor
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.origin import Origin

@@ -34,7 +34,8 @@ from acs_lib.datasets import coco
 from acs_lib.grounding.answers import Answer, as_answer, compared
 from acs_lib.grounding.picture import FORMATS, draw_picture, encode
 from acs_lib.lvlms.adapter import LVLM
-from acs_lib.lvlms.load import DEFAULT_LVLM, calibration_folder, is_embedded, load_lvlm, loaded_digest
+from acs_lib.lvlms.checkpoint import calibration_folder, is_embedded
+from acs_lib.lvlms.load import DEFAULT_LVLM, load_lvlm, loaded_digest
 from acs_lib.method import regressor
 from acs_lib.method import sampling as sampling_
 from acs_lib.method.baselines import METHODS, SELECTORS, slug

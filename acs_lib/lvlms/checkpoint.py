@@ -4,11 +4,15 @@ import functools
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import try_to_load_from_cache
 
-from acs_lib import paths
+from acs_lib import paths, profiles
 from acs_lib.profiles import LVLMSpec
+
+if TYPE_CHECKING:
+    from acs_lib.lvlms.adapter import LVLM
 
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
 CALIBRATED = ("head_set.json", "regressor.safetensors")  # what belongs to an LVLM, and may lie beside these
@@ -19,6 +23,22 @@ def lvlm_source(spec: LVLMSpec) -> str:
     """The folder (see `paths.place`) or hub name to load from."""
     local = paths.place(spec.source)
     return str(local) if local.exists() else spec.source
+
+
+def _folder(lvlm: "LVLM | LVLMSpec") -> Path:
+    """The folder that it comes from, or would come from if its hub name were one."""
+    return paths.place(lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
+
+
+def is_embedded(lvlm: "LVLM | LVLMSpec") -> bool:
+    """Whether it is one of those that are shipped, or a copy: tiny, quick on a CPU, and of few words."""
+    known = profiles.known_lvlms().get(lvlm.name, lvlm)
+    return paths.EMBEDDED in (_folder(lvlm).parent, _folder(known).parent)
+
+
+def calibration_folder(lvlm: "LVLM | LVLMSpec") -> Path:
+    """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
+    return _folder(lvlm) if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
 
 
 @functools.cache

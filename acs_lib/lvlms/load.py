@@ -58,22 +58,6 @@ def _same_weights(*folders: Path) -> bool:
     return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-def _folder(lvlm: LVLM | LVLMSpec) -> Path:
-    """The folder that it comes from, or would come from if its hub name were one."""
-    return paths.place(lvlm.source if isinstance(lvlm, LVLMSpec) else lvlm.model.name_or_path)
-
-
-def is_embedded(lvlm: LVLM | LVLMSpec) -> bool:
-    """Whether it is one of those that are shipped, or a copy: tiny, quick on a CPU, and of few words."""
-    known = profiles.known_lvlms().get(lvlm.name, lvlm)
-    return paths.EMBEDDED in (_folder(lvlm).parent, _folder(known).parent)
-
-
-def calibration_folder(lvlm: LVLM | LVLMSpec) -> Path:
-    """Where `acs calibrate` leaves an LVLM's head set and regressor: beside embedded weights, else in data/."""
-    return _folder(lvlm) if is_embedded(lvlm) else paths.DATA / "calibrated" / lvlm.name
-
-
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
     """The LVLM's configuration, without its weights."""
     return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)

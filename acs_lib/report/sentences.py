@@ -15,7 +15,7 @@ from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.evaluation.claims import LEVEL, lower_for_good, seeds_told
 from acs_lib.evaluation.confidence import PUBLISHED_AUROC
-from acs_lib.lvlms.load import is_embedded
+from acs_lib.lvlms.checkpoint import is_embedded
 from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
 from acs_lib.profiles import Profile
 from acs_lib.study import ablations

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from acs_lib.core.files import write_text
-from acs_lib.evaluation.published import main_results
+from acs_lib.evaluation.bootstrap import estimate
+from acs_lib.evaluation.published import BASELINE_FAMILIES, BEST_BASELINE, main_results
 from acs_lib.method.baselines.likelihood import P_TRUE
 from acs_lib.profiles import Profile
-from acs_lib.study.results import measured_text, published_and_measured
 
 TEX_ESCAPES = str.maketrans(  # of a caption, which pandas leaves as it is
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -65,6 +65,34 @@ def read_table(folder: str | Path, stem: str) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there; run the earlier notebooks of the profile first")
     return pd.read_csv(path)
+
+
+def measured_text(row) -> str:
+    """Acc@0.5 of a row of main_results.csv with its interval as text in %."""
+    return f"{estimate(row, 'acc50', '.1f', 100)}, n = {row.n_queries}"
+
+
+def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
+    """The paper's table again, with what was measured beside it, one row a published number.
+
+    main_table: rows of main_results.csv, of any columns of the paper's table, or none
+    Returns lvlm, dataset, method, published_acc50 (%), measured_acc50 ('49.1 [45.6, 52.7], n = 816', %, or 'not run'),
+    measured_method: for the best sampling baseline the best measured one, by Acc@0.5 of the same column, as in the
+    paper; else the method itself, empty where it was not run.
+    """
+    rows = []
+    for cell in main_results().itertuples():
+        part = main_table[(main_table["lvlm"] == cell.lvlm) & (main_table["dataset"] == cell.dataset)]
+        if cell.method == BEST_BASELINE:
+            part = part[part["family"].isin(BASELINE_FAMILIES)].sort_values("acc50", kind="stable").tail(1)
+        else:
+            part = part[part["method"] == cell.method]
+        text, method = "not run", ""
+        for row in part.itertuples():
+            text, method = measured_text(row), row.method
+        rows.append((cell.lvlm, cell.dataset, cell.method, round(100 * cell.acc50, 1), text, method))
+    names = ["lvlm", "dataset", "method", "published_acc50", "measured_acc50", "measured_method"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def side_by_side(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from acs_lib.lvlms.load import is_embedded
+from acs_lib.lvlms.checkpoint import is_embedded
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.local import processes
 from acs_lib.runs.ray_cluster import cluster

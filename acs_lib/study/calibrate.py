@@ -10,7 +10,8 @@ from acs_lib import paths
 from acs_lib.core.files import replacing
 from acs_lib.datasets import coco
 from acs_lib.datasets.splits import load_split
-from acs_lib.lvlms.load import calibration_folder, load_spec
+from acs_lib.lvlms.checkpoint import calibration_folder
+from acs_lib.lvlms.load import load_spec
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SplitSpec, sampling_of

@@ -7,7 +7,7 @@ from acs_lib.core.candidates import COORDINATES, ENTROPY, STATISTICS, Heads
 from acs_lib.datasets.splits import other_boxes
 from acs_lib.evaluation import confidence, published
 from acs_lib.evaluation.accuracy import RANDOM, accuracy_by_size, accuracy_table, make_choices, make_fusions
-from acs_lib.evaluation.bootstrap import correlation_interval, estimate, image_counts, paired_difference
+from acs_lib.evaluation.bootstrap import correlation_interval, image_counts, paired_difference
 from acs_lib.evaluation.mistakes import KINDS, makeup, mixed_only, ranked_right
 from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, same_hits, significance
 from acs_lib.method import regressor
@@ -327,34 +327,3 @@ def confidence_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.D
         tables.append(e.labelled(confidence.confidence_table(scores, selectors, images, e.profile.bootstrap)))
         curves.append(e.labelled(confidence.risk_coverage_table(scores, RISKED, images, e.profile.costly_draws)))
     return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
-
-
-# ------------------------------------------------------------------------------------------ published and measured
-
-
-def measured_text(row) -> str:
-    """Acc@0.5 of a row of main_results.csv with its interval as text in %."""
-    return f"{estimate(row, 'acc50', '.1f', 100)}, n = {row.n_queries}"
-
-
-def published_and_measured(main_table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's table again, with what was measured beside it, one row a published number.
-
-    main_table: rows of main_results.csv, of any columns of the paper's table, or none
-    Returns lvlm, dataset, method, published_acc50 (%), measured_acc50 ('49.1 [45.6, 52.7], n = 816', %, or 'not run'),
-    measured_method: for the best sampling baseline the best measured one, by Acc@0.5 of the same column, as in the
-    paper; else the method itself, empty where it was not run.
-    """
-    rows = []
-    for cell in published.main_results().itertuples():
-        part = main_table[(main_table["lvlm"] == cell.lvlm) & (main_table["dataset"] == cell.dataset)]
-        if cell.method == published.BEST_BASELINE:
-            part = part[part["family"].isin(published.BASELINE_FAMILIES)].sort_values("acc50", kind="stable").tail(1)
-        else:
-            part = part[part["method"] == cell.method]
-        text, method = "not run", ""
-        for row in part.itertuples():
-            text, method = measured_text(row), row.method
-        rows.append((cell.lvlm, cell.dataset, cell.method, round(100 * cell.acc50, 1), text, method))
-    names = ["lvlm", "dataset", "method", "published_acc50", "measured_acc50", "measured_method"]
-    return pd.DataFrame(rows, columns=names)
