@@ -91,6 +91,11 @@ def test_killed_at_20_points_a_run_resumes_and_ends_with_the_same_bytes(tmp_path
     assert len(finished) > 4, "the points are spread over the run"
 
 
+def incompressible(*shape: int) -> np.ndarray:
+    """Maps of which every value from 0 to 1 that a float16 can have is as likely."""
+    return np.random.default_rng(0).integers(0, 0x3C00, shape, np.uint16).view(np.float16)
+
+
 @pytest.mark.parametrize(
     ("limit", "what", "parts"),
     [(1000, "the list of queries", 0), (40_000, "a part of shard 0", 0), (150_000, "shard 0", 2)],
@@ -100,9 +105,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, small_shards, lim
     queries = make_queries(QUERIES)
 
     def large(part):
-        return [
-            (replace(one, maps=np.resize(one.maps, (3, 4, 2, 2, 24, 24))), records) for one, records in answer(part)
-        ]
+        return [(replace(one, maps=incompressible(3, 4, 2, 2, 24, 24)), records) for one, records in answer(part)]
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
@@ -205,7 +208,7 @@ def test_the_regressors_memory_does_not_grow_with_the_number_of_candidates(tmp_p
 
     def large(part):
         return [
-            (replace(one, maps=np.resize(one.maps, (3, 4, 4, 8, 16, 16)), statistics=np.zeros((3, 4, 4, 8, 4))), rows)
+            (replace(one, maps=incompressible(3, 4, 4, 8, 16, 16), statistics=np.zeros((3, 4, 4, 8, 4))), rows)
             for one, rows in answer(part)
         ]
 
@@ -216,7 +219,7 @@ def test_the_regressors_memory_does_not_grow_with_the_number_of_candidates(tmp_p
         [sys.executable, "-c", REGRESSOR_MEMORY, tmp_path], capture_output=True, text=True, check=True, timeout=300
     )
     _, few, many = (int(line) for line in done.stdout.split())
-    assert stored > 48e6 and many - few < stored / 4, f"{few / 1e6:.0f} MB with 4 shards, {many / 1e6:.0f} with 32"
+    assert stored > 40e6 and many - few < stored / 4, f"{few / 1e6:.0f} MB with 4 shards, {many / 1e6:.0f} with 32"
 
 
 # annotation files: one sentence that names the file and what is wrong, or queries that can be trusted
