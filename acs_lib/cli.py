@@ -74,6 +74,13 @@ def _methods(incomplete: str) -> list[str]:
     return [name for name in METHODS if name.startswith(incomplete)]
 
 
+def _check_selector(name: str) -> None:
+    from acs_lib.method.baselines import METHODS, slug  # late: it takes seconds
+
+    if slug(name) not in METHODS:
+        raise typer.BadParameter(f"there is no selector {name!r}; choose one of {', '.join(METHODS)}")
+
+
 def _lvlms(incomplete: str) -> list[str]:
     return [name for name in profiles.known_lvlms() if name.startswith(incomplete)]
 
@@ -88,6 +95,14 @@ LVLMOption = Annotated[
         metavar="NAME", help="A profile's LVLM, a folder, or a hub name (owner/model).", autocompletion=_lvlms
     ),
 ]
+SelectorOption = Annotated[str, typer.Option(metavar="NAME", help="How the box is chosen.", autocompletion=_methods)]
+HeadSetOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
+]
+RegressorOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Regressor (safetensors), instead of the LVLM's.")
+]
+JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")]
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
 ]
@@ -192,9 +207,7 @@ def ground(
         ),
     ] = None,
     lvlm: LVLMOption = "internvl-embedded",
-    selector: Annotated[
-        str, typer.Option(metavar="NAME", help="How the box is chosen.", autocompletion=_methods)
-    ] = "acs-free",
+    selector: SelectorOption = "acs-free",
     samples: SamplesOption = 10,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
@@ -208,12 +221,8 @@ def ground(
             show_default="that of D_c's answers, or 64",
         ),
     ] = None,
-    head_set: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
-    ] = None,
-    regressor: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Regressor (safetensors), instead of the LVLM's.")
-    ] = None,
+    head_set: HeadSetOption = None,
+    regressor: RegressorOption = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -221,7 +230,7 @@ def ground(
             help="Draw box, candidates and attention: a file (png, jpg, webp, pdf), or a folder for several.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")] = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Find an object in an image: sample several boxes and choose one of them by attention.
 
@@ -236,8 +245,6 @@ def ground(
     The default LVLM knows the 50 icons of its rendered scenes only: try it on data/embedded/samples/images.
     """
     with report_user_errors():
-        from acs_lib.method.baselines import METHODS, slug
-
         names = list(arguments)
         if not objects:
             *names, last = names
@@ -248,8 +255,7 @@ def ground(
             objects = [last]
         if not all(wanted.strip() for wanted in objects):
             raise typer.BadParameter('the object is empty; name what to look for, such as "sports ball"')
-        if slug(selector) not in METHODS:
-            raise typer.BadParameter(f"there is no selector {selector!r}; choose one of {', '.join(METHODS)}")
+        _check_selector(selector)
         if temperature is not None and not 0 < temperature < float("inf"):
             raise typer.BadParameter(f"the temperature has to be a number above 0, not {temperature}")
         if top_p is not None and not 0 < top_p <= 1:
@@ -351,16 +357,10 @@ def score(
         Path, typer.Argument(metavar="ANSWERS", help="A JSON object a line: image, object, answers, greedy.")
     ],
     lvlm: LVLMOption = "internvl-embedded",
-    selector: Annotated[
-        str, typer.Option(metavar="NAME", help="How the box is chosen.", autocompletion=_methods)
-    ] = "acs-free",
-    head_set: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Discriminative heads (JSON), instead of the LVLM's.")
-    ] = None,
-    regressor: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Regressor (safetensors), instead of the LVLM's.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")] = False,
+    selector: SelectorOption = "acs-free",
+    head_set: HeadSetOption = None,
+    regressor: RegressorOption = None,
+    as_json: JSONOption = False,
 ) -> None:
     """Choose among answers that another engine (vLLM, SGLang, a server) sampled, by this LVLM's attention.
 
@@ -372,10 +372,7 @@ def score(
     acs score answers.jsonl --lvlm Qwen2.5-VL-7B --json > boxes.jsonl
     """
     with report_user_errors():
-        from acs_lib.method.baselines import METHODS, slug
-
-        if slug(selector) not in METHODS:
-            raise typer.BadParameter(f"there is no selector {selector!r}; choose one of {', '.join(METHODS)}")
+        _check_selector(selector)
         failed = _score(answers, lvlm, as_json, selector=selector, head_set=head_set, regressor=regressor)
     raise typer.Exit(int(failed))
 

@@ -13,8 +13,9 @@ changed answer does to it:
     counts of answers, mixed queries, pairs   2, 2 and 10
     seconds and memory           not at all: they are a machine's own
 
-One answer moves few numbers. So, besides, less than three quarters of a column may have moved by more than 0.001: other
-weights or a column in the place of another move them all.
+The lower end of an interval or a spread is never above the upper one. One answer moves few numbers. So, besides, less
+than three quarters of a column may have moved by more than 0.001: other weights or a column in the place of another
+move them all.
 """
 
 import re
@@ -37,6 +38,7 @@ ODDS = re.compile("^odds_ratio")
 RANK = re.compile("^mean_rank")
 WITHIN = re.compile("^within_query")
 END = re.compile("(^|_)(lo|hi)$")
+LOWER = re.compile("(?<![^_])lo(west)?$")  # the upper one is hi or highest
 NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?%?)(?!\w)")
 MOVED, MOST_MOVED, FEW_ROWS = 0.001, 0.75, 8  # of a column
 
@@ -112,6 +114,10 @@ def tables(reference: pd.DataFrame, found: pd.DataFrame) -> list[str]:
             moved, column = _moved(kind, left[name], right[name], n)
             differences += [f"{name}: {text}" for text in column]
         differences += [f"{_told(row)}, {name}: {text}" for row, told in zip(shared, moved) for text in told]
+    for lower in filter(LOWER.search, right):
+        upper = LOWER.sub(lambda end: "highest" if end[1] else "hi", lower)
+        for row in right.index[right[lower] > right[upper]] if upper in right else ():
+            differences.append(f"{_told(row)}: {lower} is above {upper}")
     return differences
 
 

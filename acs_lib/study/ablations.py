@@ -77,7 +77,7 @@ class TransformedRun:
         shares = records[BOX].to_numpy() / np.tile(sizes.loc[records["query_id"]].to_numpy(), 2)
         for maps in self.run.maps(shard):
             rows = slice(start, start + len(maps))
-            maps = torch.from_numpy(maps).float().numpy()  # numpy needs 20 times as long
+            maps = torch.from_numpy(maps).float().numpy()  # numpy needs four times as long
             yield self.change(maps, statistics[rows], shares[rows])
             start += len(maps)
 
