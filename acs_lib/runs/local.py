@@ -22,6 +22,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from acs_lib.lvlms.checkpoint import is_embedded
+from acs_lib.profiles import LVLMSpec
+
 AHEAD = 2  # batches given out for every process
 
 
@@ -73,6 +76,20 @@ def processes(count: int | None = None) -> Iterator[Callable]:
     finally:
         ours.close()
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def backend(lvlms: Sequence[LVLMSpec]) -> Iterator[Callable]:
+    """Within this context: what runs a function on items that need some LVLMs, one after the other or side by side.
+
+    Tiny LVLMs are sampled by a process a core, and any by a process a GPU where there are several. A large one on the
+    CPU or on one GPU is sampled by this process: on the CPU it needs all threads, and memory for one.
+    """
+    if torch.cuda.device_count() > 1 or all(map(is_embedded, lvlms)):
+        with processes() as found:
+            yield found
+    else:
+        yield map
 
 
 def _in_order(pool: ProcessPoolExecutor, ahead: int, function: Callable, items: Sequence) -> Iterator:

@@ -17,8 +17,8 @@ from acs_lib.method.baselines.likelihood import p_true
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.selection import Selector, acs_free, acs_learned, all_heads, stored_scores
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
+from acs_lib.runs.local import backend
 from acs_lib.runs.store import Run
-from acs_lib.runs.workers import backend
 from acs_lib.study.stages import Study, frame_digest, kept
 
 NEEDS_MAPS = spatial_entropy(()).name  # of the selectors, this one
@@ -130,8 +130,8 @@ def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.Data
 
 def by_lvlm(study: Study, table: Callable[[Study, list[Experiment]], pd.DataFrame]) -> pd.DataFrame:
     """A table of a study and its experiments, made of each LVLM alone, one below the other: side by side where their
-    LVLMs are also sampled so (see runs.workers). Every process reads from disk what the study has."""
-    with backend("local", study.profile.lvlms) as run:
+    LVLMs are also sampled so (`local.backend`). Every process reads from disk what the study has."""
+    with backend(study.profile.lvlms) as run:
         parts = run(functools.partial(_of_lvlm, table, study.profile), study.profile.lvlms)
         return pd.concat(parts, ignore_index=True)
 
