@@ -177,7 +177,8 @@ say "set-up: $SECONDS s"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 lint-imports
-"$python" -m pytest
+export OMP_NUM_THREADS=1 # a process a core, whose threads would wait for each other
+"$python" -m pytest --numprocesses=auto --dist=loadfile
 export TQDM_DISABLE=1 # progress is no result
-exec "$python" -m pytest -p tests.nbval_numbers --nbval --nbval-current-env --nbval-cell-timeout=600 \
-    notebooks/[0-9][0-9]_*.ipynb
+exec "$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
+    --nbval-cell-timeout=600 notebooks/[0-9][0-9]_*.ipynb

@@ -6,7 +6,6 @@ import shutil
 import weakref
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,7 +18,8 @@ from acs_lib.lvlms import load as loading
 from acs_lib.lvlms.load import load_spec
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile
 from acs_lib.runs import collect
-from acs_lib.runs.collect import collect_p_true, collect_run, unparsed, warn_if_unparsed
+from acs_lib.runs.answer import collect_p_true
+from acs_lib.runs.collect import collect_run, unparsed, warn_if_unparsed
 from acs_lib.runs.store import UNREADABLE, locked
 
 BATCHES = [pd.DataFrame({"query_id": range(start, start + 4)}) for start in range(0, 20, 4)]
@@ -171,7 +171,7 @@ def test_several_processes_read_a_finished_run_at_once(world, finished):
 
 
 def test_p_true_that_is_there_is_read_without_the_lvlm(finished, tmp_path, monkeypatch, next_process):
-    monkeypatch.setattr("acs_lib.runs.collect.ask_p_true", lambda lvlm, image, category, answers: [0.5] * len(answers))
+    monkeypatch.setattr("acs_lib.runs.answer.ask_p_true", lambda lvlm, image, category, answers: [0.5] * len(answers))
     first = collect_p_true(SHIPPED, finished, tmp_path / "p-true")
     next_process()
     assert collect_p_true(SHIPPED, finished, tmp_path / "p-true").equals(first)
@@ -289,8 +289,6 @@ def test_what_becomes_of_orientation_tags_is_told_before_anything_is_asked(profi
         size = (100, 90) if number == 0 else (100, 100)  # the annotations say 100x100 of all
         Image.new("RGB", size).save(tmp_path / "images" / f"{number}.jpg", exif=exif if number % 2 else b"")
     spec = LVLMSpec(name="one", source="a/one", revision="1" * 40)
-    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2, num_attention_heads=2))
-    monkeypatch.setattr(collect, "lvlm_config", lambda spec: config)
     monkeypatch.setattr(collect, "lvlm_digest", lambda spec: "x")
     monkeypatch.setattr(collect, "fill", lambda *arguments, **settings: "filled")
     profile = profile.model_copy(update={"map_side": 4})

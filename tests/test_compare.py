@@ -16,7 +16,7 @@ from acs_lib.evaluation import compare
 from acs_lib.grounding import api
 from acs_lib.lvlms.load import load_lvlm
 from acs_lib.profiles import Sampling
-from acs_lib.runs.collect import answer_batch
+from acs_lib.runs.answer import answer_batch
 from acs_lib.study import results
 from tests.nbval_numbers import Output, differences
 

@@ -20,9 +20,8 @@ from test_store import answer, contents, fill, make_queries, missing, noting
 
 from acs_lib.core import files as files_module
 from acs_lib.datasets import coco
-from acs_lib.runs import collect as pipeline
 from acs_lib.runs import store
-from acs_lib.runs.collect import answer_batch
+from acs_lib.runs.answer import answer_batch
 from acs_lib.study import results
 
 SHARD, BATCH, QUERIES = 4, 2, 13  # four shards, the last one a single query
@@ -170,7 +169,7 @@ def test_an_unreadable_image_is_one_failure_row_that_the_report_counts(tmp_path,
     def answered(lvlm, prompts, query_ids, query_keys, categories, how, map_side):
         return answer(pd.DataFrame({"query_id": query_ids}))
 
-    monkeypatch.setattr(pipeline.sampling, "sample_candidates", answered)
+    monkeypatch.setattr("acs_lib.method.sampling.sample_candidates", answered)
     run = fill(tmp_path / "run", queries, lambda part: answer_batch(Sees(), None, part))
     records = run.records()
     reasons = records.groupby("query_id")["failure"].first()

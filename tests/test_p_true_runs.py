@@ -9,8 +9,7 @@ from PIL import Image
 
 from acs_lib.method.baselines import p_true
 from acs_lib.profiles import LVLMSpec, load_profile
-from acs_lib.runs.collect import collect_p_true
-from acs_lib.study import stages
+from acs_lib.runs.answer import collect_p_true
 from acs_lib.study.stages import Study
 
 SPEC = LVLMSpec(name="made up", source="none")
@@ -48,8 +47,8 @@ def asked(monkeypatch):
         calls.append((category, answers))
         return np.array([float(answer[-1]) / 10 if answer else np.nan for answer in answers])
 
-    monkeypatch.setattr("acs_lib.runs.collect.ask_p_true", score)
-    monkeypatch.setattr("acs_lib.runs.collect.load_spec", lambda spec: spec)
+    monkeypatch.setattr("acs_lib.runs.answer.ask_p_true", score)
+    monkeypatch.setattr("acs_lib.runs.answer.load_spec", lambda spec: spec)
     return calls
 
 
@@ -78,13 +77,12 @@ def test_an_embedded_lvlm_has_no_words_to_answer_with(both):
 
 
 def test_who_is_asked(monkeypatch):
-    """Embedded LVLMs cannot be asked, whatever the profile says; others are asked if the profile wants it."""
+    """LVLMs are asked if the profile wants it and they have the words."""
     profile = load_profile("smoke")
-    closed = {lvlm.name: "its vocabulary has no Yes and No" for lvlm in profile.lvlms}
-    for wanted in (False, True):
-        assert Study(profile.model_copy(update={"p_true": wanted})).p_true_unavailable == closed
-    monkeypatch.setattr(stages.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: None)
-    monkeypatch.setattr(p_true, "yes_no_tokens", lambda tokenizer: (1, 2))
-    assert Study(profile).p_true_unavailable == dict.fromkeys(closed, "the profile smoke does not ask")
-    assert Study(profile.model_copy(update={"p_true": True})).p_true_unavailable == {}
+    asking = profile.model_copy(update={"p_true": True})
+    names = [lvlm.name for lvlm in profile.lvlms]
+    assert Study(profile).p_true_unavailable == dict.fromkeys(names, "the profile smoke does not ask")
+    assert Study(asking).p_true_unavailable == dict.fromkeys(names, "its vocabulary has no Yes and No")
+    monkeypatch.setattr("acs_lib.runs.answer.yes_no_tokens", lambda tokenizer: (1, 2))
+    assert Study(asking).p_true_unavailable == {}
     assert load_profile("paper").p_true and not load_profile("embedded").p_true

@@ -24,6 +24,7 @@ from acs_lib import paths, profiles
 from acs_lib.lvlms import internvl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
 from acs_lib.lvlms.checkpoint import lvlm_digest, lvlm_source, pinned
+from acs_lib.lvlms.devices import default_device
 from acs_lib.profiles import LVLMSpec
 
 DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
@@ -85,11 +86,6 @@ def adapter_of(model_type: str, source: str) -> type[LVLM]:
             f"{', '.join(families())}, in the format of transformers (InternVL: names that end in -HF)"
         )
     return families()[model_type]
-
-
-def default_device() -> str:
-    """Where LVLMs and regressors compute: on a GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _tokenizer(source: str, revision: str | None):

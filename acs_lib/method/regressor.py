@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from acs_lib.core.files import replacing
 from acs_lib.core.stored import StoredAnswers
-from acs_lib.lvlms.load import default_device
+from acs_lib.lvlms.devices import default_device
 from acs_lib.method.maps import pool_maps
 from acs_lib.method.origin import Origin, is_of
 

@@ -20,7 +20,7 @@ from acs_lib.lvlms.configurations import meta_model, published_config
 from acs_lib.lvlms.load import adapter_of
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.profiles import GPUSpec, Profile
-from acs_lib.runs.collect import bytes_per_query
+from acs_lib.runs.answer import bytes_per_query
 from acs_lib.runs.store import SHARD
 
 VERIFICATION_TOKENS = 60  # tokens of P(True)'s question that are no image, about

@@ -14,22 +14,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from acs_lib import paths
 from acs_lib.core.candidates import ENTROPY, Heads
 from acs_lib.core.files import digest, replacing, write_text
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.evaluation.bootstrap import share_interval
-from acs_lib.lvlms.checkpoint import lvlm_digest, lvlm_source
+from acs_lib.lvlms.checkpoint import lvlm_digest
 from acs_lib.method import heads, regressor
-from acs_lib.method.baselines import p_true
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.origin import Origin
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import acs_free
 from acs_lib.profiles import DatasetSpec, LVLMSpec, Profile, load_profile
-from acs_lib.runs.collect import collect_p_true, collect_run, run_folder
+from acs_lib.runs.collect import collect_run, run_folder
 from acs_lib.runs.local import one_thread, processes
 from acs_lib.runs.store import Run
 
@@ -287,21 +285,19 @@ class Study:
     @functools.cached_property
     def p_true_unavailable(self) -> dict[str, str]:
         """LVLM's name -> why P(True) has no row for it; only those LVLMs that are not asked."""
-        reasons = {}
-        for lvlm in self.profile.lvlms:
-            try:
-                p_true.yes_no_tokens(AutoTokenizer.from_pretrained(lvlm_source(lvlm), revision=lvlm.revision))
-            except p_true.CannotBeAsked as error:
-                reasons[lvlm.name] = str(error)
-            else:
-                if not self.profile.p_true:
-                    reasons[lvlm.name] = f"the profile {self.profile.name} does not ask"
-        return reasons
+        if not self.profile.p_true:
+            return {lvlm.name: f"the profile {self.profile.name} does not ask" for lvlm in self.profile.lvlms}
+        from acs_lib.runs.answer import cannot_be_asked  # late: it brings transformers
+
+        reasons = {lvlm.name: cannot_be_asked(lvlm) for lvlm in self.profile.lvlms}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def p_true(self, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame | None:
         """query_id, candidate, p_true of every answer to the test split; None for an LVLM that is not asked."""
         if lvlm.name in self.p_true_unavailable:
             return None
+        from acs_lib.runs.answer import collect_p_true  # late: it brings transformers
+
         folder = run_folder(self.profile, lvlm, dataset, "test-p-true")
         return collect_p_true(lvlm, self.run(lvlm, dataset, "test"), folder)
 
