@@ -1,12 +1,15 @@
 """The benchmarks' ways give the same rows, and every step of the GPU's runs, on the CPU with tiny models."""
 
+import subprocess
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 import typer
 
 from acs_lib import paths
-from benchmarks import engine, gpu
+from benchmarks import engine, gpu, profiles
 
 
 def test_the_naive_and_the_fairer_rows_are_the_engines():
@@ -96,3 +99,36 @@ def test_numbers_of_tiny_models_are_kept_apart():
     for asked in (dict(tiny=True), dict(out=paths.DATA)):
         with pytest.raises(typer.BadParameter, match="with --tiny"):
             gpu.main(**{"tiny": False, "out": None} | asked)
+
+
+def test_a_profiles_times_are_those_of_all_runs_in_turn(tmp_path, monkeypatch):
+    ran, taken = [], iter([40.0, 10.0, 60.0, 30.0])
+
+    def seconds(checkout, profile, busy):
+        ran.append((checkout.name, profile, busy))
+        return next(taken)
+
+    monkeypatch.setattr(profiles, "seconds", seconds)
+    monkeypatch.setattr(profiles, "TABLE", tmp_path / "profiles.csv")
+    (tmp_path / "profiles.csv").write_text(
+        "profile,load,before_s,after_s,ratio\nsmoke,idle,9,9,1\nsmoke,busy,1,1,1\nembedded,idle,7,7,1\n"
+    )
+    profiles.main(Path("before"), Path("after"), "smoke", busy=True, times=2)
+    assert ran == [("before", "smoke", True), ("after", "smoke", True)] * 2
+    assert (tmp_path / "profiles.csv").read_text().splitlines()[1:] == [
+        "embedded,idle,7.0,7.0,1.0", "smoke,idle,9.0,9.0,1.0", "smoke,busy,50.0,20.0,0.4"
+    ]  # fmt: skip
+
+
+def test_a_profiles_run_begins_with_nothing_and_a_failed_one_is_told(tmp_path, monkeypatch):
+    def run(command, cwd, **settings):
+        left = sorted(path.name for path in cwd.rglob("*") if path.is_file())
+        assert left == ["kept.txt"] and command[-2:] == ["--profile", "smoke"]
+        return subprocess.CompletedProcess(command, 3)
+
+    for name in ("data/runs/smoke/a.parquet", "data/scenes/b.png", "reports/smoke/c.html", "data/kept.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(profiles.subprocess, "run", run)
+    with pytest.raises(RuntimeError, match="the run ended with 3"):
+        profiles.seconds(tmp_path, "smoke", busy=True)
