@@ -412,8 +412,13 @@ def _score(file: Path, lvlm_name: str, as_json: bool, **settings) -> bool:
 @app.command(short_help="Find D_c of an LVLM, train its regressor.")
 def calibrate(
     lvlm: LVLMOption = "internvl-embedded",
-    annotations: Annotated[Path | None, typer.Option(metavar="FILE", help="COCO-format file with boxes.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="COCO-format file with boxes, or JSON lines of phrases.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The folder of its images.")] = None,
+    units: Annotated[
+        str | None, typer.Option(metavar="UNITS", help="Of the boxes of phrases, such as 'xywh px' or 'xyxy 0-1000'.")
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Take over from this profile's finished run.", autocompletion=_profiles),
@@ -442,11 +447,14 @@ def calibrate(
 
     \b
     acs calibrate --lvlm Qwen/Qwen2.5-VL-7B-Instruct --annotations instances.json --images train/
+    acs calibrate --annotations refcoco.jsonl --units "xywh px" --images train/
     acs calibrate --profile embedded
     """
     with report_user_errors():
         if (profile is None) == (annotations is None) or (annotations is None) != (images is None):
             raise typer.BadParameter("give --annotations and --images, or --profile")
+        if annotations is not None and (annotations.suffix == ".jsonl") != (units is not None):
+            raise typer.BadParameter("--units says how boxes are written in a file of phrases (.jsonl), in no other")
         from acs_lib.lvlms.load import lvlm_spec  # late: it brings torch
         from acs_lib.study.calibrate import fit_heads, make_profile, publish
 
@@ -459,7 +467,7 @@ def calibrate(
             _note(spec)
             chosen = make_profile(
                 spec, annotations, images, queries=queries, small=small, layers=layers, samples=samples,
-                temperature=temperature, top_p=top_p, seed=seed,
+                temperature=temperature, top_p=top_p, seed=seed, units=units,
             )  # fmt: skip
             head_set, table, r = fit_heads(chosen)
             complain(f"D_c of {head_set.lvlm}, AUROC of low entropy for good boxes (chance is 0.5):")

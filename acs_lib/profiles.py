@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from acs_lib import paths
 from acs_lib.core.files import read_text
@@ -44,23 +44,32 @@ class LVLMSpec(Strict):
 
 class SplitSpec(Strict):
     """One split. Rendered worlds: `images` and `seed`. Annotation files: `annotations`, `folder` and, where two splits
-    share a file, the `share` of its images [from, to) by a hash of their ids. `queries` limits the number of queries
-    of each size; a size that is not named is left out."""
+    share a file, the `share` of its images [from, to) by a hash of their ids; of a file of phrases also the `units` of
+    its boxes (see acs_lib.datasets.phrases). `queries` limits the number of queries of each size; a size that is not
+    named is left out."""
 
     images: int | None = None
     seed: int | None = None
     annotations: str | None = None
     folder: str | None = None
+    units: str | None = Field(None, exclude_if=_is_none)
     share: tuple[float, float] = (0.0, 1.0)
     queries: dict[Literal["small", "medium", "large"], int]
 
 
 class DatasetSpec(Strict):
-    """Images with known boxes: a rendered world (its name is the world's) or annotation files in COCO's format."""
+    """Images with known boxes: a rendered world (its name is the world's), annotation files in COCO's format, or files
+    of phrases."""
 
     name: str
-    kind: Literal["scenes", "coco"]
+    kind: Literal["scenes", "coco", "phrases"]
     splits: dict[Literal["train", "validation", "test"], SplitSpec]
+
+    @model_validator(mode="after")
+    def _with_units(self):
+        if any((split.units is not None) != (self.kind == "phrases") for split in self.splits.values()):
+            raise ValueError("a dataset of the kind phrases says the units of its boxes in each split, others say none")
+        return self
 
 
 class Sampling(Strict):

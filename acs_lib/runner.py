@@ -87,7 +87,7 @@ def _depends_on(code: str, profile: Profile) -> dict[str, str]:
 def _data_files(profile: Profile) -> list[tuple[str, int]]:
     """Name and size of the annotation files and images that a profile's datasets on disk have at the moment. (Rendered
     worlds follow from the library and the profile.)"""
-    splits = [split for dataset in profile.datasets if dataset.kind == "coco" for split in dataset.splits.values()]
+    splits = [split for dataset in profile.datasets if dataset.kind != "scenes" for split in dataset.splits.values()]
     roots = {paths.ROOT / place for split in splits for place in (split.annotations, split.folder) if place}
     files = {path for root in roots for path in (root, *root.rglob("*")) if path.is_file()}
     return sorted((_from_root(path), path.stat().st_size) for path in files)

@@ -43,7 +43,7 @@ TEXT = {"images": "file_name", "categories": "name"}
 
 
 @functools.cache
-def _warn(message: str) -> None:
+def warn_once(message: str) -> None:
     """Once, however often a file is read."""
     log.warning(message)
 
@@ -79,12 +79,12 @@ def read_annotations(path: Path) -> COCO:
     owned = [row["image_id"] in given["images"] and row["category_id"] in given["categories"] for row in rows]
     absent = "are of an image or a category that is not in the file, or was left out"
     rows = content["annotations"] = _left(path, "annotations", rows, owned, absent, told)
-    if no_box := [row for row in rows if not _is_box(row.get("bbox"))]:
+    if no_box := [row for row in rows if not is_box(row.get("bbox"))]:
         told.append(_counted(no_box, len(rows), "annotations", "have no box of four finite numbers"))
         for row in no_box:
             row["bbox"] = None
     if told:
-        _warn(f"{path}: {'; '.join(told)}")
+        warn_once(f"{path}: {'; '.join(told)}")
     dataset = COCO()
     dataset.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -105,7 +105,7 @@ def _sound(part: str, row) -> bool:
     return part not in TEXT or (isinstance(row.get(TEXT[part]), str) and bool(row[TEXT[part]].strip()))
 
 
-def _is_box(bbox) -> bool:
+def is_box(bbox) -> bool:
     return (
         isinstance(bbox, list) and len(bbox) == 4
         and all(type(value) in (int, float) and abs(value) < FAR for value in bbox)  # NaN is not
@@ -154,7 +154,7 @@ def _image_files(annotations: Path, root: Path, names: list[str]) -> dict[str, P
             for how in counts
             if how != GIVEN
         ]
-        _warn(
+        warn_once(
             f"{annotations}: {counts[GIVEN]} of {len(found)} file names lead as given to an image under {root}, "
             f"{', '.join(ways)}"
         )

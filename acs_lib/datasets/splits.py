@@ -11,7 +11,7 @@ import pandas as pd
 from acs_lib import paths
 from acs_lib.core.files import digest, query_key
 from acs_lib.core.sources import imported_files
-from acs_lib.datasets import coco
+from acs_lib.datasets import coco, phrases
 from acs_lib.embedded import scenes
 from acs_lib.profiles import DatasetSpec, Profile
 
@@ -29,20 +29,20 @@ def split_files(dataset: DatasetSpec, split: str) -> tuple[Path, Path]:
 
 @functools.cache
 def parsed(
-    annotations: Path, images: Path, small: float, large: float, states: tuple
+    annotations: Path, images: Path, units: str | None, small: float, large: float, states: tuple
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, list]]:
     """All queries of an annotation file (their ids without the split's name) and the funnel, see coco.load_queries; and
-    image_id -> (id, bbox) of all that is annotated. Parsed once a process, and again if `states`, of the file and the
-    folder, are others."""
-    found = coco.read_annotations(annotations)
+    image_id -> (id, bbox) of all that is annotated. A file with `units` is one of phrases. Parsed once a process, and
+    again if `states`, of the file and the folder, are others."""
+    found = phrases.read_phrases(annotations, images, units) if units else coco.read_annotations(annotations)
     boxes = {image_id: [(a["id"], a["bbox"]) for a in objects] for image_id, objects in found.imgToAnns.items()}
     return *coco.find_queries("", annotations, found, images, small, large), boxes
 
 
 def _annotated(profile: Profile, dataset: DatasetSpec, split: str):
-    files = split_files(dataset, split)
+    files, units = split_files(dataset, split), dataset.splits[split].units
     states = [path.stat() if path.exists() else None for path in files]
-    return parsed(*files, profile.small, profile.large, tuple(s and (s.st_mtime_ns, s.st_size) for s in states))
+    return parsed(*files, units, profile.small, profile.large, tuple(s and (s.st_mtime_ns, s.st_size) for s in states))
 
 
 def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:

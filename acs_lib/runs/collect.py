@@ -42,7 +42,7 @@ def collect_run(
     if loaded := queries is None:
         queries, _ = load_split(profile, dataset, split)
         images = queries.drop_duplicates("image")[["image", "width", "height"]]
-        if dataset.kind == "coco" and (told := tags_told(images.itertuples(index=False))):
+        if dataset.kind != "scenes" and (told := tags_told(images.itertuples(index=False))):
             log.warning("%s, %s: %s", dataset.name, split, told)
     if not any(Path(image).is_file() for image in queries["image"]):
         raise ValueError(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from acs_lib import paths
 from acs_lib.core.files import replacing
-from acs_lib.datasets import coco
+from acs_lib.datasets import coco, phrases
 from acs_lib.datasets.splits import load_split
 from acs_lib.lvlms.checkpoint import calibration_folder
 from acs_lib.lvlms.load import load_spec
@@ -25,14 +25,15 @@ LEAST = 8  # queries in either split, below which nothing can be told
 def make_profile(
     lvlm: LVLMSpec, annotations: Path, images: Path, queries: int = 2000, small: float = 0.01,
     layers: int | None = None, samples: int = 10, temperature: float | None = None, top_p: float | None = None,
-    seed: int = 0,
+    seed: int = 0, units: str | None = None,
 ) -> Profile:  # fmt: skip
-    """The profile of a calibration: one LVLM, one COCO-format file, split by image.
+    """The profile of a calibration: one LVLM, one COCO-format file or file of phrases, split by image.
 
     queries: at most so many objects to train on, and a quarter of it to validate with
     small: the largest share of the image's area that counts as small (only small objects are taken)
     layers: how many D_c may lie in, by default half of the LVLM's, 10 at most
     temperature, top_p: by default those that `ground` samples with
+    units: of the boxes of a file of phrases (see datasets.phrases); None for a COCO-format file
     FileNotFoundError where a file or folder is not there, ValueError where there are too few small objects.
     """
     annotations, images = Path(annotations).resolve(), Path(images).resolve()
@@ -40,19 +41,21 @@ def make_profile(
         raise FileNotFoundError(f"there is no annotation file at {annotations}; give one in COCO's format")
     if not images.is_dir():
         raise FileNotFoundError(f"there is no folder of images at {images}")
-    found, _ = coco.load_queries(annotations.stem, annotations, images, small, max(small, 0.05))
+    read = phrases.read_phrases(annotations, images, units) if units else coco.read_annotations(annotations)
+    found, _ = coco.find_queries(annotations.stem, annotations, read, images, small, max(small, 0.05))
     if found.empty or not (found["size"] == "small").any():
         raise ValueError(
             f"{annotations} has no small object (under {small:.1%} of its image) whose name occurs once in its image"
         )
-    where = {"annotations": str(annotations), "folder": str(images)}
+    where = {"annotations": str(annotations), "folder": str(images), "units": units}
     splits = {
         "train": SplitSpec(**where, share=(0.0, TRAIN_SHARE), queries={"small": queries}),
         "validation": SplitSpec(**where, share=(TRAIN_SHARE, 1.0), queries={"small": max(LEAST, queries // 4)}),
     }
+    dataset = DatasetSpec(name=annotations.stem, kind="phrases" if units else "coco", splits=splits)
     profile = Profile(
         name=NAME, description=f"D_c of {lvlm.name} from {annotations.name}", duration="not measured", lvlms=(lvlm,),
-        datasets=(DatasetSpec(name=annotations.stem, kind="coco", splits=splits),), train_on=annotations.stem,
+        datasets=(dataset,), train_on=dataset.name,
         small=small, large=max(small, 0.05), batch_queries=1, map_side=MAP_SIDE,
         sampling=sampling_of(lvlm.name, samples, temperature, top_p, seed),
         heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),

@@ -1,0 +1,82 @@
+"""When to answer: a threshold on a score, with a promise about how often what is answered is wrong.
+
+Two promises, each about questions like those that it was calibrated on, and about nothing else:
+
+- `conformal_threshold`: of all questions, the expected share that is answered and wrong is at most alpha (conformal
+  risk control, arXiv 2208.02814). The expectation is over the calibration images, too.
+- `tested_threshold`: of the questions that are answered, the share of wrong answers is at most alpha, with probability
+  1 - delta over the calibration images (Learn then Test, arXiv 2110.01052).
+
+Questions about one image are not exchangeable, so the unit is the image: its loss is the mean over its questions, and
+images are what is drawn at random. An object that is absent is a question whose every answer is wrong.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import binom
+
+NEVER = np.inf  # the threshold that nothing reaches: no promise can be kept
+
+
+def image_means(values: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Means [m, ...] over the questions of each image, of values [n, ...] and the image [n] of every question."""
+    _, codes = np.unique(images, return_inverse=True)
+    sums = np.zeros((codes.max() + 1, *values.shape[1:]))
+    np.add.at(sums, codes, values)
+    return sums / np.bincount(codes).reshape(-1, *[1] * (values.ndim - 1))
+
+
+def conformal_threshold(scores: np.ndarray, hit: np.ndarray, images: np.ndarray, alpha: float) -> float:
+    """The lowest threshold that keeps the expected share of questions answered wrongly at most `alpha`; NEVER if none
+    does.
+
+    scores [n] (higher is surer; -inf for a question without a box), hit [n] bool, images [n]. An answer is given where
+    its score is at least the threshold. The loss of an image grows as the threshold falls, from 0 to at most 1, so with
+    m images and mean loss R it is enough that m / (m + 1) R + 1 / (m + 1) <= alpha (arXiv 2208.02814, equation 4).
+    """
+    order = np.argsort(-scores, kind="stable")
+    _, codes, sizes = np.unique(images, return_inverse=True, return_counts=True)
+    m = len(sizes)
+    lost = np.cumsum(~hit[order] / sizes[codes[order]])  # summed over images, of the k surest questions
+    ends = np.append(scores[order][1:] < scores[order][:-1], True)  # equal scores are answered together
+    kept = ends & ((lost + 1) / (m + 1) <= alpha) & np.isfinite(scores[order])
+    return float(scores[order][kept.nonzero()[0][-1]]) if kept.any() else NEVER
+
+
+def p_value(mean: float, n: int, alpha: float) -> float:
+    """Of the hypothesis that independent losses in 0-1 have an expectation above `alpha`, where n have this mean: the
+    smaller of Hoeffding's and Bentkus' bounds (arXiv 2110.01052, equation 8)."""
+    if mean >= alpha:
+        return 1.0
+    relative = 0.0 if mean == 0 else mean * np.log(mean / alpha)
+    divergence = relative + (1 - mean) * np.log((1 - mean) / (1 - alpha))
+    return float(min(np.exp(-n * divergence), np.e * binom.cdf(np.ceil(n * mean), n, alpha), 1))
+
+
+def tested_threshold(
+    scores: np.ndarray, hit: np.ndarray, images: np.ndarray, alpha: float, delta: float, thresholds: Sequence[float]
+) -> float:
+    """The lowest of some thresholds, chosen beforehand from other images, at which the share of wrong answers among
+    those that are given is at most `alpha` with probability 1 - `delta`; NEVER if that can be said of none.
+
+    The share is a ratio, so what is tested is its numerator against it: an image's wrong answers less alpha times its
+    given ones, a mean over its questions from -alpha to 1 - alpha, whose expectation has to be negative. Over the
+    thresholds delta is divided (Bonferroni). scores, hit and images as in `conformal_threshold`.
+    """
+    given = scores[:, None] >= np.asarray(thresholds)
+    losses = image_means(given * (~hit[:, None] - alpha), images) + alpha
+    sure = [p_value(mean, len(losses), alpha) <= delta / len(thresholds) for mean in losses.mean(0)]
+    return min((float(threshold) for threshold, kept in zip(thresholds, sure) if kept), default=NEVER)
+
+
+def outcome(scores: np.ndarray, hit: np.ndarray, threshold: float) -> dict[str, float]:
+    """What a threshold gives: `answered`, the share of questions; `wrong`, the share of questions that are answered and
+    wrong; `selective_risk`, the share of wrong ones among the answered (NaN of none). All 0-1."""
+    given = scores >= threshold
+    wrong = float((given & ~hit).mean())
+    return {
+        "answered": float(given.mean()),
+        "wrong": wrong,
+        "selective_risk": wrong / given.mean() if given.any() else np.nan,
+    }
