@@ -223,6 +223,10 @@ def ground(
     ] = None,
     head_set: HeadSetOption = None,
     regressor: RegressorOption = None,
+    zoom: Annotated[
+        float | None,
+        typer.Option(metavar="TIMES", help="Look again, so many times closer, around the chosen box; off by default."),
+    ] = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -260,6 +264,8 @@ def ground(
             raise typer.BadParameter(f"the temperature has to be a number above 0, not {temperature}")
         if top_p is not None and not 0 < top_p <= 1:
             raise typer.BadParameter(f"top-p has to be above 0 and up to 1, not {top_p}")
+        if zoom is not None and not zoom > 1:
+            raise typer.BadParameter(f"--zoom has to be above 1, not {zoom}")
         images, told = _images(names)
         for sentence in told:
             complain(f"warning: {sentence}")
@@ -278,6 +284,7 @@ def ground(
             max_new_tokens=max_new_tokens,
             head_set=head_set,
             regressor=regressor,
+            zoom=zoom,
         )
     raise typer.Exit(int(failed or bool(told)))
 

@@ -33,6 +33,7 @@ from acs_lib.method.baselines.consensus import FUSIONS
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import choose
+from acs_lib.method.zoom import cut_out, mapped_back, window_around
 from acs_lib.profiles import Sampling, load_profile, sampling_of
 from acs_lib.runs import store
 from acs_lib.study.calibrate import fit_heads, make_profile, publish
@@ -317,6 +318,54 @@ def test_a_full_gpu_is_told_how_to_ask_for_less(lvlm, scene, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_a_closer_look_adds_boxes_of_a_window_around_the_chosen_one(lvlm, scene, heads, result):
+    closer = ground(lvlm, *scene, head_set=heads, **FEW, zoom=2)
+    first, second = closer.candidates.first(4), closer.candidates.boxes[4:]
+    assert np.array_equal(first.boxes, result.candidates.boxes) and np.array_equal(first.maps, result.candidates.maps)
+    window = window_around(result.box, 2, *result.image.size)
+    assert closer.window == window and len(second) == 4 and closer.table["look"].tolist() == [1] * 4 + [2] * 4
+    held = second[np.isfinite(second).all(1)]
+    assert len(held) and (held >= [*window[:2]] * 2).all() and (held <= [*window[2:]] * 2).all()
+    shown = lvlm.prompts(cut_out(closer.image, window), [scene[1]])
+    how = Sampling(samples=3, temperature=0.8, top_p=0.6, max_new_tokens=16, seed=4)
+    key = query_key(f"{result.candidates.query_id}/{window}")
+    [(alone, records)] = sampling.sample_candidates(lvlm, shown, ["q"], [key], [scene[1]], how)
+    np.testing.assert_allclose(second, mapped_back(alone, window, *closer.image.size).boxes)
+    assert list(closer.table["text"][4:]) == [record["text"] for record in records]
+    assert closer.chosen == choose(closer.table["score"], closer.candidates.parsed)
+    told = json.loads(json.dumps(closer.to_dict()))
+    assert told["window"] == list(window) and [row["look"] for row in told["candidates"]] == [1] * 4 + [2] * 4
+    assert "window" not in result.to_dict()
+
+
+def test_attention_of_a_closer_look_lies_in_its_window(lvlm, scene, heads):
+    closer = ground(lvlm, *scene, head_set=heads, **FEW, zoom=2)
+    row = next(row for row in range(4, 8) if closer.candidates.parsed[row])
+    there, before = dataclasses.replace(closer, chosen=row), dataclasses.replace(closer, chosen=0)
+    assert before.attention.shape == (10, 10) and there.attention.shape == (20, 20)
+    rows, columns = np.nonzero(there.attention)
+    left, top, right, bottom = closer.window
+    assert there.attention.sum() == pytest.approx(1)
+    assert (columns * 8 >= left - 8).all() and (columns * 8 < right + 8).all()
+    assert (rows * 8 >= top - 8).all() and (rows * 8 < bottom + 8).all()
+    assert there.show().size == before.show().size
+
+
+def test_a_closer_look_at_nothing_is_none(lvlm, scene, monkeypatch):
+    monkeypatch.setattr(lvlm, "parse", lambda text, prompt: ParsedAnswer(failure="no box in the answer"))
+    found = ground(lvlm, *scene, samples=2, zoom=2)
+    assert found.box is None and found.window is None and len(found.table) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"zoom": 1}, "zoom has to be above 1, not 1"), ({"zoom": 2, "selector": "p-true"}, "one look at the image")],
+)
+def test_what_is_no_closer_look_is_refused(lvlm, scene, change, message):
+    with pytest.raises(ValueError, match=message):
+        ground(lvlm, *scene, **change)
 
 
 def test_it_shows_itself(result, tmp_path):

@@ -15,7 +15,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,7 @@ from acs_lib.method.maps import mean_share
 from acs_lib.method.origin import Origin, check_origin, usual_sampling, warn_of_other_sampling
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Fusion, Selector, acs_free, acs_learned, choose
+from acs_lib.method.zoom import Window, cut_out, joined, mapped_back, placed, window_around
 from acs_lib.profiles import Sampling, sampling_of
 
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
@@ -144,10 +145,12 @@ class Grounding:
     quality: IoU (0-1) that the regressor predicts for the chosen row; NaN without a regressor and for fusions. A
         regressor is trained on small objects: of others it says nothing, and `summary` warns
     table: one row a candidate (0 is the greedy answer): candidate, x1, y1, x2, y2 (NaN without a box), text, score,
-        logprob (sum over the coordinate tokens), predicted_iou, failure ('' or why there is no box)
+        logprob (sum over the coordinate tokens), predicted_iou, failure ('' or why there is no box), and look (1 or 2)
+        where there was a closer one
     candidates: the same as selectors see them, attention maps included
     heads: D_c as (layer, head), counted from 0; empty if there is no head set
     coordinates: those at which D_c is read, as indices 0-3 of x1, y1, x2, y2; all without a head set
+    window: what the second, closer look was at, in pixels of the image; None where there was none
     """
 
     image: Image.Image
@@ -163,18 +166,24 @@ class Grounding:
     candidates: Candidates
     heads: tuple[tuple[int, int], ...]
     coordinates: tuple[int, ...]
+    window: Window | None = None
 
     @property
     def _rows(self) -> np.ndarray:
-        """The chosen row if it holds a box; all rows with a box where the box was made of them."""
+        """The chosen row if it holds a box; all rows of the first look with a box where the box was made of them."""
         rows = np.arange(len(self.candidates)) if self.chosen is None else np.array([self.chosen])
+        if self.chosen is None and self.window is not None:
+            rows = rows[self.table["look"] == 1]
         return rows[self.candidates.parsed[rows]]
 
     @property
     def attention(self) -> np.ndarray:
         """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over D_c's coordinates
         and heads (over all where there is no head set); zeros where no answer held a box."""
-        return mean_share(self.candidates.maps[self._rows], self.heads, self.coordinates)
+        share = mean_share(self.candidates.maps[self._rows], self.heads, self.coordinates)
+        if self.window is None or self.chosen is None or self.table["look"][self.chosen] == 1:
+            return share
+        return placed(share, self.window, *self.image.size)
 
     @property
     def read(self) -> str:
@@ -227,6 +236,7 @@ class Grounding:
             "score": _finite(self.score), "predicted_iou": _finite(self.quality), "chosen": self.chosen,
             "width": self.image.width, "height": self.image.height, "lvlm": self.lvlm, "selector": self.selector,
             "settings": self.settings and {name: getattr(self.settings, name) for name in SETTINGS},
+            **({} if self.window is None else {"window": list(self.window)}),
             "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
         }  # fmt: skip
 
@@ -321,7 +331,7 @@ def ground(
     lvlm: LVLM | str | Path | None, image: Picture, category: str | Sequence[str], selector: str = ACS_FREE,
     samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0,
     head_set: HeadSet | str | Path | None = None, regressor: AttentionIoURegressor | str | Path | None = None,
-    max_new_tokens: int | None = None,
+    max_new_tokens: int | None = None, zoom: float | None = None,
 ) -> Grounding | list[Grounding]:  # fmt: skip
     """Ask for one object in one image `samples` times and let `selector` choose the box.
 
@@ -337,12 +347,18 @@ def ground(
         they are others
     head_set, regressor: loaded or as files, instead of those that belong to the LVLM
     max_new_tokens: where an answer is cut; reasoning LVLMs need some thousands. Another limit draws other noise
+    zoom: look again, so many times closer, at a window around the box that `selector` chose (where no answer held one:
+        nowhere); as many answers are drawn again, and chosen among those of both looks. Off by default
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
     with an argument, RuntimeError comes from a full GPU.
     """
     asked = [category] if isinstance(category, str) else list(category)
     if not asked or not all(one.strip() for one in asked):
         raise ValueError("name the object to look for, such as 'sports ball'")
+    if zoom is not None and not zoom > 1:
+        raise ValueError(f"to look closer zoom has to be above 1, not {zoom}")
+    if zoom is not None and slug(selector) == P_TRUE:
+        raise ValueError(f"{P_TRUE} asks about boxes of one look at the image; take another selector, or no zoom")
     picture = read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
@@ -370,6 +386,19 @@ def ground(
         for name, (candidates, records) in zip(names, answers):
             texts[name] = ["" if record["failure"] else record["text"] for record in records]
             found[name] = _chosen(lvlm, picture, settings, method, found_heads, model, candidates, records)
+            if zoom is not None and found[name].box is not None:
+                window = window_around(found[name].box, zoom, *picture.size)
+                closer = cut_out(picture, window)
+                key = f"{candidates.query_id}/{window}"
+                ((second, more),) = sampling_.sample_candidates(
+                    lvlm, lvlm.prompts(closer, [name]), [candidates.query_id], [query_key(key)], [name], settings
+                )
+                both = joined(candidates, mapped_back(second, window, *picture.size))
+                texts[name] += ["" if record["failure"] else record["text"] for record in more]
+                found[name] = replace(
+                    _chosen(lvlm, picture, settings, method, found_heads, model, both, records + more), window=window
+                )
+                found[name].table["look"] = [1] * len(candidates) + [2] * len(second)
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"{str(error).partition('.')[0]} with {len(names)} x {settings.samples + 1} answers at once; name fewer "

@@ -8,7 +8,7 @@ a family.
 import functools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -199,22 +199,40 @@ class LVLM(ABC):
         family's all the same. One that is not complete, is empty inside the image, or holds numbers from 0 to 1 where
         the family writes others, is passed over. The failure is that of the first complete one, or NO_BOX.
         """
+        failure = ""
+        for found in self._boxes(text, prompt):
+            if found.box is not None:
+                return found
+            failure = failure or found.failure
+        return ParsedAnswer(failure=failure or NO_BOX)
+
+    def parse_all(self, text: str, prompt: Prompt) -> list[ParsedAnswer]:
+        """All sound boxes of an answer, in the order in which it writes them; what `parse` passes over is left out."""
+        kept: list[ParsedAnswer] = []
+        for found in self._boxes(text, prompt):
+            begin, end = found.spans[0][0], found.spans[-1][1]
+            apart = (end <= other.spans[0][0] or other.spans[-1][1] <= begin for other in kept)
+            if found.box is not None and all(apart):
+                kept.append(found)
+        return sorted(kept, key=lambda found: found.spans)
+
+    def _boxes(self, text: str, prompt: Prompt) -> Iterator[ParsedAnswer]:
+        """The complete boxes of an answer, sound or with a failure: those in the family's format first."""
         thought = _THOUGHT.match(text)
         begin = thought.end() if thought else 0
         matches = list(self.box_pattern.finditer(text, begin))
         if "<think>" not in text[begin:] and (thought or not self.thinks):
             matches += [match for words in WORDS for match in words.finditer(text, begin)]
-        failure = ""
         for match in matches:
+            spans = tuple(match.span(group) for group in (1, 2, 3, 4))
             numbers = np.array([float(group[:12]) for group in match.groups()])
             box = bx.clip(self.to_pixels(numbers, prompt), prompt.width, prompt.height)
             if not bx.area(box) > 0:
-                failure = failure or "the box is empty inside the image"
+                yield ParsedAnswer(spans=spans, failure="the box is empty inside the image")
             elif numbers.max() <= 1 and (self.to_pixels(np.ones(4), prompt) < [prompt.width, prompt.height] * 2).any():
-                failure = failure or "its numbers go from 0 to 1, which are not this LVLM's units"
+                yield ParsedAnswer(spans=spans, failure="its numbers go from 0 to 1, which are not this LVLM's units")
             else:
-                return ParsedAnswer(box=box, spans=tuple(match.span(group) for group in (1, 2, 3, 4)))
-        return ParsedAnswer(failure=failure or NO_BOX)
+                yield ParsedAnswer(box=box, spans=spans)
 
     @functools.cached_property
     def thinks(self) -> bool:

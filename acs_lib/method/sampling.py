@@ -14,7 +14,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from acs_lib.core.candidates import PER_TOKEN, Candidates
-from acs_lib.lvlms.adapter import LVLM, NO_BOX, Prompt
+from acs_lib.lvlms.adapter import LVLM, NO_BOX, ParsedAnswer, Prompt
 from acs_lib.lvlms.attention_rows import Rows, reading
 from acs_lib.method.maps import box_coverage, coordinate_maps, head_statistics, pool_maps
 from acs_lib.method.sharing import Layout, branch_mask, masks, new_cache, padded, prefill
@@ -225,6 +225,23 @@ def sample_candidates(
     return candidates_of(lvlm, prompts, query_ids, categories, batch, sampling.row, cut, map_side)
 
 
+def read_box(
+    lvlm: LVLM, answer: dict, parsed: ParsedAnswer, shape: tuple[int, int], row: str
+) -> tuple[str, list[int], torch.Tensor | None]:
+    """Of one box that an answer (as `generate` gives it) holds: why it cannot be read ('' if it can), the positions of
+    the tokens that write its four numbers, and its maps [4, layers, heads, h, w]."""
+    try:
+        tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
+    except ValueError:
+        return "a coordinate without tokens of its own", [], None
+    maps = coordinate_maps(answer["rows"], tokens, shape, row)
+    if maps is None:
+        return "no token after one of the numbers", [], None
+    if not maps.sum().isfinite():
+        return "non-finite attention", [], None
+    return "", sum(tokens, []), maps
+
+
 def candidates_of(
     lvlm: LVLM, prompts: Sequence[Prompt], query_ids: Sequence[str], categories: Sequence[str],
     batch: Sequence[list[dict]], row: str, cut: str, map_side: int | None = None,
@@ -244,29 +261,30 @@ def candidates_of(
             if failure == NO_BOX and not torch.isin(torch.tensor(answer["token_ids"][-1:]), lvlm.end_tokens).any():
                 failure = cut
             if parsed.box is not None:
-                try:
-                    tokens = lvlm.coordinate_tokens(answer["token_ids"], parsed.spans)
-                except ValueError:
-                    failure = "a coordinate without tokens of its own"
-                else:
-                    one = coordinate_maps(answer["rows"], tokens, shape, row)
-                    if one is None:
-                        failure, tokens = "no token after one of the numbers", []
-                    elif one.sum().isfinite():
-                        boxes[index], maps[index] = parsed.box, one
-                    else:
-                        failure, tokens = "non-finite attention", []
-            numbers.append(np.array(sum(tokens, []), int))
+                failure, tokens, found = read_box(lvlm, answer, parsed, shape, row)
+                if not failure:
+                    boxes[index], maps[index] = parsed.box, found
+            numbers.append(np.array(tokens, int))
             records.append({"text": text, "token_ids": answer["token_ids"], "failure": failure})
-        coverage = box_coverage(np.nan_to_num(boxes), prompt.width, prompt.height, shape)
-        described = head_statistics(maps.numpy() if maps.device.type == "cpu" else maps, coverage)
-        if map_side is not None:
-            maps = pool_maps(maps, (min(shape[0], map_side), min(shape[1], map_side)))
-        found = Candidates(
-            query_id=query_id, category=category, width=prompt.width, height=prompt.height, boxes=boxes,
-            **{name: [np.array(answer[name], float) for answer in answers] for name in PER_TOKEN},
-            coordinate_tokens=numbers, statistics=torch.as_tensor(described).numpy(force=True),
-            maps=maps.numpy(force=True),
-        )  # fmt: skip
+        found = described_candidates(prompt, query_id, category, boxes, maps, answers, numbers, map_side)
         results.append((found, records))
     return results
+
+
+def described_candidates(
+    prompt: Prompt, query_id: str, category: str, boxes: np.ndarray, maps: torch.Tensor, told: Sequence[dict],
+    numbers: list[np.ndarray], map_side: int | None = None,
+) -> Candidates:  # fmt: skip
+    """`Candidates` of boxes [n, 4] in pixels and maps [n, 4, layers, heads, h, w], on any device, where the statistics
+    are computed; told [n]: PER_TOKEN of each; numbers [n]: its coordinate tokens."""
+    shape = tuple(maps.shape[-2:])
+    coverage = box_coverage(np.nan_to_num(boxes), prompt.width, prompt.height, shape)
+    described = head_statistics(maps.numpy() if maps.device.type == "cpu" else maps, coverage)
+    if map_side is not None:
+        maps = pool_maps(maps, (min(shape[0], map_side), min(shape[1], map_side)))
+    return Candidates(
+        query_id=query_id, category=category, width=prompt.width, height=prompt.height, boxes=boxes,
+        **{name: [np.array(one[name], float) for one in told] for name in PER_TOKEN},
+        coordinate_tokens=numbers, statistics=torch.as_tensor(described).numpy(force=True),
+        maps=maps.numpy(force=True),
+    )  # fmt: skip
