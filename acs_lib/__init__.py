@@ -5,16 +5,17 @@ from acs_lib import ground, load_lvlm
 result = ground(load_lvlm(), "photo.png", "soccer ball")
 result.box, result.quality, result.table
 dog, car = ground(load_lvlm(), "photo.png", ["dog", "car"])
+dogs = detect(load_lvlm(), "photo.png", "dog")
 """
 
 __version__ = "0.1.0"
-__all__ = ["Grounding", "ground", "load_lvlm", "score"]
+__all__ = ["Detections", "Grounding", "detect", "ground", "load_lvlm", "score"]
 
 
 def __getattr__(name: str):
     """The public names are loaded when they are asked for: they bring torch."""
     if name in __all__:
-        from acs_lib.grounding import api
+        from acs_lib.grounding import api, detect
 
-        return getattr(api, name)
+        return getattr(detect if name in ("Detections", "detect") else api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """The command line: `acs --help`.
 
-Results go to standard output, progress and complaints to standard error. Exit codes: 0 done; 1 something went wrong
-or, for `acs ground` and `acs score`, an image or a line could not be read or an object was not found; 2 wrong usage;
-130 interrupted.
+Results go to standard output, progress and complaints to standard error. Exit codes: 0 done; 1 something went wrong,
+an image or a line could not be read or, for `acs ground` and `acs score`, an object was not found; 2 wrong usage; 130
+interrupted.
 """
 
 import csv
@@ -163,6 +163,27 @@ def _images(names: list[str]) -> tuple[list[Path], list[str]]:
     return found, told
 
 
+def _asked(names: list[str], objects: list[str] | None, command: str) -> tuple[list[str], list[str]]:
+    """The images and the objects that are meant: without `objects` the last name is one."""
+    if not objects:
+        *names, last = names
+        if not names or Path(last).is_file() or Path(last).suffix.lower() in {*_suffixes(), *OTHER_PICTURES}:
+            raise typer.BadParameter(
+                f'name the object to look for: acs {command} IMAGE... OBJECT, such as "sports ball"'
+            )
+        objects = [last]
+    if not all(wanted.strip() for wanted in objects):
+        raise typer.BadParameter('the object is empty; name what to look for, such as "sports ball"')
+    return names, objects
+
+
+def _check_sampling(temperature: float | None, top_p: float | None) -> None:
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise typer.BadParameter(f"the temperature has to be a number above 0, not {temperature}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise typer.BadParameter(f"top-p has to be above 0 and up to 1, not {top_p}")
+
+
 def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path | None]:
     """Where the picture of each question goes: `save` itself, or a file of its own in the folder `save`."""
     if save is None:
@@ -249,21 +270,9 @@ def ground(
     The default LVLM knows the 50 icons of its rendered scenes only: try it on data/embedded/samples/images.
     """
     with report_user_errors():
-        names = list(arguments)
-        if not objects:
-            *names, last = names
-            if not names or Path(last).is_file() or Path(last).suffix.lower() in {*_suffixes(), *OTHER_PICTURES}:
-                raise typer.BadParameter(
-                    'name the object to look for: acs ground IMAGE... OBJECT, such as "sports ball"'
-                )
-            objects = [last]
-        if not all(wanted.strip() for wanted in objects):
-            raise typer.BadParameter('the object is empty; name what to look for, such as "sports ball"')
+        names, objects = _asked(list(arguments), objects, "ground")
         _check_selector(selector)
-        if temperature is not None and not 0 < temperature < float("inf"):
-            raise typer.BadParameter(f"the temperature has to be a number above 0, not {temperature}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise typer.BadParameter(f"top-p has to be above 0 and up to 1, not {top_p}")
+        _check_sampling(temperature, top_p)
         if zoom is not None and not zoom > 1:
             raise typer.BadParameter(f"--zoom has to be above 1, not {zoom}")
         images, told = _images(names)
@@ -356,6 +365,101 @@ def _tell(lines, path: Path, result, as_json: bool) -> bool:
         lines.writerow([path, result.category, *box, *numbers])
     sys.stdout.flush()
     return result.box is None
+
+
+@app.command(short_help="Find all objects of a kind in an image.")
+def detect(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files or folders of images and, unless --object says it, last what to look for.",
+        ),
+    ],
+    objects: Annotated[
+        list[str] | None,
+        typer.Option("--object", "-o", metavar="OBJECT", help="What to look for; can be given several times."),
+    ] = None,
+    lvlm: LVLMOption = "internvl-embedded",
+    selector: Annotated[
+        str, typer.Option(metavar="NAME", help="What scores the boxes: votes, or a selector that scores single ones.")
+    ] = "votes",
+    samples: SamplesOption = 10,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Where a list is cut.")] = 512,
+    head_set: HeadSetOption = None,
+    regressor: RegressorOption = None,
+    same: Annotated[
+        float, typer.Option(min=0.01, max=1, metavar="IOU", help="From which overlap two boxes are one object.")
+    ] = 0.5,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Draw the boxes of each image: a file, or a folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all instances.")] = False,
+) -> None:
+    """Find all objects of a kind in an image: sample several lists of boxes, and score those that they agree on.
+
+    Prints one line for each object that is found, tab-separated under a header: box in pixels of the image, score, and
+    votes, the share of the answers that name it. None is one line without a box.
+
+    \b
+    acs detect street.jpg "traffic light"
+    acs detect street.jpg park/ -o dog -o person --json > objects.jsonl
+    """
+    with report_user_errors():
+        names, objects = _asked(list(arguments), objects, "detect")
+        _check_sampling(temperature, top_p)
+        images, told = _images(names)
+        for sentence in told:
+            complain(f"warning: {sentence}")
+        targets = iter(_pictures(save, [(image, wanted) for image in images for wanted in objects]))
+        settings = {
+            "selector": selector, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed,
+            "max_new_tokens": max_new_tokens, "head_set": head_set, "regressor": regressor, "same": same,
+        }  # fmt: skip
+        failed = _detect(images, objects, targets, lvlm, as_json, settings)
+    raise typer.Exit(int(failed or bool(told)))
+
+
+def _detect(images, objects, targets, lvlm_name: str, as_json: bool, settings: dict) -> bool:
+    """Ask for all objects of each kind in each image and print them; True if one could not be asked for."""
+    from tqdm import tqdm
+
+    from acs_lib.core.images import read_image
+    from acs_lib.grounding.detect import detect as find  # late: it takes seconds
+    from acs_lib.lvlms.load import load_lvlm, lvlm_spec
+
+    _note(lvlm_spec(lvlm_name))
+    lvlm = load_lvlm(lvlm_name)
+    quiet = len(images) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
+    lines, failed = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n"), False
+    if not as_json:
+        lines.writerow(["image", "object", "x1", "y1", "x2", "y2", "score", "votes"])
+    for path in tqdm(images, unit="image", disable=quiet):
+        picture = None
+        for wanted in objects:
+            target = next(targets)
+            try:
+                picture = read_image(path) if picture is None else picture
+                found = find(lvlm, picture, wanted, **settings)
+            except (ValueError, OSError) as error:
+                complain(f"error: {path}: {error}")
+                failed = True
+                continue
+            if as_json:
+                typer.echo(json.dumps({"image": str(path), **found.to_dict()}))
+            else:
+                for *box, score, votes, _ in found.table.to_numpy(float).tolist():
+                    numbers = [*(f"{value:.1f}" for value in box), f"{score:.6g}", f"{votes:.3g}"]
+                    lines.writerow([path, found.category, *numbers])
+                if not len(found):
+                    lines.writerow([path, found.category, *[""] * 6])
+            sys.stdout.flush()
+            if target is not None:
+                found.save(target)
+    return failed
 
 
 @app.command(short_help="Choose among answers of another engine.")

@@ -77,7 +77,7 @@ def _check_belongs(what: str, found: HeadSet | AttentionIoURegressor, given: obj
         )
 
 
-def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
+def head_set_of(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
     """D_c as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
     path = given or _calibrated(lvlm, "head_set.json")
     if path is None:
@@ -98,7 +98,7 @@ def _head_set(lvlm: LVLM, given: HeadSet | str | Path | None) -> HeadSet | None:
     return found
 
 
-def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> AttentionIoURegressor | None:
+def regressor_of(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> AttentionIoURegressor | None:
     """The regressor as given, or as found beside the LVLM; ValueError if it belongs to another one or is none."""
     path = given or _calibrated(lvlm, "regressor.safetensors")
     if path is None:
@@ -116,7 +116,7 @@ def _regressor(lvlm: LVLM, given: AttentionIoURegressor | str | Path | None) -> 
     return found
 
 
-def _origins(selector: str, head_set: HeadSet | None, model: AttentionIoURegressor | None) -> list[Origin]:
+def origins_of(selector: str, head_set: HeadSet | None, model: AttentionIoURegressor | None) -> list[Origin]:
     """What the files say that they belong to, the one that the selector chooses by first."""
     found = (model, head_set) if slug(selector) == ACS_LEARNED else (head_set, model)
     return [each.origin for each in found if each is not None and each.origin is not None]
@@ -124,7 +124,7 @@ def _origins(selector: str, head_set: HeadSet | None, model: AttentionIoURegress
 
 def usual_settings(lvlm: LVLM) -> Sampling:
     """How `ground` draws an LVLM's answers unless it is told otherwise."""
-    usual = usual_sampling(_origins(ACS_FREE, _head_set(lvlm, None), _regressor(lvlm, None)))
+    usual = usual_sampling(origins_of(ACS_FREE, head_set_of(lvlm, None), regressor_of(lvlm, None)))
     return sampling_of(lvlm.name, usual=usual)
 
 
@@ -271,7 +271,7 @@ def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> n
     return predicted
 
 
-def _method(
+def method_of(
     name: str, lvlm: LVLM, head_set: HeadSet | None, model: AttentionIoURegressor | None,
     ask: Callable[[Candidates], np.ndarray],
 ) -> Selector | Fusion:  # fmt: skip
@@ -362,8 +362,8 @@ def ground(
     picture = read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
-    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
-    origins = _origins(selector, found_heads, model)
+    found_heads, model = head_set_of(lvlm, head_set), regressor_of(lvlm, regressor)
+    origins = origins_of(selector, found_heads, model)
     settings = sampling_of(lvlm.name, samples, temperature, top_p, seed, usual_sampling(origins))
     warn_of_other_sampling(origins, settings)
     asked = [object_name(lvlm, one) for one in asked]
@@ -376,7 +376,7 @@ def ground(
     def ask(candidates: Candidates) -> np.ndarray:
         return p_true_.ask_p_true(lvlm, picture, candidates.category, texts[candidates.category])
 
-    method = _method(selector, lvlm, found_heads, model, ask)
+    method = method_of(selector, lvlm, found_heads, model, ask)
     ids = [f"{zlib.crc32(picture.tobytes()):08x}/{name}" for name in names]
     found = {}
     try:
@@ -441,7 +441,7 @@ def check_method(
     regressor: AttentionIoURegressor | str | Path | None,
 ) -> None:
     """ValueError if this LVLM's answers cannot be chosen so, before any question is asked; arguments as of `ground`."""
-    _method(selector, lvlm, _head_set(lvlm, head_set), _regressor(lvlm, regressor), lambda candidates: None)
+    method_of(selector, lvlm, head_set_of(lvlm, head_set), regressor_of(lvlm, regressor), lambda candidates: None)
 
 
 def score(
@@ -464,14 +464,14 @@ def score(
     given.insert(0, Answer(token_ids=[]) if greedy is None else as_answer(greedy))
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
-    found_heads, model = _head_set(lvlm, head_set), _regressor(lvlm, regressor)
-    settings = sampling_of(lvlm.name, usual=usual_sampling(_origins(selector, found_heads, model)))
+    found_heads, model = head_set_of(lvlm, head_set), regressor_of(lvlm, regressor)
+    settings = sampling_of(lvlm.name, usual=usual_sampling(origins_of(selector, found_heads, model)))
     category = object_name(lvlm, category)
 
     def ask(candidates: Candidates) -> np.ndarray:
         return p_true_.ask_p_true(lvlm, picture, category, ["" if r["failure"] else r["text"] for r in records])
 
-    method = _method(selector, lvlm, found_heads, model, ask)
+    method = method_of(selector, lvlm, found_heads, model, ask)
     candidates, records = force_candidates(
         lvlm, lvlm.prompt(picture, category), "answers", category, [each.ids(lvlm) for each in given], settings.row
     )

@@ -75,6 +75,24 @@ def draw_picture(
     return page
 
 
+def draw_boxes(image: Image.Image, boxes: np.ndarray, scores: np.ndarray, title: str = "") -> Image.Image:
+    """Boxes [n, 4] in pixels of an image, coloured by score [n] (higher is better), with their numbers; RGB."""
+    scale = SIDE / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    panel = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
+    low, high = (np.nanmin(scores), np.nanmax(scores)) if np.isfinite(scores).any() else (0.0, 0.0)
+    draw = ImageDraw.Draw(panel)
+    for row in range(len(boxes))[::-1]:
+        share = (scores[row] - low) / ((high - low) or 1)
+        _draw_box(panel, boxes[row] * scale, tuple(heat(share).tolist()) if np.isfinite(share) else UNSCORED, 3)
+        x, y = (boxes[row, :2] * scale).tolist()
+        draw.text((x + 3, y + 2), str(row + 1), "white", ImageFont.load_default(16), stroke_width=2, stroke_fill=CASING)
+    page = Image.new("RGB", (size[0] + 2 * GAP, size[1] + 60 + GAP), "white")
+    _write(ImageDraw.Draw(page), (GAP, 18), title, 24, size[0])
+    page.paste(panel, (GAP, 60))
+    return page
+
+
 def encode(picture: Image.Image, suffix: str) -> bytes:
     """The picture as a file of one of FORMATS."""
     buffer = io.BytesIO()
