@@ -520,6 +520,56 @@ def _score(file: Path, lvlm_name: str, as_json: bool, **settings) -> bool:
     return failed
 
 
+@app.command(short_help="Try an LVLM: boxes, attention, seconds, memory.")
+def probe(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="Image files or folders of images.", show_default="shipped scenes"),
+    ] = None,
+    objects: Annotated[
+        list[str] | None,
+        typer.Option("--object", "-o", metavar="OBJECT", help="What to look for in them; can be given several times."),
+    ] = None,
+    lvlm: LVLMOption = "internvl-embedded",
+    question: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="How to ask, with {object} in it.", show_default="the profile's")
+    ] = None,
+    samples: SamplesOption = 3,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Where an answer is cut.")] = None,
+) -> None:
+    """Try an LVLM before anything long: ask it for objects in some images, and say how many answers hold a box, which
+    layers give attention rows, and what a question takes in seconds and memory.
+
+    Exit code 1 if fewer than half of the answers hold a box, or a layer gives no rows.
+
+    \b
+    acs probe --lvlm Qwen/Qwen2.5-VL-3B-Instruct
+    acs probe street.jpg -o dog -o "traffic light" --lvlm OpenGVLab/InternVL3_5-1B-HF
+    """
+    with report_user_errors():
+        if bool(images) != bool(objects):
+            raise typer.BadParameter("give images and, with -o, what to look for in them, or neither")
+        if question is not None and "{object}" not in question:
+            raise typer.BadParameter("--question has to have {object} where the object's name goes")
+        from acs_lib.grounding.probe import probe as try_out  # late: it takes seconds
+        from acs_lib.lvlms.load import load_lvlm, lvlm_spec
+
+        asked = None
+        if images:
+            files, told = _images(images)
+            for sentence in told:
+                complain(f"warning: {sentence}")
+            asked = [(file, wanted) for file in files for wanted in objects]
+        _note(lvlm_spec(lvlm))
+        loaded = load_lvlm(lvlm)
+        if question is not None:
+            loaded.question = question
+        found = try_out(loaded, asked, samples, max_new_tokens)
+        for line in found.lines():
+            typer.echo(line)
+    raise typer.Exit(int(not found.sound))
+
+
 @app.command(short_help="Find D_c of an LVLM, train its regressor.")
 def calibrate(
     lvlm: LVLMOption = "internvl-embedded",
