@@ -223,7 +223,7 @@ def test_training_is_reproducible(runs, model):
 def test_it_computes_where_its_weights_are(tmp_path, model, monkeypatch):
     """The device 'meta' stands for a GPU; what is computed there has shapes only."""
     regressor.save(model, tmp_path / "r.safetensors", "mine")
-    monkeypatch.setattr(regressor, "default_device", lambda: "meta")
+    monkeypatch.setattr(regressor, "small_device", lambda: "meta")
     loaded = regressor.load(tmp_path / "r.safetensors", "mine")
     assert loaded(torch.rand(3, 4, LAYERS, HEADS, SIDE, SIDE)).device.type == "meta"
 

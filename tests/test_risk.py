@@ -32,9 +32,21 @@ def test_an_image_counts_once_however_many_questions_are_about_it():
 
 
 def test_p_values_by_hand():
-    assert risk.p_value(0.2, 50, 0.2) == 1
-    assert risk.p_value(0.0, 50, 0.1) == pytest.approx(0.9**50)  # no loss: Hoeffding's bound is the binomial's
-    assert risk.p_value(0.05, 400, 0.1) < risk.p_value(0.05, 100, 0.1) < 0.2
+    """Two bets: before the first the variance is taken to be 1/4, after a loss of 0 it is (1/4 + 1/16) / 2."""
+    first, second = (np.sqrt(2 * np.log(10) / (2 * known)) for known in (0.25, 0.3125 / 2))
+    assert first > 1 and second > 1, "no stake is above 1"
+    assert risk.p_value(np.zeros(2), 0.2, 0.1) == pytest.approx(1 / 1.2**2)
+    assert risk.p_value(np.array([1.0, 0.0]), 0.2, 0.1) == pytest.approx(1 / max(1, 0.2 * 1.2))
+    assert risk.p_value(np.full(50, 0.2), 0.2, 0.1) == 1
+
+
+@pytest.mark.parametrize("mean", [0.2, 0.3])
+def test_a_p_value_is_rarely_small_where_the_hypothesis_is_true(mean):
+    rng = np.random.default_rng(0)
+    found = [risk.p_value((rng.random(100) < mean).astype(float), 0.2, 0.1) for _ in range(2000)]
+    assert np.mean(np.array(found) <= 0.1) <= 0.1 + 0.02
+    smaller = [risk.p_value((rng.random(100) < 0.05).astype(float), 0.2, 0.1) for _ in range(200)]
+    assert np.mean(np.array(smaller) <= 0.1) > 0.9
 
 
 def drawn(rng, m, shift=0.0):

@@ -14,7 +14,6 @@ images are what is drawn at random. An object that is absent is a question whose
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binom
 
 NEVER = np.inf  # the threshold that nothing reaches: no promise can be kept
 
@@ -44,14 +43,17 @@ def conformal_threshold(scores: np.ndarray, hit: np.ndarray, images: np.ndarray,
     return float(scores[order][kept.nonzero()[0][-1]]) if kept.any() else NEVER
 
 
-def p_value(mean: float, n: int, alpha: float) -> float:
-    """Of the hypothesis that independent losses in 0-1 have an expectation above `alpha`, where n have this mean: the
-    smaller of Hoeffding's and Bentkus' bounds (arXiv 2110.01052, equation 8)."""
-    if mean >= alpha:
-        return 1.0
-    relative = 0.0 if mean == 0 else mean * np.log(mean / alpha)
-    divergence = relative + (1 - mean) * np.log((1 - mean) / (1 - alpha))
-    return float(min(np.exp(-n * divergence), np.e * binom.cdf(np.ceil(n * mean), n, alpha), 1))
+def p_value(losses: np.ndarray, alpha: float, delta: float) -> float:
+    """Of the hypothesis that independent losses [n] in 0-1 have an expectation of at least `alpha`, by betting against
+    it (arXiv 2010.09686, as Learn then Test proposes, arXiv 2110.01052): valid for any n, and small where losses vary
+    little. The stakes are best for a p of `delta`. Losses are bet on in their order."""
+    before = np.arange(1, len(losses) + 1)
+    means = (0.5 + np.cumsum(losses)) / (before + 1)
+    variances = (0.25 + np.cumsum((losses - means) ** 2)) / (before + 1)
+    known = np.concatenate([[0.25], variances[:-1]])  # of the losses before each
+    stakes = np.minimum(1, np.sqrt(2 * np.log(1 / delta) / (len(losses) * known)))
+    capital = np.cumsum(np.log1p(-stakes * (losses - alpha)))
+    return float(np.exp(-max(0.0, capital.max(initial=0.0))))
 
 
 def tested_threshold(
@@ -66,7 +68,8 @@ def tested_threshold(
     """
     given = scores[:, None] >= np.asarray(thresholds)
     losses = image_means(given * (~hit[:, None] - alpha), images) + alpha
-    sure = [p_value(mean, len(losses), alpha) <= delta / len(thresholds) for mean in losses.mean(0)]
+    level = delta / len(thresholds)
+    sure = [p_value(column, alpha, level) <= level for column in losses.T]
     return min((float(threshold) for threshold, kept in zip(thresholds, sure) if kept), default=NEVER)
 
 

@@ -48,7 +48,7 @@ class Rows:
                 scores.masked_fill_(~attention_mask, -torch.inf)
             else:
                 scores += attention_mask
-        columns = self.columns[:, None, None].expand(*query.shape[:3], -1)
+        columns = self.columns.to(scores.device)[:, None, None].expand(*query.shape[:3], -1)
         rows = scores.softmax(-1).gather(-1, columns).transpose(1, 2)
         if self.chosen is None:
             self.values[:, :, layer] = rows

@@ -8,23 +8,33 @@ The family is read from `config.json` (`adapter_of`); no code of the checkpoint'
 import contextlib
 import errno
 import filecmp
+import functools
 import gc
+import importlib.util
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import paths, profiles
 from acs_lib.lvlms import internvl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
-from acs_lib.lvlms.checkpoint import lvlm_digest, lvlm_source, pinned
-from acs_lib.lvlms.devices import default_device
+from acs_lib.lvlms.checkpoint import is_embedded, lvlm_digest, lvlm_source, pinned
+from acs_lib.lvlms.devices import default_device, fast_dtype, small_device
 from acs_lib.profiles import LVLMSpec
 
 DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
@@ -128,7 +138,9 @@ def load_checkpoint(
 ) -> LVLM:  # fmt: skip
     """Load an LVLM from a folder or a hub name.
 
-    Without `device` a GPU is used if there is one. Raises ValueError where there is no model, or one of a family that
+    Without `device` a GPU is used if there is one. `dtype` is a name of torch's, or 'auto': what is fast on the device
+    (see `devices.fast_dtype`), but float32 where the checkpoint is float32, and a quantised checkpoint's own. Several
+    GPUs share an LVLM that is too large for one of them. Raises ValueError where there is no model, or one of a family that
     the kit has no adapter for, where its checkpoint is not whole or needs a package that is not here, and OSError (with
     the mend) where the files cannot be had or read.
     """
@@ -142,12 +154,21 @@ def load_checkpoint(
         if "model_type" not in config:
             raise ValueError(f"cannot load the LVLM {source!r}: it has no config.json that names a model type; {mend}")
         adapter = adapter_of(config["model_type"], source)
-        model, loading = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        device = device or default_device()
+        quantised = "quantization_config" in config
+        stored = config.get("dtype", config.get("torch_dtype"))
+        if dtype == "auto" and not quantised:
+            dtype = "float32" if stored == "float32" else fast_dtype(device)
+        read = functools.partial(
+            AutoModelForImageTextToText.from_pretrained, source, revision=revision, dtype=dtype,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        model, loading = read()
         _check_whole(loading, source)
         tokenizer = _tokenizer(source, revision)
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+        if not quantised:  # these lie where their package put them
+            model = _placed(model, device, read)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
@@ -161,12 +182,28 @@ def load_checkpoint(
         ) from error
     finally:
         log.removeFilter(_told_by_us)
-    model.to(device or default_device())
     if name is None:
         name = Path(source).name if Path(source).is_dir() else source
     lvlm = adapter(model, tokenizer, image_processor, name, question)
     lvlm.revision = revision
     return lvlm
+
+
+def _placed(model: PreTrainedModel, device: str, read: Callable) -> PreTrainedModel:
+    """The model on a device; where it is too large for one of several GPUs, read anew onto all of them. RuntimeError
+    with the mend where it is too large for the only one, ImportError where accelerate is needed and not there."""
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        count = torch.cuda.device_count()
+        if count < 2:
+            raise RuntimeError(f"{str(error).partition('.')[0]}; take a smaller LVLM, or a quantised one") from error
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    if importlib.util.find_spec("accelerate") is None:
+        raise ImportError(f"to spread it over {count} GPUs the package accelerate is needed: pip install accelerate")
+    return read(device_map="auto")[0]
 
 
 _loaded: dict[LVLMSpec, LVLM] = {}  # the last one
@@ -180,7 +217,8 @@ def load_spec(spec: LVLMSpec) -> LVLM:
         _loaded.clear()
         gc.collect()
         torch.cuda.empty_cache()
-        lvlm = load_checkpoint(lvlm_source(spec), spec.name, spec.revision, spec.dtype, question=spec.question)
+        device = small_device() if is_embedded(spec) else None
+        lvlm = load_checkpoint(lvlm_source(spec), spec.name, spec.revision, spec.dtype, device, spec.question)
         lvlm.limit(**spec.limits)
         _loaded[spec] = lvlm
     return _loaded[spec]

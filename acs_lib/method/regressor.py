@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from acs_lib.core.files import replacing
 from acs_lib.core.stored import StoredAnswers
-from acs_lib.lvlms.devices import default_device
+from acs_lib.lvlms.devices import small_device
 from acs_lib.method.maps import pool_maps
 from acs_lib.method.origin import Origin, is_of
 
@@ -125,7 +125,7 @@ def train(
     layers, heads, *grid = shape_of_maps(run, "training")
     shape_of_maps(validation, "validation")
     model = AttentionIoURegressor(layers, heads, width, tuple(min(side, MAP_SIDE) for side in grid))
-    model.to(default_device())
+    model.to(small_device())
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     labels = None
     if shuffle_labels:
@@ -139,7 +139,7 @@ def train(
             group["lr"] = lr * (1 - 0.95 * epoch / epochs)
         losses = []
         for maps, target in batches(run, model.grid, batch, rng, labels):
-            loss = F.mse_loss(model(maps), target.to(default_device()))
+            loss = F.mse_loss(model(maps), target.to(small_device()))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -211,4 +211,4 @@ def load(path: Path, lvlm: str) -> AttentionIoURegressor:
     model = AttentionIoURegressor(**settings)
     model.load_state_dict(state)
     model.origin = origin
-    return model.to(default_device()).eval()
+    return model.to(small_device()).eval()
