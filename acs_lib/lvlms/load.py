@@ -140,9 +140,9 @@ def load_checkpoint(
 
     Without `device` a GPU is used if there is one. `dtype` is a name of torch's, or 'auto': what is fast on the device
     (see `devices.fast_dtype`), but float32 where the checkpoint is float32, and a quantised checkpoint's own. Several
-    GPUs share an LVLM that is too large for one of them. Raises ValueError where there is no model, or one of a family that
-    the kit has no adapter for, where its checkpoint is not whole or needs a package that is not here, and OSError (with
-    the mend) where the files cannot be had or read.
+    GPUs share an LVLM that is too large for one of them. Raises ValueError where there is no model, or one of a family
+    that the kit has no adapter for, where its checkpoint is not whole or needs a package that is not here, and OSError
+    (with the mend) where the files cannot be had or read.
     """
     source = str(source)
     disable_progress_bar()  # of loading: in a notebook it would be an output that depends on the installed widgets
