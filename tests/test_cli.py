@@ -69,8 +69,30 @@ def test_one_image_and_one_object(answered):
         assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160 and err == ""
     assert answered == [
         {"category": ["fire truck"], "selector": "Medoid", "samples": 1, "temperature": None, "top_p": None, "seed": 3,
-         "max_new_tokens": None, "head_set": None, "regressor": None}
+         "max_new_tokens": None, "head_set": None, "regressor": None, "zoom": None}
     ]  # fmt: skip
+
+
+def test_a_closer_look(answered):
+    acs("ground", SCENE, "fire truck", "--zoom", 2, *FEW)
+    assert answered[0]["zoom"] == 2
+    code, _, err = acs("ground", SCENE, "fire truck", "--zoom", 1)
+    assert code == 2 and "--zoom has to be above 1" in err
+
+
+def test_all_objects_of_a_kind(tmp_path):
+    code, out, err = acs("detect", SCENE, "-o", "clock", "-o", "fire truck", "--save", tmp_path / "drawn", *FEW)
+    rows = table(out)
+    assert (code, err) == (0, "") and list(rows[0]) == ["image", "object", "x1", "y1", "x2", "y2", "score", "votes"]
+    assert {row["object"] for row in rows} == {"clock", "fire truck"}
+    assert all(0 <= float(row["votes"]) <= 1 for row in rows if row["votes"])
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
+    _, out, _ = acs("detect", SCENE, "clock", "--json", *FEW)
+    (told,) = map(json.loads, out.splitlines())
+    assert told["category"] == "clock" and all(row["x1"] < row["x2"] for row in told["instances"])
+    code, out, err = acs("detect", SCENE, tmp_path / "nowhere.png", "-o", "clock", "-o", "giraffe", *FEW)
+    assert code == 1 and "no word for 'giraffe'" in err and "there is no image" in err
+    assert {row["object"] for row in table(out)} == {"clock"}
 
 
 def test_the_limit_of_an_answers_tokens(answered):
@@ -287,7 +309,9 @@ def test_fetching_can_be_stopped(monkeypatch):
     assert (code, err) == (130, "stopped")
 
 
-@pytest.mark.parametrize("command", ["ground", "calibrate", "run", "report", "train-embedded", "data"])
+@pytest.mark.parametrize(
+    "command", ["ground", "detect", "probe", "score", "calibrate", "run", "report", "train-embedded", "data"]
+)
 def test_help_is_of_one_style(command):
     for parameter in typer.main.get_command(cli.app).commands[command].params:
         if parameter.name != "help":
@@ -307,7 +331,17 @@ def test_help_is_quick_and_lists_the_commands():
     code = "import sys; from acs_lib.cli import app; assert 'torch' not in sys.modules; app(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.LIBRARY.parent)
     assert done.returncode == 0 and done.stderr == ""
-    for command in ("ground", "calibrate", "run", "report", "train-embedded", "--install-completion"):
+    for command in (
+        "ground",
+        "detect",
+        "probe",
+        "score",
+        "calibrate",
+        "run",
+        "report",
+        "train-embedded",
+        "--install-completion",
+    ):
         assert command in done.stdout
 
 
