@@ -307,8 +307,9 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
         assert run_all(kit, "--test", **active).returncode == 0
         *installed, ruff, form, imports, suite, notebooks = calls(environment)
         assert (ruff, form, imports) == ("-m ruff check .", "-m ruff format --check .", "lint-imports")
-        assert suite == "-m pytest"
-        assert notebooks.startswith("-m pytest -p tests.nbval_numbers --nbval ")
+        side_by_side = "-m pytest --numprocesses=auto --dist=loadfile"
+        assert suite == side_by_side
+        assert notebooks.startswith(f"{side_by_side} -p tests.nbval_numbers --nbval ")
         assert notebooks.endswith(" notebooks/01_one.ipynb notebooks/09_nine.ipynb notebooks/12_twelve.ipynb")
         assert installed == packages
 

@@ -83,7 +83,7 @@ def test_the_tested_promise_holds_with_its_probability_and_breaks_under_shift():
         return risk.tested_threshold(scores, hit, images, 0.2, 0.1, thresholds)
 
     shares = kept(find, "selective_risk")
-    assert (shares > 0.2).mean() <= 0.1 and (shares > 0).mean() > 0.9
+    assert (shares > 0.2).mean() <= 0.1 and (shares > 0).mean() > 0.8
     assert (kept(find, "selective_risk", shift=2.0) > 0.2).mean() > 0.5
 
 
