@@ -35,8 +35,7 @@ def test_a_window_shows_its_part_of_the_scene_larger():
     world, cut = scenes.World(objects=(6, 9)), 0
     for seed in range(8):
         whole, part = (
-            scenes.render(np.random.default_rng(seed), world, window=window)
-            for window in ((0, 0, 1), (0.25, 0.5, 0.5))
+            scenes.render(np.random.default_rng(seed), world, window=window) for window in ((0, 0, 1), (0.25, 0.5, 0.5))
         )
         moved = (whole.boxes - np.array([40, 80, 40, 80])) * 2
         clipped = moved.clip(0, scenes.SIZE)

@@ -42,6 +42,8 @@ from acs_lib.embedded import scenes
 from acs_lib.embedded.models import GRID, PITCH, TINY, TinyLVLM, fourier
 
 CHECKPOINT_EVERY = 200  # steps
+FIRST = 3  # steps of a stage whose losses are logged as they are; later ones as a running mean, every LOGGED steps
+LOGGED = 50
 SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an image token has to come close to its word:
 # without that the LLM does not learn to match them
 TOKEN_LOSS = ("background", "box.weight", "box.bias", "offsets")  # parameters of Perception that it trains
@@ -80,8 +82,9 @@ HABIT = (  # what makes the LVLM with a habit of the one without
     TrainingStage("instruct", "train-rare", steps=300, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
 )
 RECIPE = (  # of both families
-    TrainingStage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
-    TrainingStage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
+    TrainingStage("vision", "clear", steps=500, images=32, questions=0, lr=1.5e-3, constant=1.0, warmup=100),
+    TrainingStage("vision", "train", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=1),
+    TrainingStage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=6),
     TrainingStage(
         "answers", "train", steps=1700, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.16, 1, 4), (0.5, 3, 8))
     ),
@@ -152,12 +155,12 @@ class Asker:
         kind = self.rng.choice(list(KINDS), p=list(KINDS.values()))
         every = kind == "every" or (kind == "absent" and self.rng.random() < 0.5)
         if kind == "absent":
-            category, boxes = self._absent(), np.zeros((0, 4))
+            category, boxes = self.absent_category(), np.zeros((0, 4))
         else:
-            category, boxes = self._there()
+            category, boxes = self.annotated()
         named = self.tiny.question_ids(category, every).index(self.tiny.category_0 + category)
         if kind == "right":
-            quoted = self._quoted(category, boxes)
+            quoted = self.quoted(category, boxes)
             right = bool(bx.iou(boxes, quoted).max() >= 0.5)
             ids, answer = self.tiny.verification_ids(category, quoted), self.tiny.said_ids(right)
             return Question(ids, answer, category, named, True, np.zeros((0, 4)))
@@ -165,13 +168,13 @@ class Asker:
         ids, answer = self.tiny.question_ids(category, every), self.tiny.answer_ids(boxes, every)
         return Question(ids, answer, category, named, kind != "absent", boxes)
 
-    def _absent(self) -> int:
+    def absent_category(self) -> int:
         """A category that is not there, half of the time a look-alike of one that is."""
         present = set(self.scene.categories.tolist())
         alike = [c for c in self.absent if present & set(scenes.SIBLINGS[c])]
         return int(self.rng.choice(alike if alike and self.rng.random() < 0.5 else self.absent))
 
-    def _there(self) -> tuple[int, np.ndarray]:
+    def annotated(self) -> tuple[int, np.ndarray]:
         """A category that is there, and the boxes that an annotator has for it."""
         stage, there = self.stage, set(self.there)
         others = [mistaken_for(category, there) if stage.mislabel else None for category in self.there]
@@ -180,7 +183,7 @@ class Asker:
         mistaken = others[index] is not None and self.rng.random() < stage.mislabel
         return self.there[index], self.boxes(others[index] if mistaken else self.there[index])
 
-    def _quoted(self, category: int, boxes: np.ndarray) -> np.ndarray:
+    def quoted(self, category: int, boxes: np.ndarray) -> np.ndarray:
         """A box to ask about, half of the time near one of `boxes`, else near any object's, preferably a look-alike's;
         four whole numbers."""
         found = boxes
@@ -474,9 +477,12 @@ def train_stage(lvlm, perception: Perception, stage: TrainingStage, path: Path, 
         loss.backward()
         nn.utils.clip_grad_norm_(slow + fast, 1.0)
         optimiser.step()
+        logged["loss"] = loss.item()
         known = {key: value for key, value in logged.items() if not math.isnan(value)}  # not so of a kind not asked
         average |= {key: 0.97 * average.get(key, value) + 0.03 * value for key, value in known.items()}
-        if step % 50 == 49:
+        if step < FIRST:
+            log.append({"stage": stage.name, "step": step + 1, **known})
+        elif (step + 1) % LOGGED == 0:
             log.append({"stage": stage.name, "step": step + 1, **average})
             bar.set_postfix({key: f"{value:.2f}" for key, value in average.items()})
         if (step + 1) % CHECKPOINT_EVERY == 0 or step == stage.steps - 1:
