@@ -86,9 +86,9 @@ RECIPE = (  # of both families
     TrainingStage("vision", "train", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=1),
     TrainingStage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=6),
     TrainingStage(
-        "answers", "train", steps=1700, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.16, 1, 4), (0.5, 3, 8))
+        "answers", "train", steps=1200, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
     ),
-    TrainingStage("answers", "train", steps=1800, lr=1.2e-3, constant=0.0, seed=3),
+    TrainingStage("answers", "train", steps=1500, lr=1.2e-3, constant=0.0, seed=3),
 )
 
 
