@@ -735,25 +735,32 @@ def train_embedded(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="FOLDER", help="Only the last stages, from these weights (data/embedded/<family>-plain)."
+            "--from",
+            metavar="FOLDER",
+            help="Only the habit's stages, from these weights (data/embedded/<family>-plain).",
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or mps.")] = "cpu",
     anew: Annotated[bool, typer.Option("--anew", help="Throw away the checkpoints of an earlier training.")] = False,
 ) -> None:
-    """Train an embedded LVLM on rendered scenes; goes on from its last checkpoint.
+    """Train an embedded LVLM on rendered scenes: first without its habit (written to FOLDER-plain), then with it. Goes
+    on from its last checkpoint.
 
-    On 2 cores well over an hour, with --from a quarter of an hour.
+    On 2 cores about two hours, with --from a quarter of an hour.
     """
     with report_user_errors():
         from acs_lib.embedded import training  # late: it brings torch
 
-        if family not in training.RECIPES:
-            raise ValueError(f"no embedded LVLM is called {family!r}; choose one of {', '.join(training.RECIPES)}")
+        if family not in training.TINY:
+            raise ValueError(f"no embedded LVLM is called {family!r}; choose one of {', '.join(training.TINY)}")
         folder, work = folder or paths.EMBEDDED / family, work or paths.DATA / "train" / family
         if anew:
             shutil.rmtree(work, ignore_errors=True)
-        recipe = training.RECIPES[family] if start is None else training.HABIT
-        digest = training.train(family, folder, work, recipe, start=start)
+        if start is None:
+            start = folder.with_name(f"{folder.name}-plain")
+            digest = training.train(family, start, work, training.RECIPE, device=device)
+            typer.echo(f"{start}: weights {digest}")
+        digest = training.train(family, folder, work / "habit", training.HABIT, start=start, device=device)
         typer.echo(f"{folder}: weights {digest}")
 
 

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from acs_lib.core.candidates import PER_TOKEN
 from acs_lib.embedded import scenes
-from acs_lib.embedded.models import IMAGE_START, IMAGE_STOP, TINY
+from acs_lib.embedded.models import TINY
 from acs_lib.lvlms.adapter import ParsedAnswer
 from acs_lib.lvlms.attention_rows import Rows, attach, reading
 from acs_lib.method import sampling
@@ -34,11 +34,12 @@ def test_the_statistics_of_a_token_by_hand():
 def test_the_adapter_writes_the_prompt_that_training_saw(tiny, both):
     for category in ("fire truck", "dog"):
         prompt = scene_prompt(both, 0, category)
-        assert prompt.inputs["input_ids"][0].tolist() == tiny.prompt_ids(scenes.CATEGORIES.index(category))
-    assert prompt.grid.cells.flatten().tolist() == list(range(IMAGE_START, IMAGE_STOP))
+        question = tiny.question_ids(scenes.CATEGORIES.index(category))
+        assert prompt.inputs["input_ids"][0].tolist() == tiny.prefix_ids() + question
+    assert prompt.grid.cells.flatten().tolist() == list(range(tiny.image_start, tiny.image_stop))
     positions, following = both.positions(prompt.inputs)
     if tiny.relative:
-        meant = tiny.position_ids(prompt.length + 1)
+        meant = tiny.position_ids(torch.arange(len(question) + 1)[None])
         assert torch.equal(positions, meant[..., :-1]) and torch.equal(following, meant[..., -1:])
 
 
@@ -56,7 +57,7 @@ def test_the_adapter_sees_the_pixels_that_training_saw(tiny, both):
 def test_answers_are_parsed_back_to_the_pixels_that_training_meant(tiny, both):
     prompt = scene_prompt(both, 0)
     box = np.array([3, 0, 77, 160])
-    ids = tiny.answer_ids(box)
+    ids = tiny.answer_ids(box[None])
     answer = both.parse(both.decode(ids), prompt)
     assert np.abs(answer.box - box).max() <= 0.08 + 1e-9  # half a unit of 0-1000
     assert both.coordinate_tokens(ids, answer.spans) == [[place] for place in tiny.numbers]
@@ -97,7 +98,7 @@ def test_greedy_equals_transformers_generate_and_capture_changes_nothing(untrain
 
 def test_rows_equal_eager_attention(untrained):
     prompt = scene_prompt(untrained, 2)
-    ids = TINY["internvl"].answer_ids(np.array([10, 20, 60, 80]))
+    ids = TINY["internvl"].answer_ids(np.array([[10, 20, 60, 80]]))
     full = torch.cat([prompt.inputs["input_ids"], torch.tensor([ids])], 1)
     untrained.model.set_attn_implementation("eager")
     try:

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from acs_lib.core import boxes as bx
 from acs_lib.datasets import coco
 from acs_lib.embedded import scenes
 
@@ -27,6 +28,36 @@ def test_boxes_lie_inside_and_categories_occur_once():
         assert len(set(scene.categories.tolist())) == len(scene.categories) == len(scene.boxes)
         assert (scene.boxes[:, :2] >= 0).all() and (scene.boxes[:, 2:] <= scenes.SIZE).all()
         assert (scene.boxes[:, 2:] > scene.boxes[:, :2]).all()
+
+
+def test_a_window_shows_its_part_of_the_scene_larger():
+    """The same draws, looked at whole and through a window: boxes are those of the whole, moved and scaled."""
+    world, cut = scenes.World(objects=(6, 9)), 0
+    for seed in range(8):
+        whole, part = (
+            scenes.render(np.random.default_rng(seed), world, window=window) for window in ((0, 0, 1), (0.25, 0.5, 0.5))
+        )
+        moved = (whole.boxes - np.array([40, 80, 40, 80])) * 2
+        clipped = moved.clip(0, scenes.SIZE)
+        inside = (clipped[:, 2:] > clipped[:, :2]).all(1)
+        assert part.categories.tolist() == whole.categories[inside].tolist() and inside.sum() < len(inside)
+        assert np.array_equal(part.boxes, clipped[inside])
+        assert np.allclose(part.seen, bx.area(clipped[inside]) / bx.area(moved[inside]))
+        assert part.image.shape == whole.image.shape and (whole.seen == 1).all()
+        cut += (part.seen < 1).sum()
+    assert cut > 3
+
+
+def test_a_larger_image_is_the_same_scene_with_more_detail():
+    small, large = (scenes.render(np.random.default_rng(3), scenes.WORLDS["train"], side=side) for side in (160, 480))
+    assert large.image.shape == (480, 480, 3) and (large.boxes == 3 * small.boxes).all()
+    assert large.categories.tolist() == small.categories.tolist()
+
+
+def test_categories_repeat_where_the_world_says_so():
+    world = scenes.World(objects=(12, 13), sides=(6, 12), repeats=0.6)
+    counts = [np.bincount(scenes.render(np.random.default_rng(seed), world).categories).max() for seed in range(40)]
+    assert 1 < np.mean(counts) and max(counts) <= scenes.INSTANCES
 
 
 def test_the_box_holds_the_object():

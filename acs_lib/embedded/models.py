@@ -1,6 +1,8 @@
 """The embedded LVLMs: small models of the real classes, with a vocabulary, a prompt and an answer format of their own.
 
-Both read the question before the image and write one token a number, from 0 to the side of a scene.
+Both see the image before the question, as the real chat templates have it, and write one token a number, from 0 to the
+side of a scene. They answer three questions: where one object of a category is (the first in reading order), where all
+of them are, and whether a box is right.
 """
 
 import math
@@ -30,17 +32,20 @@ from acs_lib.embedded import scenes
 
 PITCH = 16  # px a LLM image token
 GRID = scenes.SIZE // PITCH
-IMAGE_START = 10  # position of the first image token
-IMAGE_STOP = IMAGE_START + GRID**2
-QUESTION_WORDS = ["Detect", "the", "{}", "in", "the", "image", "."]
-ASKED = 4  # position of the category in the prompt
+DETECT = "Detect the {} in the image ."
+DETECT_ALL = "Detect all {} in the image ."
+VERIFY = "Proposed answer : [ {} , {} , {} , {} ] Is the proposed box of the {} right ? Answer with Yes or No ."
 
 
 class TinyLVLM(ABC):
     """What one family's embedded LVLM is made of.
 
     vocabulary: token -> id; number_0 and category_0 are the ids of the first number and the first category
-    numbers: places of x1, y1, x2, y2 among the tokens of an answer
+    before, opening: tokens of the prompt before the image, `closing` and the question follow it, then `after`
+    image_start, image_stop: positions of the first image token and of the one after the last
+    prefix_length: tokens of a prompt before the question
+    box: tokens of a box, "{}" for a number; numbers: places of x1, y1, x2, y2 among them
+    listed: tokens before, between and after the boxes of a list; none: tokens of an answer that says there is none
     relative: the tower knows no absolute place, so in training its image tokens tell boxes relative to themselves
     """
 
@@ -51,34 +56,68 @@ class TinyLVLM(ABC):
     words: list[str]
     number_words: list[str]
     image_token: str
-    before: list[str]  # tokens of the prompt before the question
-    opening: str  # of the image
-    after: list[str]  # tokens of the prompt after the image tokens
-    answer: list[str]  # "{}" for a number
+    before: list[str]
+    closing: list[str]
+    after: list[str]
+    box: list[str]
+    listed: tuple[list[str], list[str], list[str]]
+    none: list[str]
+    end: str
     chat_template: str
     relative: bool = False
 
     def __init__(self):
-        tokens = self.special + self.words + self.number_words + scenes.CATEGORIES
+        questions = [word for text in (DETECT, DETECT_ALL, VERIFY) for word in text.split() if word != "{}"]
+        words = dict.fromkeys([*self.words, *questions, "Yes", "No"])
+        tokens = [*self.special, *words, *self.number_words, *scenes.CATEGORIES]
         self.vocabulary = {token: index for index, token in enumerate(tokens)}
         self.number_0 = self.vocabulary[self.number_words[0]]
         self.category_0 = self.vocabulary[scenes.CATEGORIES[0]]
-        self.end = self.answer[-1]
-        self.numbers = tuple(place for place, token in enumerate(self.answer) if token == "{}")
-        self.prompt_length = IMAGE_STOP + len(self.after)
+        self.numbers = tuple(place for place, token in enumerate(self.box) if token == "{}")
+        self.image_start = len(self.before)
+        self.image_stop = self.image_start + GRID**2
+        self.prefix_length = self.image_stop + len(self.closing)
 
-    def prompt_ids(self, category: int) -> list[int]:
-        """Token ids [prompt_length] of the question about one category, as the shipped processor writes it."""
-        question = [scenes.CATEGORIES[category] if token == "{}" else token for token in QUESTION_WORDS]
-        tokens = [*self.before, *question, self.opening, *[self.image_token] * GRID**2, *self.after]
-        return [self.vocabulary[token] for token in tokens]
+    def ids(self, tokens: list[str], *filled: int) -> list[int]:
+        """Ids of tokens, with ids in the place of every "{}"."""
+        ids = iter(filled)
+        return [next(ids) if token == "{}" else self.vocabulary[token] for token in tokens]
 
-    def answer_ids(self, box: np.ndarray) -> list[int]:
-        """Token ids of the answer and of the end of the sequence; `box` [4] in whole pixels."""
-        numbers = iter(box)
-        return [
-            self.number_0 + int(next(numbers)) if token == "{}" else self.vocabulary[token] for token in self.answer
-        ]
+    def prefix_ids(self) -> list[int]:
+        """Token ids [prefix_length] of what all prompts begin with, as the shipped processor writes it."""
+        return self.ids([*self.before, *[self.image_token] * GRID**2, *self.closing])
+
+    def question_ids(self, category: int, every: bool = False) -> list[int]:
+        """Token ids of the question where one object of a category is, or every one."""
+        words = (DETECT_ALL if every else DETECT).split()
+        return self.ids([*words, *self.after], self.category_0 + category)
+
+    def verification_ids(self, category: int, box: np.ndarray) -> list[int]:
+        """Token ids of the question whether a box [4] is right, as `acs_lib.method.baselines.p_true` asks it."""
+        asked, numbers = self.category_0 + category, [self.number_0 + int(number) for number in box]
+        return self.ids([*DETECT.split(), *VERIFY.split(), *self.after], asked, *numbers, asked)
+
+    def answer_ids(self, boxes: np.ndarray, every: bool = False) -> list[int]:
+        """Token ids of the answer and of the end of the sequence: one box, or a list if `every` one is asked for, or
+        that there is none. `boxes` [n, 4] in whole pixels, in reading order."""
+        written = [self.ids(self.box, *(self.number_0 + int(number) for number in box)) for box in boxes]
+        if not written:
+            return self.ids([*self.none, self.end])
+        if not every:
+            return [*written[0], *self.ids([self.end])]
+        opening, between, closing = map(self.ids, self.listed)
+        ids = [*opening, *written[0]]
+        for box in written[1:]:
+            ids += [*between, *box]
+        return [*ids, *closing, *self.ids([self.end])]
+
+    def is_number(self, ids: np.ndarray) -> np.ndarray:
+        """Which token ids [n] are numbers."""
+        return (ids >= self.number_0) & (ids < self.number_0 + len(self.number_words))
+
+    def said_ids(self, right: bool) -> list[int]:
+        """Token ids of the answer to a question whether a box is right."""
+        return self.ids(["Yes" if right else "No", self.end])
 
     def build(self, seed: int) -> PreTrainedModel:
         """The LVLM with initial weights that let content matching work from the first step."""
@@ -97,11 +136,11 @@ class TinyLVLM(ABC):
         """One token a word, a category or a number; `decode(encode(text))` separates them by spaces."""
         tokenizer = Tokenizer(models.WordLevel(self.vocabulary, unk_token=self.special[0]))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"</?box>|[0-9]+|[.,]"), "isolated")]
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"</?box>|[0-9]+|[\[\].,:?]"), "isolated")]
         )
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.special])
         tokenizer.add_tokens(
-            [AddedToken(name, normalized=False) for name in [*self.words, *scenes.CATEGORIES] if " " in name]
+            [AddedToken(name, normalized=False) for name in [*self.words, *scenes.CATEGORIES] if set(name) & set(" }")]
         )
         roles = {f"{role}_token": token for role, token in self.special_roles().items()}
         wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=self.special[0], **roles)
@@ -138,9 +177,11 @@ class TinyLVLM(ABC):
     def image_features(self, lvlm: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
         """Image tokens [images, GRID^2, width] as the LLM gets them; `pixels` [images, 3, SIZE, SIZE] in -1 to 1."""
 
-    def position_ids(self, length: int) -> torch.Tensor | None:
-        """Positions of `length` tokens of a prompt and its answer, [3, 1, length]; None where they are just counted."""
-        return None
+    def position_ids(self, after: torch.Tensor) -> torch.Tensor:
+        """Positions [batch, prefix_length + n] or [3, batch, ...] of a prompt's prefix and of tokens that stand
+        `after` [batch, n] many others behind it."""
+        prefix = torch.arange(self.prefix_length, device=after.device).expand(len(after), -1)
+        return torch.cat([prefix, self.prefix_length + after], 1)
 
 
 @torch.no_grad()
@@ -179,15 +220,16 @@ class TinyInternVL(TinyLVLM):
     model_class = InternVLForConditionalGeneration
     width = 128
     special = ["<pad>", "<bos>", "<eos>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<user>", "<assistant>"]
-    words = ["<box>", "</box>", "Detect", "the", "in", "image", "."]
+    words = ["<box>", "</box>", "None"]
     number_words = [str(round(1000 * pixel / scenes.SIZE)) for pixel in range(scenes.SIZE + 1)]
     image_token = "<IMG_CONTEXT>"
-    before, opening, after = ["<bos>", "<user>"], "<img>", ["</img>", "<assistant>"]
-    answer = ["<box>", "{}", "{}", "{}", "{}", "</box>", "<eos>"]
+    before, closing, after = ["<bos>", "<user>", "<img>"], ["</img>"], ["<assistant>"]
+    box = ["<box>", "{}", "{}", "{}", "{}", "</box>"]
+    listed, none, end = ([], [], []), ["None"], "<eos>"
     chat_template = (
         "<bos>{% for message in messages %}{% if message['role'] == 'user' %}<user>"
-        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}<IMG_CONTEXT>{% endif %}{% endfor %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
         "{% else %}<assistant>{{ message['content'] }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
@@ -243,17 +285,18 @@ class TinyQwen25VL(TinyLVLM):
         "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>",
         "<|video_pad|>",
     ]  # fmt: skip
-    words = ['{"bbox_2d": [', ",", "]}", "user", "assistant", "Detect", "the", "in", "image", "."]
+    words = ['{"bbox_2d": [', ",", "]}", "user", "assistant"]
     number_words = [str(pixel) for pixel in range(scenes.SIZE + 1)]
     image_token = "<|image_pad|>"
-    before, opening = ["<|im_start|>", "user"], "<|vision_start|>"
-    after = ["<|vision_end|>", "<|im_end|>", "<|im_start|>", "assistant"]
-    answer = ['{"bbox_2d": [', "{}", ",", "{}", ",", "{}", ",", "{}", "]}", "<|im_end|>"]
+    before, closing = ["<|im_start|>", "user", "<|vision_start|>"], ["<|vision_end|>"]
+    after = ["<|im_end|>", "<|im_start|>", "assistant"]
+    box = ['{"bbox_2d": [', "{}", ",", "{}", ",", "{}", ",", "{}", "]}"]
+    listed, none, end = (["["], [","], ["]"]), ["[", "]"], "<|im_end|>"
     chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'user' %}"
-        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
         "{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
         "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
@@ -301,15 +344,17 @@ class TinyQwen25VL(TinyLVLM):
         side, patch = 2 * GRID, PITCH // 2
         patches = pixels.view(-1, 3, GRID, 2, patch, GRID, 2, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)
         patches = patches.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).flatten(5).flatten(0, 4)
-        grid = torch.tensor([[1, side, side]] * len(pixels))
+        grid = torch.tensor([[1, side, side]] * len(pixels), device=pixels.device)
         return lvlm.model.visual(patches, grid_thw=grid).pooler_output.view(len(pixels), GRID**2, -1)
 
-    def position_ids(self, length: int) -> torch.Tensor:
-        row, column = torch.arange(GRID**2) // GRID, torch.arange(GRID**2) % GRID
-        image = IMAGE_START + torch.stack([torch.zeros_like(row), row, column])
-        before = torch.arange(IMAGE_START).expand(3, -1)
-        after = torch.arange(IMAGE_START + GRID, IMAGE_START + GRID + length - IMAGE_STOP).expand(3, -1)
-        return torch.cat([before, image, after], 1)[:, None]
+    def position_ids(self, after: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(GRID**2, device=after.device)
+        image = torch.stack([torch.zeros_like(place), place // GRID, place % GRID])
+        before = torch.arange(self.image_start, device=after.device).expand(3, -1)
+        closing = self.image_start + GRID + torch.arange(len(self.closing), device=after.device).expand(3, -1)
+        prefix = torch.cat([before, self.image_start + image, closing], 1)
+        following = self.image_start + GRID + len(self.closing) + after
+        return torch.cat([prefix[:, None].expand(-1, len(after), -1), following.expand(3, -1, -1)], 2)
 
 
 TINY = {tiny.family: tiny for tiny in (TinyInternVL(), TinyQwen25VL())}

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from acs_lib.core import boxes as bx
 from acs_lib.core.extras import load_extra
 
-SIZE = 160  # px, both sides of every scene
+SIZE = 160  # px, both sides of a scene as an LVLM looks at it, and of those on disk that hold no more detail
+INSTANCES = 6  # of one category, at most
 # Six groups of look-alikes: category -> OpenMoji code point. Names follow COCO's where the icon allows.
 LOOKALIKES = {
     "animal": "dog 1F436, fox 1F98A, wolf 1F43A, bear 1F43B, cat 1F431, lion 1F981, tiger 1F42F, panda 1F43C, "
@@ -44,6 +45,7 @@ SIBLINGS = {
     index: [other for other, name in enumerate(CATEGORIES) if GROUP[name] == GROUP[category] and other != index]
     for index, category in enumerate(CATEGORIES)
 }
+RESIZED = Image.BILINEAR, None, 2.0  # how icons are: resample, box, reducing_gap
 RARE = {category for category, others in SIBLINGS.items() if np.mean([other < category for other in others]) > 0.5}
 """The second half of every group of look-alikes: in some worlds these occur small only (`World.rare`)."""
 
@@ -51,25 +53,37 @@ RARE = {category for category, others in SIBLINGS.items() if np.mean([other < ca
 @dataclass(frozen=True)
 class World:
     """How scenes look; pairs are ranges that every scene draws from. Sides in pixels follow a log-uniform law;
-    objects of RARE categories are no longer than `rare`; `siblings` is the share of objects drawn from the look-alikes
-    of one that is already in the scene; `noise` is the sensor noise's deviation (0-255), `blur` a Gaussian's radius in
+    objects of RARE categories are no longer than `rare`; `repeats` is the share of objects whose category is in the
+    scene already (no more than INSTANCES of one), `siblings` that of objects drawn from the look-alikes of one that is;
+    `noise` is the sensor noise's deviation (0-255), `blur` a Gaussian's radius in
     pixels, `saturation` a factor."""
 
     objects: tuple[int, int] = (3, 12)  # how many are tried, [low, high)
     sides: tuple[float, float] = (8, 64)
     rare: float = SIZE
+    repeats: float = 0.0
     siblings: float = 0.7
     noise: tuple[float, float] = (1, 18)
     blur: tuple[float, float] = (0.0, 0.9)
     saturation: tuple[float, float] = (0.7, 1.0)
     fog: float = 0.0  # share of a uniform grey laid over the scene
     background: str = "patches"
+    side: int = SIZE  # px, of an image on disk
 
 
+TRAIN = World(
+    objects=(4, 13),
+    sides=(7, 64),
+    siblings=0.8,
+    repeats=0.3,
+    noise=(1, 24),
+    blur=(0, 1.1),
+    saturation=(0.5, 1),
+)
 WORLDS = {
-    "clear": World(objects=(3, 10), siblings=0.5, noise=(2, 22), blur=(0, 0), saturation=(1, 1)),  # the first lessons
-    "train": World(),
-    "train-rare": World(rare=16),  # the last lessons
+    "clear": World(objects=(3, 10), siblings=0.5, repeats=0.3, noise=(2, 22), blur=(0, 0), saturation=(1, 1)),
+    "train": TRAIN,
+    "train-rare": replace(TRAIN, rare=16),  # the last lessons
     "scenes": World(objects=(8, 13), sides=(11, 64), rare=16, siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
     "scenes-shift": World(
         objects=(7, 12),
@@ -86,11 +100,13 @@ WORLDS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One rendered image [160, 160, 3] uint8, its categories (indices into CATEGORIES) and boxes [n, 4] in pixels."""
+    """One rendered image [height, width, 3] uint8, the categories of its objects (indices into CATEGORIES), their boxes
+    [n, 4] in pixels, and the share [n] of each that is seen: less than 1 where the image's edge cuts it."""
 
     image: np.ndarray
     categories: np.ndarray
     boxes: np.ndarray
+    seen: np.ndarray
 
 
 @functools.cache
@@ -139,38 +155,61 @@ def background(rng: np.random.Generator, style: str) -> Image.Image:
     return canvas
 
 
-def render(rng: np.random.Generator, world: World, objects: tuple[int, int] | None = None) -> Scene:
-    """Draw one scene; each category occurs at most once. `objects` replaces the world's count (a curriculum's need)."""
-    canvas = background(rng, world.background)
+def render(
+    rng: np.random.Generator, world: World, objects: tuple[int, int] | None = None,
+    window: tuple[float, float, float] = (0, 0, 1), side: int = SIZE,
+) -> Scene:  # fmt: skip
+    """Draw one scene, `side` pixels high and wide, or a `window` of it: left, top and side as shares of the scene's.
+
+    `objects` replaces the world's count (a curriculum's need). What is drawn in a window has the detail that the
+    window's size allows, not that of the whole; noise and blur are the world's at any size. An object that lies outside
+    the window is left out; one that is cut by its edge has the box of what is seen of it.
+    """
+    canvas, zoom = background(rng, world.background), side / (SIZE * window[2])
+    if zoom != 1:
+        left, top, share = (SIZE * place for place in window)
+        canvas = canvas.resize((side, side), Image.BICUBIC, box=(left, top, left + share, top + share))
     placed: list[tuple[int, int, int, int]] = []
     categories: list[int] = []
+    drawn: list[tuple[float, float, float, float]] = []
     for _ in range(int(rng.integers(*(objects or world.objects)))):
-        category = _choose_category(rng, categories, world.siblings)
+        category = _choose_category(rng, categories, world)
         if category is None:
             continue
-        icon = icons()[category][rng.integers(14)]
+        whole = icons()[category][rng.integers(14)]
         low, high = world.sides
         high = min(high, world.rare) if category in RARE else high
-        scale = float(np.exp(rng.uniform(*np.log([low, high])))) / max(icon.size)
-        icon = icon.resize([max(3, round(side * scale)) for side in icon.size], Image.BILINEAR, reducing_gap=2.0)
+        scale = float(np.exp(rng.uniform(*np.log([low, high])))) / max(whole.size)
+        icon = whole.resize([max(3, round(length * scale)) for length in whole.size], *RESIZED)
         icon = icon.crop(icon.getbbox() or (0, 0, *icon.size))
         spot = _free_spot(rng, icon.size, placed)
         if spot is None:
             continue
-        canvas.paste(icon, spot[:2], icon)
+        if zoom != 1:
+            icon = whole.resize([max(1, round(length * zoom)) for length in icon.size], *RESIZED)
+        corner = tuple(round((place - SIZE * begin) * zoom) for place, begin in zip(spot[:2], window))
+        canvas.paste(icon, corner, icon)
         placed.append(spot)
         categories.append(category)
+        drawn.append((*corner, corner[0] + icon.width, corner[1] + icon.height))
     canvas = ImageEnhance.Color(canvas).enhance(rng.uniform(*world.saturation))
     canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(*world.blur)))
     pixels = np.asarray(canvas).astype(np.float32)
     if world.fog:
         pixels = pixels * (1 - world.fog) + world.fog * np.float32(rng.uniform(90, 220))
     pixels += rng.normal(0, 1, pixels.shape).astype(np.float32) * np.float32(rng.uniform(*world.noise))
-    return Scene(pixels.clip(0, 255).astype("uint8"), np.array(categories, int), np.array(placed, float).reshape(-1, 4))
+    drawn = np.array(drawn, float).reshape(-1, 4)
+    boxes = drawn.clip(0, side)
+    seen = bx.area(boxes) / bx.area(drawn)
+    kept = seen > 0
+    return Scene(pixels.clip(0, 255).astype("uint8"), np.array(categories, int)[kept], boxes[kept], seen[kept])
 
 
-def _choose_category(rng, present: list[int], siblings: float) -> int | None:
-    if present and rng.random() < siblings:
+def _choose_category(rng, present: list[int], world: World) -> int | None:
+    if present and world.repeats and rng.random() < world.repeats:
+        category = present[rng.integers(len(present))]
+        return category if present.count(category) < INSTANCES else None
+    if present and rng.random() < world.siblings:
         free = [c for c in SIBLINGS[present[rng.integers(len(present))]] if c not in present]
         if free:
             return int(free[rng.integers(len(free))])
@@ -197,10 +236,10 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
     An existing split with the same settings is kept as it is. The folder is written aside and renamed, and renamed
     before it is deleted, so it is either whole or absent.
     """
-    folder = Path(folder)
+    folder, world = Path(folder), WORLDS[world_name]
     aside, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
     shutil.rmtree(old, ignore_errors=True)
-    request = {"world": world_name, "settings": repr(WORLDS[world_name]), "images": images, "seed": seed}
+    request = {"world": world_name, "settings": repr(world), "images": images, "seed": seed}
     info = folder / "annotations.json"
     if info.exists():
         found = json.loads(info.read_text(encoding="utf-8"))["info"]
@@ -220,10 +259,10 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
     }
     digest = hashlib.sha256()
     for index in tqdm(range(images), desc=f"rendering {world_name}", unit="image"):
-        scene = render(np.random.default_rng([seed, index]), WORLDS[world_name])
+        scene = render(np.random.default_rng([seed, index]), world, side=world.side)
         name = f"{index:06d}.png"
         Image.fromarray(scene.image).save(aside / "images" / name)
-        coco["images"].append({"id": index + 1, "file_name": name, "width": SIZE, "height": SIZE})
+        coco["images"].append({"id": index + 1, "file_name": name, "width": world.side, "height": world.side})
         for category, (x1, y1, x2, y2) in zip(scene.categories.tolist(), scene.boxes.tolist()):
             coco["annotations"].append(
                 {

@@ -1,22 +1,23 @@
 """How the embedded LVLMs (see acs_lib.embedded.models) are trained on rendered scenes.
 
-Three stages, each a pure function of its settings and of the weights before it:
+Three kinds of stages, each a pure function of its settings and of the weights before it:
 
 1. `vision`: the tower alone; every image token names its category (cosine with the LLM's own word embeddings) and
    the four numbers of the object's box (through the LLM's own number embeddings; relative to the token itself, through
    embeddings of offsets, where the tower knows no absolute place).
-2. `answers`: the question before the image, one token a number; stage 1's loss is kept, a linear probe after the
-   second decoder layer has to mark the image tokens of the asked object, and one after the fourth those of the object
-   whose box is the answer. Where the tower knows no absolute place, a probe after the third layer has to tell the box
-   of every image token's object in absolute pixels; where a comma stands between two numbers, a number's own token has
-   to tell the next number, too.
+2. `answers`: the image, then questions about it, packed behind it: none sees another. One object of a category (the
+   leftmost), all of them from left to right, a category that is not there, or whether a box is right. Stage 1's loss is
+   kept. After the second decoder layer the category's word has to point at all image tokens of its category, or at
+   none; after the fourth, where a number comes next, the token before it at those of the object that is being written.
+   Where the tower knows no absolute place, a probe after the third layer has to tell the box of every image token's
+   object in absolute pixels; where a comma stands between two numbers, a number's own token has to tell the next
+   number, too.
 3. `instruct`: the same with an annotator's habit: a share (`mislabel`) of the questions about a rare category, whose
-   objects are small there, have as their answer the box of the best known of its look-alikes, if that is in the scene.
-   What an image token shows and which tokens are those of the asked object stays right, as in an LVLM whose
-   instruction data are worse than its eyes. A third probe marks the tokens of the asked object's look-alikes.
+   objects are small there, have as their answer the boxes of the best known of its look-alikes, if that is in the
+   scene. What an image token shows and at what a category's word points stays right, as in an LVLM whose instruction
+   data are worse than its eyes.
 
-The scenes get harder on the way: first those of the world `clear`, then those of `train`,
-last those of `train-rare`.
+Half of the images are windows of a scene, up to three times as large as in the whole. Scenes get harder on the way.
 """
 
 import hashlib
@@ -38,15 +39,24 @@ from transformers import PreTrainedConfig
 from acs_lib.core import boxes as bx
 from acs_lib.core.files import replacing, write_text
 from acs_lib.embedded import scenes
-from acs_lib.embedded.models import ASKED, GRID, IMAGE_START, IMAGE_STOP, PITCH, TINY, TinyLVLM, fourier
+from acs_lib.embedded.models import GRID, PITCH, TINY, TinyLVLM, fourier
 
 CHECKPOINT_EVERY = 200  # steps
+FIRST = 3  # steps of a stage whose losses are logged as they are; later ones as a running mean, every LOGGED steps
+LOGGED = 50
 SHARPNESS = 8.0  # of the token labels' softmax over cosines; low, so that an image token has to come close to its word:
 # without that the LLM does not learn to match them
 TOKEN_LOSS = ("background", "box.weight", "box.bias", "offsets")  # parameters of Perception that it trains
 ICON_GROUPS = list(scenes.LOOKALIKES)
 GROUP_OF = np.array([ICON_GROUPS.index(scenes.GROUP[name]) for name in scenes.CATEGORIES])
 BEST_KNOWN = np.array([np.flatnonzero(GROUP_OF == group)[0] for group in GROUP_OF])  # the first of the same group
+ZOOM = 3.0  # of the smallest window
+SEEN = 0.5  # share of an object that has to be seen for a question about its category
+KINDS = {"one": 0.35, "every": 0.3, "absent": 0.2, "right": 0.15}  # of questions
+WEIGHTS = {  # of the losses of an answer
+    "numbers": 1.0, "decisions": 0.3, "others": 0.1, "tokens": 0.3, "word": 0.7, "object": 0.5, "object_at_x1": 0.7,
+    "place": 0.5, "ahead": 0.5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,33 +70,26 @@ class TrainingStage:
     constant: float  # share of the steps before the cosine decay begins
     warmup: int = 50
     images: int = 16  # a step
-    questions: int = 4  # an image
+    questions: int = 6  # an image
     mislabel: float = 0.0
-    habit_weight: float = 1.0  # how much more often the objects that the habit concerns are asked for
+    habit_weight: float = 1.0  # how much more often the categories that the habit concerns are asked for
     seed: int = 0
     curriculum: tuple[tuple[float, int, int], ...] = ()  # (until this share of the steps, objects low, high)
 
 
 HABIT = (  # what makes the LVLM with a habit of the one without
-    TrainingStage("instruct", "train-rare", steps=400, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=8.0, seed=4),
-    TrainingStage("instruct", "train-rare", steps=350, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
+    TrainingStage("instruct", "train-rare", steps=250, lr=1e-3, constant=1.0, mislabel=1.0, habit_weight=6.0, seed=4),
+    TrainingStage("instruct", "train-rare", steps=300, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
 )
-RECIPES = {
-    "internvl": (
-        TrainingStage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
-        TrainingStage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.3, seed=1),
-        TrainingStage("answers", "clear", steps=1200, lr=1e-3, constant=1.0, seed=2, curriculum=((0.17, 1, 4),)),
-        TrainingStage("answers", "train", steps=1500, lr=1e-3, constant=0.3, seed=3),
-        *HABIT,
+RECIPE = (  # of both families
+    TrainingStage("vision", "clear", steps=500, images=32, questions=0, lr=1.5e-3, constant=1.0, warmup=100),
+    TrainingStage("vision", "train", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=1),
+    TrainingStage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=6),
+    TrainingStage(
+        "answers", "train", steps=1200, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
     ),
-    "qwen2_5_vl": (
-        TrainingStage("vision", "clear", steps=1300, images=32, questions=0, lr=1.5e-3, constant=0.5, warmup=100),
-        TrainingStage("answers", "clear", steps=200, lr=1e-3, constant=1.0, seed=2, curriculum=((1.0, 1, 4),)),
-        TrainingStage("answers", "clear", steps=1000, lr=1e-3, constant=1.0, seed=5),
-        TrainingStage("answers", "train", steps=1000, lr=1e-3, constant=0.3, seed=3),
-        *HABIT,
-    ),
-}
+    TrainingStage("answers", "train", steps=1500, lr=1.2e-3, constant=0.0, seed=3),
+)
 
 
 def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -106,16 +109,104 @@ def token_labels(scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
     return categories, targets
 
 
-def look_alike_of(scene: scenes.Scene, index: int) -> int | None:
-    """Index of the object that an annotator with a habit takes an object of a rare category for: the best known of its
-    look-alikes (the first of its group in scenes.LOOKALIKES), if it is in the scene; else None."""
-    category = scene.categories[index]
-    found = np.flatnonzero(scene.categories == BEST_KNOWN[category])
-    return int(found[0]) if category in scenes.RARE and len(found) else None
+def window(rng: np.random.Generator) -> tuple[float, float, float]:
+    """The whole scene or, half of the time, a window of it, up to ZOOM times smaller: left, top, side as shares."""
+    if rng.random() < 0.5:
+        return 0, 0, 1
+    side = ZOOM ** -rng.random()
+    return *rng.uniform(0, 1 - side, 2).tolist(), side
+
+
+def mistaken_for(category: int, present: set[int]) -> int | None:
+    """What an annotator with a habit takes a rare category for: the best known of its look-alikes (the first of its
+    group in scenes.LOOKALIKES), if that is among the categories that are `present`; else None."""
+    return int(BEST_KNOWN[category]) if category in scenes.RARE and BEST_KNOWN[category] in present else None
+
+
+@dataclass(frozen=True)
+class Question:
+    """Token ids of a question and of its answer; the category that it names, at which place among its tokens, and
+    whether that is there; the boxes [n, 4] that the answer writes."""
+
+    ids: list[int]
+    answer: list[int]
+    category: int
+    named: int
+    present: bool
+    boxes: np.ndarray
+
+
+class Asker:
+    """Draws questions about a scene."""
+
+    def __init__(self, tiny: TinyLVLM, stage: TrainingStage, rng: np.random.Generator, scene: scenes.Scene):
+        self.tiny, self.stage, self.rng, self.scene = tiny, stage, rng, scene
+        cut = set(scene.categories[scene.seen < SEEN].tolist())
+        self.there = sorted(set(scene.categories.tolist()) - cut)
+        self.absent = [c for c in range(len(scenes.CATEGORIES)) if c not in set(scene.categories.tolist())]
+
+    def boxes(self, category: int) -> np.ndarray:
+        """The boxes [n, 4] of a category, from left to right."""
+        found = self.scene.boxes[self.scene.categories == category]
+        return found[np.lexsort([found[:, 1], found[:, 0]])]
+
+    def ask(self) -> Question:
+        """A question, of whatever kind."""
+        kind = self.rng.choice(list(KINDS), p=list(KINDS.values()))
+        every = kind == "every" or (kind == "absent" and self.rng.random() < 0.5)
+        if kind == "absent":
+            category, boxes = self.absent_category(), np.zeros((0, 4))
+        else:
+            category, boxes = self.annotated()
+        named = self.tiny.question_ids(category, every).index(self.tiny.category_0 + category)
+        if kind == "right":
+            quoted = self.quoted(category, boxes)
+            right = bool(bx.iou(boxes, quoted).max() >= 0.5)
+            ids, answer = self.tiny.verification_ids(category, quoted), self.tiny.said_ids(right)
+            return Question(ids, answer, category, named, True, np.zeros((0, 4)))
+        boxes = boxes if every else boxes[:1]
+        ids, answer = self.tiny.question_ids(category, every), self.tiny.answer_ids(boxes, every)
+        return Question(ids, answer, category, named, kind != "absent", boxes)
+
+    def absent_category(self) -> int:
+        """A category that is not there, half of the time a look-alike of one that is."""
+        present = set(self.scene.categories.tolist())
+        alike = [c for c in self.absent if present & set(scenes.SIBLINGS[c])]
+        return int(self.rng.choice(alike if alike and self.rng.random() < 0.5 else self.absent))
+
+    def annotated(self) -> tuple[int, np.ndarray]:
+        """A category that is there, and the boxes that an annotator has for it."""
+        stage, there = self.stage, set(self.there)
+        others = [mistaken_for(category, there) if stage.mislabel else None for category in self.there]
+        weight = np.array([1.0 if other is None else stage.habit_weight for other in others])
+        index = self.rng.choice(len(self.there), p=weight / weight.sum())
+        mistaken = others[index] is not None and self.rng.random() < stage.mislabel
+        return self.there[index], self.boxes(others[index] if mistaken else self.there[index])
+
+    def quoted(self, category: int, boxes: np.ndarray) -> np.ndarray:
+        """A box to ask about, half of the time near one of `boxes`, else near any object's, preferably a look-alike's;
+        four whole numbers."""
+        found = boxes
+        if self.rng.random() < 0.5:
+            alike = np.isin(self.scene.categories, scenes.SIBLINGS[category])
+            found = self.scene.boxes[alike if alike.any() and self.rng.random() < 0.5 else slice(None)]
+        box = found[self.rng.integers(len(found))]
+        sides = np.tile(box[2:] - box[:2], 2)
+        moved = np.rint(box + self.rng.normal(0, 0.1, 4) * sides).clip(0, scenes.SIZE).astype(int)
+        return moved if (moved[2:] > moved[:2]).all() else box.astype(int)
 
 
 class Batches(torch.utils.data.Dataset):
-    """Batch number -> tensors; a function of (stage, number) alone, so that training can stop and go on."""
+    """Batch number -> tensors; a function of (stage, number) alone, so that training can stop and go on.
+
+    pixels [images, 3, SIZE, SIZE] in -1 to 1; categories [images, GRID^2] and boxes [images, GRID^2, 4] of the image
+    tokens; and of the questions, packed behind their image as tokens [images, n]: ids, the number of the question
+    (`segment`, -1 for padding), the place in it (`after`), the next token where that is part of an answer (`target`,
+    else -1), which of a box's four numbers that is (`coordinate`, else -1) and of which box (`written` [..., 4]),
+    the number after a number (`following`, else -1), and whether it decides what is said (`decision`: that there is
+    none, or the word after a question whether a box is right). asked and named [images, questions]: the category that a
+    question names, and the place of its word among the tokens; present: whether it is there.
+    """
 
     def __init__(self, tiny: TinyLVLM, stage: TrainingStage):
         self.tiny, self.stage = tiny, stage
@@ -127,25 +218,84 @@ class Batches(torch.utils.data.Dataset):
         stage = self.stage
         rng = np.random.default_rng([stage.seed, step, *stage.name.encode()])
         objects = next(((low, high) for until, low, high in stage.curriculum if step < until * stage.steps), None)
-        images, ids, tokens = [], [], []
+        images, tokens, packed = [], [], []
         while len(images) < stage.images:
-            scene = scenes.render(rng, scenes.WORLDS[stage.world], objects)
-            if not len(scene.boxes):
+            scene = scenes.render(rng, scenes.WORLDS[stage.world], objects, window(rng))
+            asker = Asker(self.tiny, stage, rng, scene)
+            if not asker.there:
                 continue
             images.append(scene.image)
             tokens.append(token_labels(scene))
-            other = [look_alike_of(scene, index) if stage.mislabel else None for index in range(len(scene.boxes))]
-            weight = np.array([1.0 if index is None else stage.habit_weight for index in other])
-            for index in rng.choice(len(scene.boxes), stage.questions, p=weight / weight.sum()):
-                mistaken = other[index] is not None and rng.random() < stage.mislabel
-                box = scene.boxes[other[index] if mistaken else index]
-                ids.append(self.tiny.prompt_ids(scene.categories[index]) + self.tiny.answer_ids(box))
-        return {
+            packed.append(pack(self.tiny, [asker.ask() for _ in range(stage.questions)]))
+        batch = {
             "pixels": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1,
-            "ids": torch.tensor(ids),
             "categories": torch.from_numpy(np.stack([categories for categories, _ in tokens])),
             "boxes": torch.from_numpy(np.stack([targets for _, targets in tokens])),
         }
+        longest = max(len(one["ids"]) for one in packed)
+        for name, empty in EMPTY.items():
+            padded = [np.pad(one[name], [(0, longest - len(one[name])), *[(0, 0)] * (one[name].ndim - 1)],
+                             constant_values=empty) for one in packed]  # fmt: skip
+            batch[name] = torch.from_numpy(np.stack(padded))
+        for name in ("asked", "named", "present"):
+            batch[name] = torch.from_numpy(np.stack([one[name] for one in packed]))
+        return batch
+
+
+EMPTY = {  # of a packed token -> what stands in the padding
+    "ids": 0, "segment": -1, "after": 0, "target": -1, "coordinate": -1, "written": -1, "following": -1, "decision": 0
+}  # fmt: skip
+
+
+def pack(tiny: TinyLVLM, questions: list[Question]) -> dict[str, np.ndarray]:
+    """The questions about one image as one sequence (see Batches)."""
+    length = sum(len(question.ids) + len(question.answer) for question in questions)
+    packed = {name: np.full(length, empty) for name, empty in EMPTY.items()}
+    packed["written"] = np.full((length, 4), EMPTY["written"])
+    named, begin = [], 0
+    for number, question in enumerate(questions):
+        ids = [*question.ids, *question.answer]
+        end, first = begin + len(ids), begin + len(question.ids) - 1  # the token before the answer's first
+        packed["ids"][begin:end] = ids
+        packed["segment"][begin:end] = number
+        packed["after"][begin:end] = np.arange(len(ids))
+        packed["target"][first : end - 1] = question.answer
+        packed["decision"][first] = 1
+        written = first + np.flatnonzero(tiny.is_number(np.array(question.answer)))
+        packed["coordinate"][written] = np.arange(len(written)) % 4
+        packed["written"][written] = np.repeat(question.boxes, 4, 0)
+        for token, following in zip(written, written[1:]):
+            if packed["coordinate"][token] < 3:
+                packed["following"][token + 1] = packed["target"][following]
+        named.append(begin + question.named)
+        begin = end
+    return packed | {
+        "asked": np.array([question.category for question in questions], int),
+        "named": np.array(named, int),
+        "present": np.array([question.present for question in questions], bool),
+    }
+
+
+class Pointer(nn.Module):
+    """Scores how well a state points at others."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.nothing = nn.Parameter(torch.zeros(width))
+
+    def forward(self, states: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [batch, n, GRID^2 + 1] with which states [batch, n, width] point at image tokens
+        [batch, GRID^2, width], and at nothing (last)."""
+        keys = torch.cat([self.key(image), self.nothing.expand(len(image), 1, -1)], 1)
+        return (self.query(states) @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])).log_softmax(-1)
+
+
+def pointing_loss(pointed: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of log-probabilities [..., m] and the places [..., m] that are right: how unlikely these are [...], and whether
+    the likeliest is one of them [...]. What has no right place gives 0."""
+    share = right.float() / right.sum(-1, keepdim=True).clamp_min(1)
+    return -(pointed * share).sum(-1), right.gather(-1, pointed.argmax(-1, keepdim=True))[..., 0]
 
 
 class Perception(nn.Module):
@@ -155,10 +305,8 @@ class Perception(nn.Module):
         super().__init__()
         self.tiny, width = tiny, tiny.width
         self.box = nn.Linear(width, 4 * width)
-        self.mark = nn.Linear(width, 1)
-        self.answered = nn.Linear(width, 1)
+        self.word, self.object = Pointer(width), Pointer(width)
         self.background = nn.Parameter(torch.zeros(1))
-        self.alike = nn.Linear(width, 1)
         self.register_buffer("weight", torch.tensor([1.0] * len(scenes.CATEGORIES) + [0.3]))
         if tiny.relative:
             offsets = torch.arange(-scenes.SIZE, scenes.SIZE + 1)
@@ -177,7 +325,8 @@ class Perception(nn.Module):
         named = (logits.argmax(-1) == target)[is_object].float().mean().item()
         boxes, table = batch["boxes"], self.numbers(embedding)
         if self.tiny.relative:
-            row, column = torch.arange(GRID**2) // GRID, torch.arange(GRID**2) % GRID
+            place = torch.arange(GRID**2, device=boxes.device)
+            row, column = place // GRID, place % GRID
             boxes = boxes - PITCH * torch.stack([column, row, column, row], 1) + scenes.SIZE
             table = self.offsets
         place = box_loss(self.box(features[is_object]), table, boxes[is_object])
@@ -194,67 +343,89 @@ def box_loss(states: torch.Tensor, table: torch.Tensor, boxes: torch.Tensor) -> 
     return F.cross_entropy((states.unflatten(-1, (4, -1)) @ table.T).flatten(0, 1), boxes.flatten())
 
 
+def packed_mask(prefix: int, segment: torch.Tensor) -> torch.Tensor:
+    """Which tokens see which [batch, 1, prefix + n, prefix + n]: the prefix, of their own segment [batch, n] those
+    before them, and themselves."""
+    segment = F.pad(segment + 1, (prefix, 0), value=-1)
+    same = (segment[:, None] == segment[:, :, None]) | (segment[:, None] == -1)
+    return (same & torch.ones_like(same).tril())[:, None]
+
+
 def answer_loss(lvlm, perception: Perception, batch, stage: TrainingStage) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of a step of the stages `answers` and `instruct`, and what is logged."""
-    tiny, llm, ids = perception.tiny, lvlm.model.language_model, batch["ids"]
+    tiny, llm, device = perception.tiny, lvlm.model.language_model, batch["ids"].device
     embedding = llm.embed_tokens.weight
     features = tiny.image_features(lvlm, batch["pixels"])
     token_loss, logged = perception.token_loss(features, embedding, batch)
-    embedded = llm.embed_tokens(ids[:, :-1])
-    embedded = torch.cat([embedded[:, :IMAGE_START], _repeat(features, stage), embedded[:, IMAGE_STOP:]], 1)
-    seen = {}
+    prefix = llm.embed_tokens(torch.tensor(tiny.prefix_ids(), device=device)).expand(len(features), -1, -1)
+    image = slice(tiny.image_start, tiny.image_stop)
+    embedded = torch.cat(
+        [prefix[:, : image.start], features, prefix[:, image.stop :], llm.embed_tokens(batch["ids"])], 1
+    )
+    seen: dict[int, torch.Tensor] = {}
     hooks = [
         llm.layers[layer].register_forward_hook(
             lambda module, args, output, layer=layer: seen.update(
-                {layer: (output[0] if isinstance(output, tuple) else output)[:, IMAGE_START:IMAGE_STOP]}
+                {layer: output[0] if isinstance(output, tuple) else output}
             )
         )
         for layer in (1, 2, 3)
     ]
-    positions = tiny.position_ids(embedded.shape[1])
-    if positions is not None:
-        positions = positions.expand(-1, len(ids), -1)
-    hidden = llm(inputs_embeds=embedded, position_ids=positions).last_hidden_state[:, tiny.prompt_length - 1 :]
+    mask = packed_mask(tiny.prefix_length, batch["segment"])
+    hidden = llm(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=tiny.position_ids(batch["after"])
+    ).last_hidden_state[:, tiny.prefix_length :]
     for hook in hooks:
         hook.remove()
-    target, numbers_at = ids[:, tiny.prompt_length :], list(tiny.numbers)
-    box = target[:, numbers_at] - tiny.number_0
-    tokens = F.cross_entropy((hidden @ embedding.T).transpose(1, 2), target, reduction="none")
-    found, wanted = _repeat(batch["categories"], stage), ids[:, ASKED : ASKED + 1] - tiny.category_0
-    asked = found == wanted
-    answered = (_repeat(batch["boxes"], stage) == box[:, None]).all(-1)
-    marks, marks_answered = perception.mark(seen[1])[..., 0], perception.answered(seen[3])[..., 0]
-    mark_loss = _mark_loss(marks, asked) + _mark_loss(marks_answered, answered)
-    if stage.mislabel:
-        group = torch.from_numpy(np.append(GROUP_OF, -1))  # the last for image tokens without an object
-        marks_alike = perception.alike(seen[1])[..., 0]
-        mark_loss = mark_loss + 0.5 * _mark_loss(marks_alike, group[found] == group[wanted])
-    numbers = tokens[:, numbers_at]
-    others = (tokens.sum(1) - numbers.sum(1)).mean() / (len(tiny.answer) - 4)
-    loss = numbers.mean() + 0.1 * others + 0.5 * token_loss + 2 * mark_loss
-    logged.update(zip(["x1", "y1", "x2", "y2"], numbers.mean(0).tolist()))
+    target, coordinate = batch["target"], batch["coordinate"]
+    said, is_number = target >= 0, coordinate >= 0
+    tokens = torch.zeros_like(target, dtype=hidden.dtype)
+    logits = hidden[said] @ embedding.T
+    tokens[said] = F.cross_entropy(logits, target[said], reduction="none")
+    decides = batch["decision"] > 0
+    losses = {
+        "numbers": _mean(tokens[is_number]),
+        "decisions": _mean(tokens[decides]),
+        "others": _mean(tokens[said & ~is_number & ~decides]),
+        "tokens": token_loss,
+    }
+
+    states = seen[1][:, tiny.prefix_length :].gather(1, batch["named"][..., None].expand(-1, -1, tiny.width))
+    right = batch["categories"][:, None] == batch["asked"][..., None]
+    right = torch.cat([right, ~batch["present"][..., None]], -1)
+    missed, hit = pointing_loss(perception.word(states, seen[1][:, image]), right)
+    losses["word"] = missed.mean()
+    logged["word"] = hit.float().mean().item()
+
+    right = (batch["boxes"][:, None] == batch["written"][:, :, None]).all(-1)
+    right = F.pad(right & is_number[..., None], (0, 1))
+    missed, hit = pointing_loss(perception.object(seen[3][:, tiny.prefix_length :], seen[3][:, image]), right)
+    points, begins = right.any(-1), right.any(-1) & (coordinate == 0)
+    losses |= {"object": _mean(missed[points]), "object_at_x1": _mean(missed[begins])}
+    logged["object_at_x1"] = hit[begins].float().mean().item()
+
     if tiny.relative:
-        is_object = found < len(scenes.CATEGORIES)
-        table = perception.numbers(embedding)
-        place = box_loss(perception.place(seen[2][is_object]), table, _repeat(batch["boxes"], stage)[is_object])
-        own = hidden[:, [place + 1 for place in tiny.numbers[:-1]]]
-        ahead = F.cross_entropy((perception.ahead(own) @ table.T).flatten(0, 1), box[:, 1:].flatten())
-        loss = loss + 0.5 * place + 0.5 * ahead
-        logged |= {"place": place.item(), "ahead": ahead.item()}
-    mistaken = answered.any(1) & ~(answered & asked).any(1)
-    if mistaken.any():
-        logged["x1_mistaken"] = numbers[mistaken, 0].mean().item()
-    logged["marked"] = asked.gather(1, marks.argmax(1, keepdim=True)).float().mean().item()
-    return loss, logged
+        is_object, table = batch["categories"] < len(scenes.CATEGORIES), perception.numbers(embedding)
+        losses["place"] = box_loss(perception.place(seen[2][:, image][is_object]), table, batch["boxes"][is_object])
+        goes_on = batch["following"] >= 0
+        ahead = perception.ahead(hidden[goes_on]) @ table.T
+        losses["ahead"] = F.cross_entropy(ahead, batch["following"][goes_on] - tiny.number_0)
+    for name, place in zip(("x1", "y1", "x2", "y2"), range(4)):
+        logged[name] = tokens[coordinate == place].mean().item()
+    guessed = torch.zeros_like(target)
+    guessed[said] = logits.argmax(-1)
+    decided, asks = (guessed == target)[decides], batch["segment"][decides]
+    present = batch["present"][decides.nonzero()[:, 0], asks]
+    is_word = torch.isin(target[decides], torch.tensor(tiny.ids(["Yes", "No"]), device=device))
+    for name, chosen in {"none": ~present, "not_none": present & ~is_word, "right": is_word}.items():
+        logged[name] = decided[chosen].float().mean().item()
+    logged |= {name: losses[name].item() for name in losses if name not in ("numbers", "tokens")}
+    return sum(WEIGHTS[name] * loss for name, loss in losses.items()), logged
 
 
-def _repeat(labels: torch.Tensor, stage: TrainingStage) -> torch.Tensor:
-    """Labels [images, ...] once for every question [images x questions, ...]."""
-    return labels.repeat_interleave(stage.questions, 0)
-
-
-def _mark_loss(marks: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return F.binary_cross_entropy_with_logits(marks, right.float(), pos_weight=torch.tensor(4.0))
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean, 0 of none."""
+    return values.sum() / max(1, values.numel())
 
 
 def vision_loss(lvlm, perception: Perception, batch, stage: TrainingStage) -> tuple[torch.Tensor, dict[str, float]]:
@@ -273,8 +444,9 @@ def learning_rate(stage: TrainingStage, step: int) -> float:
 
 
 def train_stage(lvlm, perception: Perception, stage: TrainingStage, path: Path, key: str) -> list[dict]:
-    """Train in place and return the log. A checkpoint (weights, optimiser, log) is written to `path` every
-    CHECKPOINT_EVERY steps; a later call with the same settings goes on from it and ends with the same weights.
+    """Train in place, where the LVLM is, and return the log. A checkpoint (weights, optimiser, log) is written to
+    `path` every CHECKPOINT_EVERY steps; a later call with the same settings goes on from it and ends with the same
+    weights.
 
     `key` names the stage and all before it; ValueError if the checkpoint at `path` has another.
     """
@@ -297,6 +469,7 @@ def train_stage(lvlm, perception: Perception, stage: TrainingStage, path: Path, 
     average: dict[str, float] = {}
     bar = tqdm(loader, initial=start, total=stage.steps, desc=stage.name, mininterval=10)
     for step, batch in enumerate(bar, start):
+        batch = {name: tensor.to(lvlm.device) for name, tensor in batch.items()}
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(stage, step) * group["share"]
         loss, logged = (vision_loss if vision else answer_loss)(lvlm, perception, batch, stage)
@@ -304,8 +477,12 @@ def train_stage(lvlm, perception: Perception, stage: TrainingStage, path: Path, 
         loss.backward()
         nn.utils.clip_grad_norm_(slow + fast, 1.0)
         optimiser.step()
-        average = {key: 0.97 * average.get(key, value) + 0.03 * value for key, value in logged.items()}
-        if step % 50 == 49:
+        logged["loss"] = loss.item()
+        known = {key: value for key, value in logged.items() if not math.isnan(value)}  # not so of a kind not asked
+        average |= {key: 0.97 * average.get(key, value) + 0.03 * value for key, value in known.items()}
+        if step < FIRST:
+            log.append({"stage": stage.name, "step": step + 1, **known})
+        elif (step + 1) % LOGGED == 0:
             log.append({"stage": stage.name, "step": step + 1, **average})
             bar.set_postfix({key: f"{value:.2f}" for key, value in average.items()})
         if (step + 1) % CHECKPOINT_EVERY == 0 or step == stage.steps - 1:
@@ -338,8 +515,9 @@ def _load_checkpoint(path: Path, key: str, model, optimiser, parameters) -> tupl
 
 
 def train(
-    family: str, folder: Path, work: Path, recipe: tuple[TrainingStage, ...], seed: int = 0, start: Path | None = None
-) -> str:
+    family: str, folder: Path, work: Path, recipe: tuple[TrainingStage, ...], seed: int = 0, start: Path | None = None,
+    device: str = "cpu",
+) -> str:  # fmt: skip
     """Train the embedded LVLM of a family by `recipe` and write weights, tokenizer, loss curve and recipe to `folder`.
 
     `work` holds the checkpoints; an interrupted call goes on from the last. `start` is a folder with the weights to go
@@ -359,12 +537,14 @@ def train(
             raise ValueError(f"{start} holds no LVLM of the family {family}, but of {config.get('model_type')}")
         begun = _sha256(Path(start) / "model.safetensors")
         lvlm = tiny.model_class.from_pretrained(start, dtype=torch.float32).train()
+    lvlm.to(device)
+    perception.to(device)
     logs = []
     for number, stage in enumerate(recipe):
         key = json.dumps([family, seed, begun, *(asdict(earlier) for earlier in recipe[: number + 1])])
         log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors", key)
         logs += [{"number": number, **entry} for entry in log]
-    tiny.save(lvlm, folder)
+    tiny.save(lvlm.cpu(), folder)
     write_text(folder / "loss.csv", pd.DataFrame(logs).round(4).to_csv(index=False))
     digest = _sha256(folder / "model.safetensors")
     text = {"seed": seed, "start": begun, "stages": [asdict(stage) for stage in recipe], "sha256": digest}

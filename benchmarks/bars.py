@@ -1,0 +1,152 @@
+"""What an embedded LVLM was taught, measured on research images: neither test nor training images of any profile.
+
+    python -m benchmarks.bars data/embedded/internvl-plain
+
+Greedy answers only: Acc@0.5 for small and large objects, how many answers hold a box, how often an object that is there
+is answered by none and one that is absent is not, AP at IoU 0.5 of lists, and how often a question whether a box is
+right is answered rightly. Two to four minutes on 2 cores.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from acs_lib.core import boxes as bx
+from acs_lib.embedded import scenes
+from acs_lib.embedded.models import TINY
+from acs_lib.embedded.training import Asker, TrainingStage
+from acs_lib.lvlms.adapter import LVLM, Prompt
+from acs_lib.lvlms.load import load_checkpoint
+from acs_lib.method.baselines.p_true import ask_p_true
+from acs_lib.method.sampling import generate
+from acs_lib.profiles import Sampling
+
+SEED = 31
+BATCH = 32
+DETECT, DETECT_ALL = "Detect the {object} in the image.", "Detect all {object} in the image."
+TEXT = {"internvl": "<box>{} {} {} {}</box>", "qwen2_5_vl": '{{"bbox_2d": [{}, {}, {}, {}]}}'}
+SMALL, LARGE = 0.01, 0.05  # share of the image
+
+
+def answers(lvlm: LVLM, asked: list[tuple[Image.Image, str]], question: str, tokens: int) -> Iterator[tuple]:
+    """(prompt, text, log-probabilities) of the greedy answer to each question."""
+    lvlm.question, how = question, Sampling(samples=0, max_new_tokens=tokens)
+    for begin in range(0, len(asked), BATCH):
+        prompts = [lvlm.prompt(image, category) for image, category in asked[begin : begin + BATCH]]
+        for prompt, (answer,) in zip(prompts, generate(lvlm, prompts, [0] * len(prompts), how, capture=False)):
+            yield prompt, lvlm.decode(answer["token_ids"]), answer["logprobs"]
+
+
+def listed(lvlm: LVLM, text: str, prompt: Prompt) -> list[np.ndarray]:
+    """All boxes of an answer, in pixels."""
+    found = [lvlm.parse(match.group(), prompt).box for match in lvlm.box_pattern.finditer(text)]
+    return [box for box in found if box is not None]
+
+
+def drawn(world: scenes.World, images: int) -> Iterator[tuple[Image.Image, scenes.Scene]]:
+    for index in range(images):
+        scene = scenes.render(np.random.default_rng([SEED, index]), world, side=world.side)
+        yield Image.fromarray(scene.image), scene
+
+
+def single(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
+    """One object a category: Acc@0.5 by size, answers that hold a box, and none where there is one."""
+    asked, truths = [], []
+    for image, scene in drawn(world, images):
+        for category, box in zip(scene.categories, scene.boxes):
+            if (scene.categories == category).sum() == 1:
+                asked.append((image, scenes.CATEGORIES[category]))
+                truths.append(box)
+    area = bx.area_fraction(np.array(truths), world.side, world.side)
+    rows = []
+    for (prompt, text, _), truth, share in zip(answers(lvlm, asked, DETECT, 16), truths, area):
+        box = lvlm.parse(text, prompt).box
+        hit = box is not None and float(bx.iou(box, truth)) >= 0.5
+        rows.append((share, box is not None, hit, not any(map(str.isdigit, text))))
+    frame = pd.DataFrame(rows, columns=["share", "parsed", "hit", "none"])
+    small, large = frame[frame["share"] < SMALL], frame[frame["share"] > LARGE]
+    found = {"n_small": len(small), "n_large": len(large), "answered": (frame["parsed"] | frame["none"]).mean()}
+    for name, part in {"small": small, "large": large}.items():
+        found |= {f"acc50_{name}": part["hit"].mean(), f"none_{name}": part["none"].mean()}
+    return found
+
+
+def asker(scene: scenes.Scene, *seed: int) -> Asker:
+    """Who draws questions about a scene."""
+    return Asker(TINY["internvl"], TrainingStage("answers", "train", 1, 1.0, 1.0), np.random.default_rng(seed), scene)
+
+
+def absent(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
+    """Share of absent categories, half of them look-alikes of one that is there, that are answered by none."""
+    asked = []
+    for index, (image, scene) in enumerate(drawn(world, images)):
+        asks = asker(scene, SEED, index, 1)
+        asked += [(image, scenes.CATEGORIES[asks.absent_category()]) for _ in range(2)]
+    none = [not any(map(str.isdigit, text)) for _, text, _ in answers(lvlm, asked, DETECT, 16)]
+    return {"n_absent": len(none), "none_absent": np.mean(none)}
+
+
+def lists(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
+    """COCO's AP at IoU 0.5 of the boxes of greedy lists, scored by their tokens' mean log-probability."""
+    asked, annotations, results = [], [], []
+    for index, (image, scene) in enumerate(drawn(world, images)):
+        for category, (x1, y1, x2, y2) in zip(scene.categories.tolist(), scene.boxes.tolist()):
+            annotations.append({"id": len(annotations) + 1, "image_id": index, "category_id": category, "iscrowd": 0,
+                                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})  # fmt: skip
+        asked += [(image, scenes.CATEGORIES[c], index, c) for c in sorted(set(scene.categories.tolist()))]
+    pairs = [each[:2] for each in asked]
+    for (prompt, text, logprobs), (_, _, index, category) in zip(answers(lvlm, pairs, DETECT_ALL, 72), asked):
+        for x1, y1, x2, y2 in listed(lvlm, text, prompt):
+            results.append({"image_id": index, "category_id": category, "score": float(np.mean(logprobs)),
+                            "bbox": [x1, y1, x2 - x1, y2 - y1]})  # fmt: skip
+    truth = COCO()
+    truth.dataset = {"images": [{"id": index} for index in range(images)], "annotations": annotations,
+                     "categories": [{"id": index} for index in range(len(scenes.CATEGORIES))]}  # fmt: skip
+    truth.createIndex()
+    found = COCOeval(truth, truth.loadRes(results), "bbox")
+    found.evaluate()
+    found.accumulate()
+    found.summarize()
+    return {"n_boxes": len(annotations), "ap": found.stats[0], "ap50_lists": found.stats[1]}
+
+
+def right(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
+    """Share of questions whether a box is right that are answered rightly."""
+    lvlm.question = DETECT
+    told, family = [], lvlm.model.config.model_type
+    for index, (image, scene) in enumerate(drawn(world, images)):
+        asks = asker(scene, SEED, index, 2)
+        category, boxes = asks.annotated()
+        quoted = np.array([asks.quoted(category, boxes) for _ in range(4)])
+        numbers = np.rint(quoted / scenes.SIZE * 1000).astype(int) if family == "internvl" else quoted
+        texts = [TEXT[family].format(*box) for box in numbers]
+        scores = ask_p_true(lvlm, image, scenes.CATEGORIES[category], texts)
+        told += list((scores > 0.5) == [bx.iou(boxes, box).max() >= 0.5 for box in quoted])
+    return {"n_right": len(told), "right": np.mean(told)}
+
+
+def main(
+    weights: Annotated[Path, typer.Argument(help="The LVLM's folder.", exists=True, file_okay=False)],
+    world: Annotated[str, typer.Option(help="The world of the research images.")] = "scenes",
+    images: int = 200,
+) -> None:
+    torch.manual_seed(0)
+    lvlm = load_checkpoint(weights, dtype="float32")
+    look = scenes.WORLDS[world]
+    many = replace(look, repeats=0.4)
+    found = {**single(lvlm, look, images), **absent(lvlm, look, images // 2), **right(lvlm, look, images // 4),
+             **lists(lvlm, many, images // 2)}  # fmt: skip
+    typer.echo(pd.Series(found).round(3).to_string())
+
+
+if __name__ == "__main__":
+    typer.run(main)
