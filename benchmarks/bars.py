@@ -24,7 +24,9 @@ from acs_lib.core import boxes as bx
 from acs_lib.embedded import scenes
 from acs_lib.embedded.models import TINY
 from acs_lib.embedded.training import Asker, TrainingStage
-from acs_lib.lvlms.adapter import LVLM, Prompt
+from acs_lib.grounding.detect import QUESTION as DETECT_ALL
+from acs_lib.lvlms.adapter import LVLM
+from acs_lib.lvlms.adapter import QUESTION as DETECT
 from acs_lib.lvlms.load import load_checkpoint
 from acs_lib.method.baselines.p_true import ask_p_true
 from acs_lib.method.sampling import generate
@@ -32,7 +34,6 @@ from acs_lib.profiles import Sampling
 
 SEED = 31
 BATCH = 32
-DETECT, DETECT_ALL = "Detect the {object} in the image.", "Detect all {object} in the image."
 TEXT = {"internvl": "<box>{} {} {} {}</box>", "qwen2_5_vl": '{{"bbox_2d": [{}, {}, {}, {}]}}'}
 SMALL, LARGE = 0.01, 0.05  # share of the image
 
@@ -44,12 +45,6 @@ def answers(lvlm: LVLM, asked: list[tuple[Image.Image, str]], question: str, tok
         prompts = [lvlm.prompt(image, category) for image, category in asked[begin : begin + BATCH]]
         for prompt, (answer,) in zip(prompts, generate(lvlm, prompts, [0] * len(prompts), how, capture=False)):
             yield prompt, lvlm.decode(answer["token_ids"]), answer["logprobs"]
-
-
-def listed(lvlm: LVLM, text: str, prompt: Prompt) -> list[np.ndarray]:
-    """All boxes of an answer, in pixels."""
-    found = [lvlm.parse(match.group(), prompt).box for match in lvlm.box_pattern.finditer(text)]
-    return [box for box in found if box is not None]
 
 
 def drawn(world: scenes.World, images: int) -> Iterator[tuple[Image.Image, scenes.Scene]]:
@@ -105,7 +100,7 @@ def lists(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
         asked += [(image, scenes.CATEGORIES[c], index, c) for c in sorted(set(scene.categories.tolist()))]
     pairs = [each[:2] for each in asked]
     for (prompt, text, logprobs), (_, _, index, category) in zip(answers(lvlm, pairs, DETECT_ALL, 72), asked):
-        for x1, y1, x2, y2 in listed(lvlm, text, prompt):
+        for x1, y1, x2, y2 in (found.box for found in lvlm.parse_all(text, prompt)):
             results.append({"image_id": index, "category_id": category, "score": float(np.mean(logprobs)),
                             "bbox": [x1, y1, x2 - x1, y2 - y1]})  # fmt: skip
     truth = COCO()
