@@ -169,8 +169,9 @@ def test_p_true_asks_about_the_answers_with_a_box(lvlm, scene, monkeypatch):
     assert found.chosen == next(index for index in (1, 2, 3, 0) if texts[index]) and found.selector == "P(True)"
 
 
-def test_an_lvlm_without_yes_and_no_is_not_asked(both, scene):
-    with pytest.raises(ValueError, match="untrained cannot be asked .* no Yes and No; take another selector"):
+def test_an_lvlm_without_yes_and_no_is_not_asked(both, scene, monkeypatch):
+    monkeypatch.setattr("acs_lib.method.baselines.p_true.YES", "Ja")
+    with pytest.raises(ValueError, match="untrained cannot be asked .* no Ja and No; take another selector"):
         ground(both, *scene, selector="p-true")
 
 

@@ -71,8 +71,11 @@ def test_finished_shards_are_kept_and_another_run_is_asked_anew(run, asked, tmp_
     assert len(asked) == 2
 
 
-def test_an_embedded_lvlm_has_no_words_to_answer_with(both):
-    with pytest.raises(p_true.CannotBeAsked, match="its vocabulary has no Yes and No"):
+def test_an_lvlm_without_the_words_cannot_be_asked(both, monkeypatch):
+    yes, no = p_true.yes_no_tokens(both.tokenizer)
+    assert both.decode([yes]).strip() == "Yes" and both.decode([no]).strip() == "No"
+    monkeypatch.setattr(p_true, "YES", "Ja")
+    with pytest.raises(p_true.CannotBeAsked, match="its vocabulary has no Ja and No"):
         p_true.yes_no_tokens(both.tokenizer)
 
 
