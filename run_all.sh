@@ -11,6 +11,9 @@ fail() { # fail CODE MESSAGE...: each message on a line of its own
     local code=$1
     shift
     printf '%s\n' "$@" >&2
+    if [ "$code" = 1 ] && "${python:-}" -c 'import acs_lib' 2>/dev/null; then
+        printf 'look: %s -m acs_lib.cli doctor\n' "$python" >&2
+    fi
     exit "$code"
 }
 

