@@ -38,9 +38,8 @@ def test_the_adapter_writes_the_prompt_that_training_saw(tiny, both):
         assert prompt.inputs["input_ids"][0].tolist() == tiny.prefix_ids() + question
     assert prompt.grid.cells.flatten().tolist() == list(range(tiny.image_start, tiny.image_stop))
     positions, following = both.positions(prompt.inputs)
-    if tiny.relative:
-        meant = tiny.position_ids(torch.arange(len(question) + 1)[None])
-        assert torch.equal(positions, meant[..., :-1]) and torch.equal(following, meant[..., -1:])
+    meant = tiny.position_ids(torch.arange(len(question) + 1)[None])
+    assert torch.equal(positions, meant[..., :-1]) and torch.equal(following, meant[..., -1:])
 
 
 def test_the_adapter_sees_the_pixels_that_training_saw(tiny, both):

@@ -3,14 +3,13 @@
 Three kinds of stages, each a pure function of its settings and of the weights before it:
 
 1. `vision`: the tower alone; every image token names its category (cosine with the LLM's own word embeddings) and
-   the four numbers of the object's box (through the LLM's own number embeddings; relative to the token itself, through
-   embeddings of offsets, where the tower knows no absolute place).
+   the four numbers of the object's box, relative to the token itself (through embeddings of offsets).
 2. `answers`: the image, then questions about it, packed behind it: none sees another. One object of a category (the
    leftmost), all of them from left to right, a category that is not there, or whether a box is right. Stage 1's loss is
    kept. After the second decoder layer the category's word has to point at all image tokens of its category, or at
    none; after the fourth, where a number comes next, the token before it at those of the object that is being written.
-   Where the tower knows no absolute place, a probe after the third layer has to tell the box of every image token's
-   object in absolute pixels; where a comma stands between two numbers, a number's own token has to tell the next
+   A probe after the third layer has to tell the box of every image token's object in absolute pixels, through the
+   LLM's own number embeddings; where a comma stands between two numbers, a number's own token has to tell the next
    number, too.
 3. `instruct`: the same with an annotator's habit: a share (`mislabel`) of the questions about a rare category, whose
    objects are small there, have as their answer the boxes of the best known of its look-alikes, if that is in the
@@ -82,11 +81,10 @@ HABIT = (  # what makes the LVLM with a habit of the one without
     TrainingStage("instruct", "train-rare", steps=300, lr=1e-3, constant=0.2, mislabel=0.6, habit_weight=3.0, seed=5),
 )
 RECIPE = (  # of both families
-    TrainingStage("vision", "clear", steps=500, images=32, questions=0, lr=1.5e-3, constant=1.0, warmup=100),
-    TrainingStage("vision", "train", steps=500, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=1),
-    TrainingStage("vision", "train", steps=700, images=32, questions=0, lr=1.5e-3, constant=0.5, seed=6),
+    TrainingStage("vision", "clear", steps=5000, images=8, questions=0, lr=1.5e-3, constant=1.0, warmup=100),
+    TrainingStage("vision", "train", steps=5000, images=8, questions=0, lr=1.5e-3, constant=0.5, seed=1),
     TrainingStage(
-        "answers", "train", steps=1200, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
+        "answers", "train", steps=1500, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
     ),
     TrainingStage("answers", "train", steps=1500, lr=1.2e-3, constant=0.0, seed=3),
 )
@@ -308,10 +306,9 @@ class Perception(nn.Module):
         self.word, self.object = Pointer(width), Pointer(width)
         self.background = nn.Parameter(torch.zeros(1))
         self.register_buffer("weight", torch.tensor([1.0] * len(scenes.CATEGORIES) + [0.3]))
-        if tiny.relative:
-            offsets = torch.arange(-scenes.SIZE, scenes.SIZE + 1)
-            self.offsets = nn.Parameter(0.3 * fourier(offsets, width))
-            self.place = nn.Linear(width, 4 * width)
+        self.offsets = nn.Parameter(0.3 * fourier(torch.arange(-scenes.SIZE, scenes.SIZE + 1), width))
+        self.place = nn.Linear(width, 4 * width)
+        if tiny.apart:
             self.ahead = nn.Linear(width, width)
 
     def token_loss(self, features, embedding, batch) -> tuple[torch.Tensor, dict[str, float]]:
@@ -323,13 +320,10 @@ class Perception(nn.Module):
         target = batch["categories"]
         is_object = target < len(scenes.CATEGORIES)
         named = (logits.argmax(-1) == target)[is_object].float().mean().item()
-        boxes, table = batch["boxes"], self.numbers(embedding)
-        if self.tiny.relative:
-            place = torch.arange(GRID**2, device=boxes.device)
-            row, column = place // GRID, place % GRID
-            boxes = boxes - PITCH * torch.stack([column, row, column, row], 1) + scenes.SIZE
-            table = self.offsets
-        place = box_loss(self.box(features[is_object]), table, boxes[is_object])
+        place = torch.arange(GRID**2, device=features.device)
+        row, column = place // GRID, place % GRID
+        boxes = batch["boxes"] - PITCH * torch.stack([column, row, column, row], 1) + scenes.SIZE
+        place = box_loss(self.box(features[is_object]), self.offsets, boxes[is_object])
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight=self.weight) + place
         return loss, {"token_loss": loss.item(), "named": named}
 
@@ -395,18 +389,18 @@ def answer_loss(lvlm, perception: Perception, batch, stage: TrainingStage) -> tu
     right = torch.cat([right, ~batch["present"][..., None]], -1)
     missed, hit = pointing_loss(perception.word(states, seen[1][:, image]), right)
     losses["word"] = missed.mean()
-    logged["word"] = hit.float().mean().item()
+    logged["word_hit"] = hit.float().mean().item()
 
     right = (batch["boxes"][:, None] == batch["written"][:, :, None]).all(-1)
     right = F.pad(right & is_number[..., None], (0, 1))
     missed, hit = pointing_loss(perception.object(seen[3][:, tiny.prefix_length :], seen[3][:, image]), right)
     points, begins = right.any(-1), right.any(-1) & (coordinate == 0)
     losses |= {"object": _mean(missed[points]), "object_at_x1": _mean(missed[begins])}
-    logged["object_at_x1"] = hit[begins].float().mean().item()
+    logged["object_hit"] = hit[begins].float().mean().item()
 
-    if tiny.relative:
-        is_object, table = batch["categories"] < len(scenes.CATEGORIES), perception.numbers(embedding)
-        losses["place"] = box_loss(perception.place(seen[2][:, image][is_object]), table, batch["boxes"][is_object])
+    is_object, table = batch["categories"] < len(scenes.CATEGORIES), perception.numbers(embedding)
+    losses["place"] = box_loss(perception.place(seen[2][:, image][is_object]), table, batch["boxes"][is_object])
+    if tiny.apart:
         goes_on = batch["following"] >= 0
         ahead = perception.ahead(hidden[goes_on]) @ table.T
         losses["ahead"] = F.cross_entropy(ahead, batch["following"][goes_on] - tiny.number_0)
