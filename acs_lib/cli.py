@@ -90,6 +90,12 @@ def _profiles(incomplete: str) -> list[str]:
     return [name for name in profiles.available() if name.startswith(incomplete)]
 
 
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE", help="Image files or folders of images and, unless --object says it, last what to look for."
+    ),
+]
 LVLMOption = Annotated[
     str,
     typer.Option(
@@ -228,13 +234,7 @@ def doctor() -> None:
 
 @app.command(short_help="Find an object in an image.")
 def ground(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGE",
-            help="Image files or folders of images and, unless --object says it, last what to look for.",
-        ),
-    ],
+    arguments: ImagesArgument,
     objects: Annotated[
         list[str] | None,
         typer.Option(
@@ -386,13 +386,7 @@ def _tell(lines, path: Path, result, as_json: bool) -> bool:
 
 @app.command(short_help="Find all objects of a kind in an image.")
 def detect(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGE",
-            help="Image files or folders of images and, unless --object says it, last what to look for.",
-        ),
-    ],
+    arguments: ImagesArgument,
     objects: Annotated[
         list[str] | None,
         typer.Option("--object", "-o", metavar="OBJECT", help="What to look for; can be given several times."),
@@ -764,7 +758,7 @@ def train_embedded(
     """Train an embedded LVLM on rendered scenes: first without its habit (written to FOLDER-plain), then with it. Goes
     on from its last checkpoint.
 
-    On 2 cores about two hours, with --from a quarter of an hour.
+    Hours on 2 cores: its steps have not been run to their end yet.
     """
     with report_user_errors():
         from acs_lib.embedded import training  # late: it brings torch

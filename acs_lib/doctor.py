@@ -60,6 +60,7 @@ def devices() -> Iterator[Finding]:
     import torch  # late: it takes seconds
 
     from acs_lib.lvlms.devices import default_device, fast_dtype
+    from acs_lib.runs.local import cores
 
     device = default_device()
     told = f"torch {torch.__version__}"
@@ -71,12 +72,11 @@ def devices() -> Iterator[Finding]:
         told += ", Apple's GPU" if device == "mps" else ", no GPU"
     fast = str(fast_dtype(device)).removeprefix("torch.")
     yield Finding("device", "ok", f"{told}; large LVLMs compute in {fast}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if busy > 0.5 * cores:
-        yield Finding("cores", "note", f"{cores}, busy with other work (load {busy:.1f}): runs take longer")
+    count, busy = cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy > 0.5 * count:
+        yield Finding("cores", "note", f"{count}, busy with other work (load {busy:.1f}): runs take longer")
     else:
-        yield Finding("cores", "ok", f"{cores}")
+        yield Finding("cores", "ok", f"{count}")
 
 
 def memory() -> Finding:

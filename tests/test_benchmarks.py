@@ -9,7 +9,7 @@ import torch
 import typer
 
 from acs_lib import paths
-from benchmarks import engine, gpu, profiles
+from benchmarks import bars, engine, gpu, profiles
 
 
 def test_the_naive_and_the_fairer_rows_are_the_engines():
@@ -132,3 +132,29 @@ def test_a_profiles_run_begins_with_nothing_and_a_failed_one_is_told(tmp_path, m
     monkeypatch.setattr(profiles.subprocess, "run", run)
     with pytest.raises(RuntimeError, match="the run ended with 3"):
         profiles.seconds(tmp_path, "smoke", busy=True)
+
+
+def test_the_bars_of_an_lvlm_that_was_not_trained(untrained, capsys):
+    """Every measure is there, of as many questions as are asked, and lies in 0-1 where it is a share."""
+    bars.main(Path(untrained.model.name_or_path), "clear", images=4)
+    found = {name: float(value) for name, value in map(str.split, capsys.readouterr().out.splitlines())}
+    assert found["n_absent"] == 4 and found["n_right"] == 4 and found["n_small"] > 0
+    shares = {"answered", "acc50_small", "none_small", "none_absent", "right", "ap50_lists"}
+    assert shares <= set(found) and all(0 <= found[name] <= 1 for name in shares)
+
+
+def test_a_list_that_names_every_object_has_an_ap_of_1(untrained, monkeypatch):
+    """The answers are scripted: the true boxes of the category that is asked for, in thousandths."""
+    world = bars.scenes.World(objects=(5, 6), repeats=0.5)
+    drawn = list(bars.drawn(world, 2))
+
+    def answers(lvlm, asked, question, tokens):
+        for image, category in asked:
+            scene = next(scene for shown, scene in drawn if shown.tobytes() == image.tobytes())
+            boxes = scene.boxes[scene.categories == bars.scenes.CATEGORIES.index(category)]
+            text = "".join("<box>{} {} {} {}</box>".format(*(box / 0.16).round(2)) for box in boxes)
+            yield lvlm.prompt(image, category), text, [-0.1]
+
+    monkeypatch.setattr(bars, "answers", answers)
+    found = bars.lists(untrained, world, 2)
+    assert found["ap50_lists"] == pytest.approx(1) and found["n_boxes"] == sum(len(scene.boxes) for _, scene in drawn)

@@ -85,6 +85,11 @@ def read_annotations(path: Path) -> COCO:
             row["bbox"] = None
     if told:
         warn_once(f"{path}: {'; '.join(told)}")
+    return indexed(content)
+
+
+def indexed(content: dict) -> COCO:
+    """The content of a COCO-format file (images, annotations, categories), indexed in silence."""
     dataset = COCO()
     dataset.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -106,6 +111,7 @@ def _sound(part: str, row) -> bool:
 
 
 def is_box(bbox) -> bool:
+    """Whether it is a list of four finite numbers."""
     return (
         isinstance(bbox, list) and len(bbox) == 4
         and all(type(value) in (int, float) and abs(value) < FAR for value in bbox)  # NaN is not

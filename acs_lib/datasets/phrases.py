@@ -7,8 +7,6 @@ units of all boxes of a file are stated once, beside the file: xyxy or xywh, in 
 image. A line may state the image's width and height, in pixels; otherwise they are read off the image.
 """
 
-import contextlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from acs_lib.core.files import read_text
-from acs_lib.datasets.coco import is_box, warn_once
+from acs_lib.datasets.coco import indexed, is_box, warn_once
 from acs_lib.datasets.image_files import find_images
 
 Units = Literal["xyxy px", "xywh px", "xyxy 0-1", "xywh 0-1", "xyxy 0-1000", "xywh 0-1000"]
@@ -73,11 +71,7 @@ def read_phrases(path: Path, images: Path, units: Units) -> COCO:
         warn_once(told)
     elif not lines:
         raise ValueError(f'{path} is empty; each line is {{"image": ..., "phrase": ..., "box": [...]}}')
-    dataset = COCO()
-    dataset.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):
-        dataset.createIndex()
-    return dataset
+    return indexed(content)
 
 
 def _rows(lines: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:

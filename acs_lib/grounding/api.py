@@ -28,11 +28,11 @@ from safetensors import SafetensorError
 from acs_lib import paths, profiles
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
-from acs_lib.core.files import query_key, replacing
+from acs_lib.core.files import query_key
 from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
 from acs_lib.grounding.answers import Answer, as_answer, compared
-from acs_lib.grounding.picture import FORMATS, draw_picture, encode
+from acs_lib.grounding.picture import draw_picture, encode, write
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.checkpoint import calibration_folder, is_embedded
 from acs_lib.lvlms.load import DEFAULT_LVLM, load_lvlm, loaded_digest
@@ -219,12 +219,8 @@ class Grounding:
         return draw_picture(self.image, boxes, scores, self.chosen, self.box, self.attention, title, self.read)
 
     def save(self, path: str | Path) -> None:
-        """Write the picture of `show`; the suffix says the format (one of FORMATS). ValueError for another one."""
-        path = Path(path)
-        if path.suffix.lower() not in FORMATS:
-            raise ValueError(f"a picture cannot be written as {path.name!r}; name it {', '.join(FORMATS)}")
-        with replacing(path) as aside:
-            aside.write_bytes(encode(self.show(), path.suffix))
+        """Write the picture of `show` (see `picture.write`)."""
+        write(self.show(), path)
 
     def to_dict(self) -> dict:
         """The answer without pixels and attention, ready for JSON; what is not finite is None."""

@@ -11,11 +11,10 @@ import pandas as pd
 from PIL import Image
 
 from acs_lib.core.candidates import COORDINATES
-from acs_lib.core.extras import load_extra
-from acs_lib.core.files import query_key, replacing
+from acs_lib.core.files import query_key
 from acs_lib.core.images import Picture, read_image
 from acs_lib.grounding.api import head_set_of, method_of, object_name, origins_of, regressor_of
-from acs_lib.grounding.picture import FORMATS, draw_boxes, encode
+from acs_lib.grounding.picture import draw_boxes, encode, write
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.load import DEFAULT_LVLM, load_lvlm
 from acs_lib.method import sampling as sampling_
@@ -74,12 +73,8 @@ class Detections:
         return draw_boxes(self.image, self.boxes, self.table["score"].to_numpy(float), self.category)
 
     def save(self, path: str | Path) -> None:
-        """Write the picture of `show`; the suffix says the format (one of FORMATS). ValueError for another one."""
-        path = Path(path)
-        if path.suffix.lower() not in FORMATS:
-            raise ValueError(f"a picture cannot be written as {path.name!r}; name it {', '.join(FORMATS)}")
-        with replacing(path) as aside:
-            aside.write_bytes(encode(self.show(), path.suffix))
+        """Write the picture of `show` (see `picture.write`)."""
+        write(self.show(), path)
 
     def to_dict(self) -> dict:
         """The answer without pixels, ready for JSON."""
@@ -95,15 +90,6 @@ class Detections:
             {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
             for x1, y1, x2, y2, score in self.table[[*COORDINATES, "score"]].to_numpy(float).tolist()
         ]
-
-    def to_supervision(self):
-        """The instances as `supervision.Detections`; ImportError with the mend without that package."""
-        return load_extra("supervision", "demo").Detections(
-            xyxy=self.boxes.astype(np.float32),
-            confidence=self.table["score"].to_numpy(np.float32),
-            class_id=np.zeros(len(self), int),
-            data={"class_name": np.array([self.category] * len(self))},
-        )
 
     def _repr_png_(self) -> bytes:
         picture = self.show()

@@ -2,9 +2,12 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from acs_lib.core.files import replacing
 
 SIDE, GAP, BAR = 640, 24, 220  # px: a panel's longer side, between its parts, the length of a scale
 HEAT = ("#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4")  # from low to high
@@ -91,6 +94,15 @@ def draw_boxes(image: Image.Image, boxes: np.ndarray, scores: np.ndarray, title:
     _write(ImageDraw.Draw(page), (GAP, 18), title, 24, size[0])
     page.paste(panel, (GAP, 60))
     return page
+
+
+def write(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture; the suffix says the format (one of FORMATS). ValueError for another one."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"a picture cannot be written as {path.name!r}; name it {', '.join(FORMATS)}")
+    with replacing(path) as aside:
+        aside.write_bytes(encode(picture, path.suffix))
 
 
 def encode(picture: Image.Image, suffix: str) -> bytes:

@@ -47,6 +47,7 @@ class Probe:
 
     @property
     def answers(self) -> int:
+        """How many answers there were, sampled and greedy."""
         return int((self.table["samples"] + 1).sum())
 
     @property
