@@ -82,11 +82,11 @@ HABIT = (  # what makes the LVLM with a habit of the one without
 )
 RECIPE = (  # of both families
     TrainingStage("vision", "clear", steps=5000, images=8, questions=0, lr=1.5e-3, constant=1.0, warmup=100),
-    TrainingStage("vision", "train", steps=5000, images=8, questions=0, lr=1.5e-3, constant=0.5, seed=1),
+    TrainingStage("vision", "train", steps=3500, images=8, questions=0, lr=1.5e-3, constant=0.5, seed=1),
     TrainingStage(
-        "answers", "train", steps=1500, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
+        "answers", "train", steps=1200, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
     ),
-    TrainingStage("answers", "train", steps=1500, lr=1.2e-3, constant=0.0, seed=3),
+    TrainingStage("answers", "train", steps=1300, lr=1.2e-3, constant=0.0, seed=3),
 )
 
 
