@@ -8,7 +8,13 @@ dog, car = ground(load_lvlm(), "photo.png", ["dog", "car"])
 dogs = detect(load_lvlm(), "photo.png", "dog")
 """
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from acs_lib.grounding.api import Grounding, ground, load_lvlm, score
+    from acs_lib.grounding.detect import Detections, detect
+
+__version__ = "0.2.0"
 __all__ = ["Detections", "Grounding", "detect", "ground", "load_lvlm", "score"]
 
 

@@ -192,6 +192,27 @@ def test_every_package_is_in_the_wheel():
     assert set(listed) == {".".join(folder.parts) for folder in folders} | {"acs_lib.shipped"}
 
 
+def test_the_wheel_says_that_it_is_typed(alone):
+    (site,) = alone.glob("lib/python*/site-packages")
+    assert (site / "acs_lib" / "py.typed").is_file()
+
+
+# ---------------------------------------------------------------------------------------------------- containers
+
+
+def test_the_containers_run_what_the_readme_runs():
+    """They cannot be started here: that they are read without complaint and name what is there."""
+    dockerfile = (paths.ROOT / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["./run_all.sh"]' in dockerfile and "RUN ./run_all.sh --dry-run" in dockerfile
+    devcontainer = json.loads((paths.ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert devcontainer["postCreateCommand"] == "./run_all.sh --dry-run"
+    for image in (dockerfile.split("FROM python:")[1], devcontainer["image"].split("python:")[1]):
+        version = re.match(r"[0-9.]+", image)[0]
+        assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(version)
+    ignored = (paths.ROOT / ".dockerignore").read_text().split()
+    assert ".venv" in ignored and ".git" not in ignored, "a run's manifest names the commit"
+
+
 # ------------------------------------------------------------------------------------------------------- scripts
 
 
