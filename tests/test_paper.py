@@ -53,13 +53,19 @@ def test_the_profile_is_the_papers_table_and_its_checkpoints_are_pinned():
     assert {lvlm.source for lvlm in PAPER.lvlms} <= set(CONFIGS)
 
 
+def test_small_goes_up_to_five_percent_and_nothing_is_medium():
+    assert PAPER.small == PAPER.large == 0.05
+    sizes = {size for dataset in PAPER.datasets for split in dataset.splits.values() for size in split.queries}
+    assert sizes == {"small", "large"}
+
+
 def test_the_plan_is_printed_before_anything_runs(reports):
     result = acs("run", "--profile", "paper", "--limit", "5", "--dry-run")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     first = next(number for number, line in enumerate(lines) if "would run" in line)
     assert lines[0] == "plan of the profile paper-first-5" and first > 8
-    assert "together: 80 queries, 880 answers, " in result.output  # 2 LVLMs x (5 + 5 + 15 + 15)
+    assert "together: 60 queries, 660 answers, " in result.output  # 2 LVLMs x (5 + 5 + 10 + 10)
     assert "assumed, not measured: one A100" in result.output and "`acs data`" in result.output
     assert not reports.exists(), "a dry run writes nothing"
 
@@ -118,16 +124,16 @@ def coco_file(folder, name, count):
 
 def test_the_plan_counts_the_queries_and_images_that_are_there(reports):
     coco_file(paths.ROOT / "data" / "coco", "instances_val2017.json", 7)
-    splits, lvlms = plan.make(PAPER)
+    splits, lvlms = plan.make(PAPER, PAPER.gpu)
     rows = splits.set_index(["lvlm", "dataset", "split"])
     found = rows.loc["Qwen2.5-VL-7B", "COCO", "test"]
     assert (found["queries"], found["answers"], found["images"], found["counted"]) == (7, 77, "4 of 7", True)
     assert found["image_tokens"] == 21 * 14  # 600x400 becomes 588x392
     other = rows.loc["InternVL-3.5-8B", "Objects365", "test"]
-    assert (other["queries"], other["counted"], other["image_tokens"]) == (4000, False, 13 * 256)
+    assert (other["queries"], other["counted"], other["image_tokens"]) == (3500, False, 13 * 256)
     assert (lvlms["memory_gb"] > lvlms["weights_gb"]).all()
     text = plan.say(PAPER)
-    assert " 7 " in text and "4000 at most" in text
+    assert " 7 " in text and "3500 at most" in text
 
 
 def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserves(reports):
@@ -136,19 +142,19 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
     small = Profile.model_validate(content)
     assert "does not fit into 8 GB (a small one): lower `batch_queries`" in plan.say(small)
     assert "does not fit" not in plan.say(PAPER)
-    splits, _ = plan.make(PAPER)
+    splits, _ = plan.make(PAPER, PAPER.gpu)
     of_a_query = splits["maps_gb"] * 1e9 / splits["queries"]
     assert of_a_query.iloc[0] == 11 * 4 * 28 * 28 * (2 * 16 * 16 + 16), "maps in float16, four statistics in float32"
     content["map_side"] = None
-    whole, _ = plan.make(Profile.model_validate(content))
+    whole, _ = plan.make(Profile.model_validate(content), PAPER.gpu)
     assert (whole["maps_gb"] / splits["maps_gb"]).iloc[-1] == pytest.approx((2 * 3072 + 16) / (2 * 256 + 16))
 
 
 def test_the_plan_is_held_against_this_machine(reports, monkeypatch):
-    room = SimpleNamespace(free=590e9)
+    room = SimpleNamespace(free=545e9)
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: room)
-    assert f"the disk of {paths.ROOT.name} has 590 GB free: too little" in plan.say(PAPER)
-    room.free = 605e9
+    assert f"the disk of {paths.ROOT.name} has 545 GB free: too little" in plan.say(PAPER)
+    room.free = 560e9
     assert "too little" not in plan.say(PAPER)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     card = SimpleNamespace(name="RTX 4090", total_memory=25.4e9)
@@ -159,7 +165,7 @@ def test_the_plan_is_held_against_this_machine(reports, monkeypatch):
 
 
 def test_host_memory_and_the_regressors_time_are_those_that_were_measured(reports):
-    lvlms = plan.make(PAPER)[1].set_index("lvlm")
+    lvlms = plan.make(PAPER, PAPER.gpu)[1].set_index("lvlm")
     answers, epochs = 4000 * 11, 5 + 3 * 2
     measured = {"Qwen2.5-VL-7B": 0.012, "InternVL-3.5-8B": 0.017}  # seconds an answer
     for lvlm, seconds in measured.items():
@@ -177,11 +183,11 @@ def test_an_lvlms_image_settings_are_part_of_its_key_and_of_the_plan(reports):
     assert tiles.model_dump() == {**plain.model_dump(), "max_tiles": 6}
     assert "max_tiles" not in plain.model_dump() and "max_pixels" not in plain.model_dump(), "keys of older runs stay"
     small = PAPER.lvlms[0].model_copy(update={"max_pixels": 100_000})
-    splits, _ = plan.make(PAPER.model_copy(update={"lvlms": (small, tiles)}))
+    splits, _ = plan.make(PAPER.model_copy(update={"lvlms": (small, tiles)}), PAPER.gpu)
     assert splits["image_tokens"].unique().tolist() == [9 * 13, 7 * 256]
     wrong = PAPER.lvlms[0].model_copy(update={"max_tiles": 6})
     with pytest.raises(ValueError, match="sets max_tiles, which LVLMs of the type qwen2_5_vl do not have"):
-        plan.make(PAPER.model_copy(update={"lvlms": (wrong,)}))
+        plan.make(PAPER.model_copy(update={"lvlms": (wrong,)}), PAPER.gpu)
     with pytest.raises(ValueError, match="max_tiles"):
         Profile.model_validate({**PAPER.model_dump(), "lvlms": [{**plain.model_dump(), "max_tiles": 0}]})
 

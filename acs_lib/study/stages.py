@@ -159,8 +159,9 @@ class Study:
         """What D_c and the regressors of an LVLM belong to."""
         profile = self.profile
         return Origin(
-            weights=lvlm_digest(lvlm), question=lvlm.question, sampling=profile.sampling, map_side=profile.map_side
-        )
+            weights=lvlm_digest(lvlm), question=lvlm.question, sampling=profile.sampling, map_side=profile.map_side,
+            small=profile.small,
+        )  # fmt: skip
 
     def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:
         """The attention-IoU regressor of an LVLM, trained on the train split of `train_set` (or read from disk).
@@ -265,6 +266,7 @@ class Study:
             "auroc": separations["pooled"].ravel(), "auroc_within_query": separations["within"].ravel(),
             "selected": [pair in best for pair in zip(layer, head)],
         })  # fmt: skip
+        write_text(self._head_set_file(lvlm).with_name("heads.csv"), table.to_csv(index=False, float_format="%.6g"))
         return HeadFinding(layers, table, head_set)
 
     def _most_accurate(self, run: Run, sets: list[Heads], coordinates: tuple[int, ...]) -> Heads:
