@@ -1,13 +1,17 @@
-"""`.ci/run` comes to the test command on every machine, with a browser where one can be installed."""
+"""`.ci/run` comes to the test command on every machine, with a browser where one can be installed; the workflows."""
 
+import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
+import yaml
 
 from acs_lib import paths
 
 NEEDED = ("bash", "env", "dirname", "tail", "timeout")
+WORKFLOWS = sorted((paths.ROOT / ".github" / "workflows").glob("*.yml"))
 ROOT, USER = "echo 0", "echo 1000"
 
 
@@ -45,3 +49,28 @@ def test_the_tests_run_with_a_browser_or_without(tmp_path, commands, said, asked
     called = log.read_text().splitlines()
     assert called[-1] == "run_all.sh --test"
     assert [line.split()[2] for line in called if line.startswith("apt-get")] == asked
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_pin_their_actions_and_may_only_read_what_they_need(workflow):
+    content = yaml.safe_load(workflow.read_text())
+    assert content["permissions"] == {"contents": "read"}
+    more = {name: job["permissions"] for name, job in content["jobs"].items() if "permissions" in job}
+    assert more == ({"publish": {"pages": "write", "id-token": "write"}} if workflow.stem == "docs" else {})
+    used = [step["uses"] for job in content["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert used and [action for action in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
+
+
+def test_the_tests_run_on_the_lowest_and_the_newest_python():
+    content = yaml.safe_load((paths.ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    lowest = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    tried = re.findall(r"python(3\.\d+)", re.search(r"for name in (.*?);", (paths.ROOT / "run_all.sh").read_text())[1])
+    assert content["jobs"]["tests"]["strategy"]["matrix"]["python"] == [lowest, tried[-1]]
+    commands = [step["run"] for step in content["jobs"]["tests"]["steps"] if "run" in step]
+    assert commands == [".ci/run", "./run_all.sh --test"] and "schedule" in content[True], "YAML reads `on` as true"
+
+
+def test_the_site_is_published_from_main_alone():
+    jobs = yaml.safe_load((paths.ROOT / ".github" / "workflows" / "docs.yml").read_text())["jobs"]
+    assert jobs["publish"]["if"] == "github.ref == 'refs/heads/main'" and jobs["publish"]["needs"] == "build"
+    assert any("sphinx -W" in step.get("run", "") for step in jobs["build"]["steps"])

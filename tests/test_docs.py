@@ -3,6 +3,7 @@
 import re
 import runpy
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,19 @@ def test_links_lead_somewhere(page):
 
 def test_pictures_have_alt_texts():
     assert len(re.findall(r"!\[[^\]]{10,}\]\(", README)) == README.count("![") > 3
+
+
+def test_the_schematic_is_small_told_in_words_and_stands_alone():
+    path = paths.ROOT / "docs" / "method.svg"
+    drawn, name = ElementTree.parse(path).getroot(), "{http://www.w3.org/2000/svg}"
+    assert path.stat().st_size < 12_000
+    assert all(len(drawn.find(name + part).text) > 40 for part in ("title", "desc"))
+    written = " ".join("".join(text.itertext()) for text in drawn.iter(name + "text"))
+    assert all(
+        word in written for word in ("LVLM", "ACS-Learned", "ACS-Free", "argmax", "argmin", "gradient attribution")
+    )
+    links = [value for tag in drawn.iter() for key, value in tag.items() if key.endswith("href")]
+    assert links and all(link.startswith("#") for link in links)
 
 
 def test_online_links_open_a_notebook_that_is_here():
