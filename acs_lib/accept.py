@@ -89,11 +89,12 @@ def with_outputs(notebook: Path, executed: Path) -> str:
 
 
 def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """An output with its pictures, also those inside HTML, in few bytes."""
+    """An output with its pictures, also those inside HTML, in few bytes, and no second form of what it has as HTML."""
     data = output.get("data", {})
     if "image/png" in data:
         data["image/png"] = _small_base64(data["image/png"])
     if "text/html" in data:
+        data.pop("text/plain", None)
         data["text/html"] = INLINE_PNG.sub(lambda found: _small_base64(found[0]), data["text/html"])
     return output
 

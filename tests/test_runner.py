@@ -555,7 +555,7 @@ def test_accepted_notebooks_hold_the_outputs_and_nothing_of_papermill(checkout):
     assert (form.data, value.data, value.execution_count) == ({"text/plain": "a form"}, {"text/plain": "'tiny'"}, 2)
     shown = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"])))
     assert shown.mode == "P" and shown.convert("RGB").getpixel((0, 20)) == (17, 17, 17)
-    assert picture.data["image/png"] in page.data["text/html"]
+    assert picture.data["image/png"] in page.data["text/html"] and set(page.data) == {"text/html"}
 
 
 @pytest.mark.parametrize("checkout", ["other"], indirect=True)
