@@ -34,7 +34,7 @@ def read_lock():
 # ------------------------------------------------------------------------------------------------- dependencies
 
 
-EXTRAS = PROJECT["optional-dependencies"]
+EXTRAS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name != "demo"}  # see there
 LISTED = [Requirement(line) for line in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 
 
