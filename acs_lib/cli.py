@@ -332,14 +332,10 @@ def ground(
 
 def _note(spec) -> None:
     """Say on standard error what may take long with this LVLM."""
-    import torch  # late: it takes seconds
+    from acs_lib.lvlms.load import patience  # late: it takes seconds
 
-    from acs_lib.lvlms.checkpoint import is_embedded, lvlm_source
-
-    if not Path(lvlm_source(spec)).is_dir():
-        complain(f"note: {spec.source} is fetched from the model hub, unless it is in its cache")
-    if not is_embedded(spec) and not torch.cuda.is_available():
-        complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
+    for sentence in patience(spec):
+        complain(f"note: {sentence}")
 
 
 def _ground(images, objects, targets, lvlm_name: str, as_json: bool, **settings) -> bool:
@@ -487,6 +483,28 @@ def _detect(images, objects, targets, lvlm_name: str, as_json: bool, settings: d
             if target is not None:
                 found.save(target)
     return failed
+
+
+@app.command(short_help="A web page to try all this in.")
+def demo(
+    lvlm: LVLMOption = "internvl-embedded",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Whom it answers: 0.0.0.0 is everybody on the network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, metavar="N", help="Where it listens.", show_default="first free from 7860 on"),
+    ] = None,
+) -> None:
+    """Serve a web page on this machine: a picture and objects in; candidates, chosen box and attention out.
+
+    Uploads stay in a temporary folder that is removed at the end. Others than this machine are answered only with
+    --host; they may choose the embedded LVLMs and the one of --lvlm.
+    """
+    with report_user_errors():
+        from acs_lib.demo import serve  # late: it takes seconds
+
+        serve(host, port, lvlm)
 
 
 @app.command(short_help="Choose among answers of another engine.")

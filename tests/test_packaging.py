@@ -34,7 +34,8 @@ def read_lock():
 # ------------------------------------------------------------------------------------------------- dependencies
 
 
-EXTRAS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name != "docs"}  # in no lock
+UNPINNED = {"docs", "demo"}  # extras that are in no lock: see pyproject.toml
+EXTRAS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in UNPINNED}
 LISTED = [Requirement(line) for line in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 
 

@@ -4,13 +4,11 @@ import base64
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -292,26 +290,6 @@ const all = [...document.images, ...inside];
 Promise.allSettled(all.map((image) => image.decode())).then((results) =>
   done([all.length, results.filter((result) => result.status === "rejected").length]));
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium, driven by Selenium; it has no page yet."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no Chromium with its chromedriver on this machine: the page's scripts are not run")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    profile = f"user-data-dir={tmp_path_factory.mktemp('browser')}"
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1000,800"):
-        options.add_argument(f"--{argument}")
-    for argument in ("disable-background-networking", profile):
-        options.add_argument(f"--{argument}")
-    session = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield session
-    session.quit()
 
 
 @pytest.fixture

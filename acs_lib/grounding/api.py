@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 from acs_lib import paths
 from acs_lib.core import boxes as bx
-from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
+from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates, Heads
 from acs_lib.core.files import query_key
 from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
@@ -181,8 +181,18 @@ class Grounding:
     def attention(self) -> np.ndarray:
         """[h, w] share (sums to 1) of the attention on the image tokens: the chosen box's, mean over D_c's coordinates
         and heads (over all where there is no head set); zeros where no answer held a box."""
-        share = mean_share(self.candidates.maps[self._rows], self.heads, self.coordinates)
-        if self.window is None or self.chosen is None or self.table["look"][self.chosen] == 1:
+        return self.attention_of()
+
+    def attention_of(
+        self, candidate: int | None = None, heads: Heads | None = None, coordinates: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """`attention` of another row of `table`, at other heads (all if empty) or at other coordinates (0-3); zeros for
+        an answer without a box."""
+        row = self.chosen if candidate is None else candidate
+        rows = self._rows if candidate is None else np.array([candidate])[self.candidates.parsed[[candidate]]]
+        heads = self.heads if heads is None else heads
+        share = mean_share(self.candidates.maps[rows], heads, self.coordinates if coordinates is None else coordinates)
+        if self.window is None or row is None or self.table["look"][row] == 1:
             return share
         return placed(share, self.window, *self.image.size)
 

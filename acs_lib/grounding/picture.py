@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from acs_lib.core.candidates import Heads
 from acs_lib.core.files import replacing
 
-SIDE, GAP, BAR = 640, 24, 220  # px: a panel's longer side, between its parts, the length of a scale
+SIDE, GAP, BAR, EDGE = 640, 24, 220, 26  # px: a panel's longer side, between parts, a scale's length, beside a table
 HEAT = ("#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4")  # from low to high
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}  # that it can be saved as
 INK, CASING, CHOSEN, UNSCORED = "#222222", "#000000", "#FF0000", "#56B4E9"
@@ -31,6 +32,71 @@ def attended(image: Image.Image, attention: np.ndarray) -> Image.Image:
     return Image.fromarray((grey + density * (heat(share) - grey)).round().astype(np.uint8))
 
 
+def _panel(image: Image.Image) -> tuple[Image.Image, float]:
+    """The image with a longer side of SIDE pixels, and how many times larger it became."""
+    scale = SIDE / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS), scale
+
+
+def candidates_panel(
+    image: Image.Image, boxes: np.ndarray, scores: np.ndarray, chosen: int | None, box: np.ndarray | None
+) -> tuple[Image.Image, float, float]:
+    """The left side of `draw_picture`, whose arguments these are, and the lowest and highest score of a box (0, 0 where
+    none has one)."""
+    panel, scale = _panel(image)
+    finite = np.isfinite(scores) & np.isfinite(boxes).all(1)
+    low, high = (scores[finite].min(), scores[finite].max()) if finite.any() else (0.0, 0.0)
+    for row in np.argsort(scores, kind="stable"):
+        share = (scores[row] - low) / ((high - low) or 1) if finite[row] else None
+        if row != chosen:
+            _draw_box(panel, boxes[row] * scale, UNSCORED if share is None else tuple(heat(share).tolist()), 3)
+    _draw_box(panel, box if box is None else box * scale, CHOSEN, 4)
+    return panel, low, high
+
+
+def attention_panel(image: Image.Image, attention: np.ndarray, box: np.ndarray | None) -> Image.Image:
+    """The right side of `draw_picture`, whose arguments these are."""
+    panel, scale = _panel(image)
+    panel = attended(panel, np.asarray(attention, float))
+    _draw_box(panel, box if box is None else box * scale, CHOSEN, 4)
+    return panel
+
+
+def draw_heads(maps: np.ndarray, marked: Heads = ()) -> Image.Image:
+    """Maps [layers, heads, h, w] >= 0 as a table of small pictures, one row a layer, one column a head, each over its
+    own maximum; `marked` (layer, head) have a red frame. `head_at` tells which one a pixel belongs to."""
+    layers, heads, *grid = maps.shape
+    cell = _cell(heads)
+    page = Image.new("RGB", (EDGE + heads * cell, EDGE + layers * cell), "white")
+    draw = ImageDraw.Draw(page)
+    for place in range(max(layers, heads)):
+        x = EDGE + place * cell + cell // 2
+        if place < heads:
+            draw.text((x, EDGE - 4), str(place), INK, ImageFont.load_default(min(14, cell // 2 + 3)), "ms")
+        if place < layers:
+            draw.text((EDGE - 5, x), str(place), INK, ImageFont.load_default(min(14, cell // 2 + 3)), "rm")
+    shares = maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12)
+    for layer, head in np.ndindex(layers, heads):
+        small = Image.fromarray(heat(shares[layer, head])).resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
+        page.paste(small, (EDGE + head * cell + 1, EDGE + layer * cell + 1))
+    for layer, head in marked:
+        left, top = EDGE + head * cell, EDGE + layer * cell
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=CHOSEN, width=2)
+    return page
+
+
+def head_at(x: float, y: float, layers: int, heads: int) -> tuple[int, int] | None:
+    """The (layer, head) whose map `draw_heads` has at a pixel; None beside the table."""
+    layer, head = (int((place - EDGE) // _cell(heads)) for place in (y, x))
+    return (layer, head) if 0 <= layer < layers and 0 <= head < heads else None
+
+
+def _cell(heads: int) -> int:
+    """The side of a map in `draw_heads`, in pixels."""
+    return int(np.clip((SIDE - EDGE) // heads, 16, 72))
+
+
 def draw_picture(
     image: Image.Image, boxes: np.ndarray, scores: np.ndarray, chosen: int | None, box: np.ndarray | None,
     attention: np.ndarray, title: str = "", read: str = "attention",
@@ -42,19 +108,9 @@ def draw_picture(
     chosen: row of the chosen box, or None where it is none of them; box: [4], or None
     attention: [h, w] >= 0 over the image-token grid; read: what it is, the name of its panel
     """
-    scale = SIDE / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    large = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
-    left, right = large.copy(), attended(large, np.asarray(attention, float))
+    left, low, high = candidates_panel(image, boxes, scores, chosen, box)
+    right, size = attention_panel(image, attention, box), left.size
     finite = np.isfinite(scores) & np.isfinite(boxes).all(1)
-    low, high = (scores[finite].min(), scores[finite].max()) if finite.any() else (0.0, 0.0)
-    for row in np.argsort(scores, kind="stable"):
-        share = (scores[row] - low) / ((high - low) or 1) if finite[row] else None
-        if row != chosen:
-            _draw_box(left, boxes[row] * scale, UNSCORED if share is None else tuple(heat(share).tolist()), 3)
-    for panel in (left, right):
-        _draw_box(panel, box if box is None else box * scale, CHOSEN, 4)
-
     width = max(size[0], 2 * BAR)
     page = Image.new("RGB", (2 * width + 3 * GAP, size[1] + 178), "white")
     draw = ImageDraw.Draw(page)
@@ -80,9 +136,8 @@ def draw_picture(
 
 def draw_boxes(image: Image.Image, boxes: np.ndarray, scores: np.ndarray, title: str = "") -> Image.Image:
     """Boxes [n, 4] in pixels of an image, coloured by score [n] (higher is better), with their numbers; RGB."""
-    scale = SIDE / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    panel = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
+    panel, scale = _panel(image)
+    size = panel.size
     low, high = (np.nanmin(scores), np.nanmax(scores)) if np.isfinite(scores).any() else (0.0, 0.0)
     draw = ImageDraw.Draw(panel)
     for row in range(len(boxes))[::-1]:

@@ -72,6 +72,16 @@ def _same_weights(*folders: Path) -> bool:
     return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
+def patience(spec: LVLMSpec) -> list[str]:
+    """What may take long with this LVLM, a sentence each."""
+    told = []
+    if not Path(lvlm_source(spec)).is_dir():
+        told.append(f"{spec.source} is fetched from the model hub, unless it is in its cache")
+    if not is_embedded(spec) and not torch.cuda.is_available():
+        told.append(f"there is no GPU here; {spec.name} may take minutes for an image")
+    return told
+
+
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
     """The LVLM's configuration, without its weights."""
     source = lvlm_source(spec)
