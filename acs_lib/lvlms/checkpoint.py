@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,18 +23,6 @@ def lvlm_source(spec: LVLMSpec) -> str:
     """The folder (see `paths.place`) or hub name to load from."""
     local = paths.place(spec.source)
     return str(local) if local.exists() else spec.source
-
-
-def lora_base(source: str | Path) -> str | None:
-    """The LVLM that a folder with nothing but a LoRA adapter (PEFT's files) belongs to, by folder or hub name; None for
-    any other source. ValueError where the adapter does not say."""
-    file = Path(source) / "adapter_config.json"
-    if not file.is_file() or file.with_name("config.json").exists():
-        return None
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{file} does not say to which LVLM it belongs; write its name as base_model_name_or_path")
-    return base
 
 
 def _folder(lvlm: "LVLM | LVLMSpec") -> Path:
@@ -98,6 +85,4 @@ def lvlm_digest(spec: LVLMSpec) -> str:
             continue
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    if base := lora_base(folder):
-        total.update(lvlm_digest(LVLMSpec(name=base, source=base)).encode())
     return total.hexdigest()

@@ -31,10 +31,9 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import paths, profiles
-from acs_lib.core.extras import load_extra
 from acs_lib.lvlms import internvl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
-from acs_lib.lvlms.checkpoint import is_embedded, lora_base, lvlm_digest, lvlm_source, pinned
+from acs_lib.lvlms.checkpoint import is_embedded, lvlm_digest, lvlm_source, pinned
 from acs_lib.lvlms.devices import default_device, fast_dtype, small_device
 from acs_lib.profiles import LVLMSpec
 
@@ -84,8 +83,7 @@ def patience(spec: LVLMSpec) -> list[str]:
 
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
     """The LVLM's configuration, without its weights."""
-    source = lvlm_source(spec)
-    return AutoConfig.from_pretrained(lora_base(source) or source, revision=spec.revision)
+    return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
 
 
 def loaded_digest(lvlm: LVLM) -> str:
@@ -154,15 +152,11 @@ def load_checkpoint(
 
     Without `device` a GPU is used if there is one. `dtype` is a name of torch's, or 'auto': what is fast on the device
     (see `devices.fast_dtype`), but float32 where the checkpoint is float32, and a quantised checkpoint's own. Several
-    GPUs share an LVLM that is too large for one of them. A folder with nothing but a LoRA adapter is merged onto the
-    LVLM that it names. Raises ValueError where there is no model, or one of a family
+    GPUs share an LVLM that is too large for one of them. Raises ValueError where there is no model, or one of a family
     that the kit has no adapter for, where its checkpoint is not whole or needs a package that is not here, and OSError
     (with the mend) where the files cannot be had or read.
     """
     source = str(source)
-    if base := lora_base(source):
-        lvlm = load_checkpoint(base, name or Path(source).name, None, dtype, device, question)
-        return _merged(lvlm, source, base)
     disable_progress_bar()  # of loading: in a notebook it would be an output that depends on the installed widgets
     mend = "give a folder that holds the model, or a hub name with the network at hand"
     log = logging.getLogger("transformers.modeling_utils")
@@ -222,23 +216,6 @@ def _placed(model: PreTrainedModel, device: str, read: Callable) -> PreTrainedMo
     if importlib.util.find_spec("accelerate") is None:
         raise ImportError(f"to spread it over {count} GPUs the package accelerate is needed: pip install accelerate")
     return read(device_map="auto")[0]
-
-
-def _merged(lvlm: LVLM, adapter: str, base: str) -> LVLM:
-    """The LVLM with the weights of a LoRA adapter's folder added to its own. ValueError where they do not fit,
-    ImportError without PEFT."""
-    peft = load_extra("peft", "lora")
-    try:
-        model = peft.PeftModel.from_pretrained(lvlm.model, adapter, device_map=None)
-        lvlm.model = model.merge_and_unload(safe_merge=True)
-        lvlm.model.name_or_path = adapter  # where its head set and regressor lie, and what its digest is of
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"cannot add the LoRA adapter {adapter!r} to {base!r} ({reason}); name the LVLM that it was trained on in "
-            "its adapter_config.json"
-        ) from error
-    return lvlm
 
 
 _loaded: dict[LVLMSpec, LVLM] = {}  # the last one
