@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from acs_lib import paths
 from acs_lib.core import boxes as bx
@@ -220,3 +221,13 @@ def test_the_shipped_weights_are_those_of_their_record(name):
         told = json.loads((paths.EMBEDDED / folder / "recipe.json").read_text())
         weights = (paths.EMBEDDED / folder / "model.safetensors").read_bytes()
         assert told["sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_weights_are_kept_in_half_the_size_and_computed_with_in_single_precision(tmp_path, tiny):
+    lvlm = tiny.build(0)
+    tiny.save(lvlm, tmp_path / "a")
+    assert {weight.dtype for weight in load_file(tmp_path / "a" / "model.safetensors").values()} == {torch.float16}
+    loaded = tiny.model_class.from_pretrained(tmp_path / "a")
+    for (name, weight), before in zip(loaded.named_parameters(), lvlm.parameters(), strict=True):
+        assert weight.dtype == before.dtype == torch.float32, name
+        torch.testing.assert_close(weight, before.half().float(), rtol=0, atol=0)

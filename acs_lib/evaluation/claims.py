@@ -28,13 +28,26 @@ def claims_table(
     regressors: pd.DataFrame, compared: pd.DataFrame, entropy: pd.DataFrame, sizes: pd.DataFrame, ranks: pd.DataFrame,
     attributions: pd.DataFrame, spread: pd.DataFrame,
 ) -> pd.DataFrame:  # fmt: skip
-    """claims.csv: each claim of the paper, the published evidence, the measured evidence and a verdict from it.
+    """claims.csv: claim, condition, published, measured, verdict: each claim of the paper, under each condition of
+    `compared` the published evidence, the measured evidence and a verdict from it.
 
     A difference counts where its p (paired bootstrap over images) is below LEVEL after Holm's correction over the
     comparisons of its column; 'reproduced' takes all columns, 'in part' some, 'contradicted' one the other way and
     none for it. spread: `seed_spread` of the regressor, told beside the gain over greedy decoding, whose verdict rests
     on the first seed.
     """
+    parts = []
+    for condition, rows in compared.groupby("condition", sort=False):
+        frames = (regressors, rows, entropy, sizes, attributions, spread)
+        own = (frame[frame["lvlm"].isin(rows["lvlm"])] for frame in frames)
+        found = _claims(*own, ranks[ranks["condition"] == condition])
+        found.insert(1, "condition", condition)
+        parts.append(found)
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)  # a claim's conditions one below the other
+
+
+def _claims(regressors, compared, entropy, sizes, attributions, spread, ranks) -> pd.DataFrame:
+    """`claims_table` of the LVLMs of one condition."""
     test = regressors[regressors["split"] == "test"]
     told = [f"{row.lvlm} on {row.dataset} r = {estimate(row, 'pearson', '.3f')}" for row in test.itertuples()]
     greedy = sizes[sizes["method"] == "greedy"].pivot(
