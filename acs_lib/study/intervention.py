@@ -1,8 +1,6 @@
 """Heads by intervention: what becomes of the greedy answers without D_c's heads, and without others; and attention
 sinks, cells that draw attention whatever is asked."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import torch
@@ -103,7 +101,7 @@ def intervention_rows(answers: pd.DataFrame, image_of: pd.Series, draws: int) ->
 
 
 def intervention_table(experiments: list[Experiment]) -> pd.DataFrame:
-    """intervention.csv: `intervention_rows` on the first `profile.beyond.knocked` small test objects of every column."""
+    """intervention.csv: `intervention_rows` on the first `profile.beyond.knocked` small test objects of each column."""
     tables = []
     for e in experiments:
         queries = e.small.iloc[: e.profile.beyond.knocked]
@@ -122,21 +120,25 @@ def border(rows: int, columns: int) -> np.ndarray:
     return found
 
 
-def mean_shares(run: StoredAnswers, answers: int) -> np.ndarray:
-    """[layers, h, w] mean share of the attention on the image tokens (each layer sums to 1) over some answers, their
-    coordinates and heads, on a grid of at most MAP_SIDE cells a side; see heads.drawn_answers."""
+def layer_shares(run: StoredAnswers, answers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share [n, layers, h, w] of the attention on the image tokens (each layer of each answer sums to 1), mean over
+    coordinates and heads, of `heads.drawn_answers`, on a grid of at most MAP_SIDE cells a side; and their images
+    [n]."""
     first = next(run.maps(run.shards[0]))
     grid = tuple(min(side, MAP_SIDE) for side in first.shape[-2:])
-    total, count = 0.0, 0
-    for maps, _ in drawn_answers(run, grid, answers):
-        share = maps / maps.sum((-2, -1), keepdim=True).clamp_min(1e-12)
-        total, count = total + share.mean((1, 3)).sum(0), count + len(maps)
-    return (total / count).numpy()
+    shares, names = [], []
+    for maps, frame in drawn_answers(run, grid, answers):
+        shares.append((maps / maps.sum((-2, -1), keepdim=True).clamp_min(1e-12)).mean((1, 3)).numpy())
+        names.append(frame["query_id"])
+    images = run.queries.set_index("query_id")["image_id"].loc[pd.concat(names)]
+    return np.concatenate(shares), images.to_numpy()
 
 
 def sinks(shares: np.ndarray) -> np.ndarray:
-    """[h, w] bool: the cells whose share, the mean over layers [layers, h, w], is more than SINK times the even one."""
-    return shares.mean(0) * shares[0].size > SINK
+    """[h, w] bool: the cells whose share, the mean over answers and layers of shares [n, layers, h, w], is more than
+    SINK times the even one."""
+    mean = shares.mean((0, 1))
+    return mean * mean.size > SINK
 
 
 def without_cells(maps: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -157,33 +159,37 @@ def masked_free(head_set: HeadSet, cells: np.ndarray, name: str) -> Selector:
     return Selector(name, "acs-free", score, "ablation of arXiv 2606.01612")
 
 
-def sink_rows(shares: np.ndarray, edge: np.ndarray, sink: np.ndarray) -> Iterator[tuple[int, str, float, float]]:
-    """(layer, what, share, even share): of the border, of the sinks, and of the cell with the most, 0-1."""
-    for layer, share in enumerate(shares):
-        yield layer, "border", float(share[edge].sum()), float(edge.mean())
-        yield layer, "sinks", float(share[sink].sum()), float(sink.mean())
-        yield layer, "highest cell", float(share.max()), 1 / share.size
+def sink_rows(shares: np.ndarray, images: np.ndarray, sink: np.ndarray, draws: int) -> pd.DataFrame:
+    """method ('border', 'sinks', 'highest cell'), layer, n (answers), share (0-1) of shares [n, layers, h, w] with its
+    95 % interval over images [n], and even_share, what evenly spread attention would have. The highest cell is that of
+    the mean."""
+    rows, codes = [], pd.factorize(images)[0]
+    for layer in range(shares.shape[1]):
+        mean = shares[:, layer].mean(0)
+        highest = mean == mean.max()
+        for name, cells in (("border", border(*mean.shape)), ("sinks", sink), ("highest cell", highest)):
+            values = shares[:, layer, cells].sum(-1)
+            ends = np.quantile(bootstrap_means(values[:, None], codes, draws), INTERVAL)
+            rows.append((name, layer, len(values), values.mean(), *ends, cells.mean()))
+    return pd.DataFrame(rows, columns=["method", "layer", "n", "share", "share_lo", "share_hi", "even_share"])
 
 
 def sink_tables(study: Study, experiments: list[Experiment], answers: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """attention_sinks.csv: lvlm, dataset, method (what), layer, n (answers), share and even_share (0-1), on the training
-    images, where sinks are found; and sinks_masked.csv: ACS-Free as it is and with border or sinks masked, on the small
-    test objects (accuracy_table's columns, n and how many cells are masked)."""
-    shares_, masked = [], []
+    """attention_sinks.csv: `sink_rows` of the training images, where sinks are found; and sinks_masked.csv: ACS-Free as
+    it is and with border or sinks masked, on the small test objects (accuracy_table's columns, and how many cells are
+    masked)."""
+    found, masked, draws = [], [], study.profile.costly_draws
     for lvlm in study.profile.lvlms:
-        run = study.run(lvlm, study.train_set, "train")
-        shares = mean_shares(run, answers)
-        edge, sink = border(*shares.shape[1:]), sinks(shares)
-        n = min(answers, int((run.records()["failure"] == "").sum()))
-        for layer, what, share, even in sink_rows(shares, edge, sink):
-            shares_.append((lvlm.name, study.train_set.name, what, layer, n, share, even))
+        shares, images = layer_shares(study.run(lvlm, study.train_set, "train"), answers)
+        sink = sinks(shares)
+        rows = sink_rows(shares, images, sink, draws).assign(lvlm=lvlm.name, dataset=study.train_set.name)
+        found.append(rows[["lvlm", "dataset", *rows.columns[:-2]]])
+        cells = {"ACS-Free, border masked": border(*sink.shape), "ACS-Free, sinks masked": sink}
         for e in (each for each in experiments if each.lvlm == lvlm):
-            cells = {"ACS-Free, border masked": edge, "ACS-Free, sinks masked": sink}
             selectors = [SELECTORS["greedy"], e.selectors["ACS-Free"]]
             selectors += [masked_free(e.head_set, each, name) for name, each in cells.items()]
             choices = make_choices(e.candidates(maps=True), e.run.truth, selectors, e.profile.pool)
             table = accuracy_table(choices, e.small, draws=e.profile.bootstrap).rename(columns={"n_queries": "n"})
             counts = {name: int(each.sum()) for name, each in cells.items()}
             masked.append(e.labelled(table.assign(masked=table["method"].map(counts).fillna(0).astype(int))))
-    names = ["lvlm", "dataset", "method", "layer", "n", "share", "even_share"]
-    return pd.DataFrame(shares_, columns=names), pd.concat(masked, ignore_index=True)
+    return pd.concat(found, ignore_index=True), pd.concat(masked, ignore_index=True)
