@@ -137,6 +137,7 @@ class BeyondSpec(Strict):
     zooms: tuple[float, ...] = ()  # how many times closer the second look is
     zoomed: int = 0  # small test objects of each dataset that are looked at again
     lists: DatasetSpec | None = None  # the images whose objects are all asked for: its test split
+    list_tokens: int = 512  # of a list, at most
     absent: int = 0  # questions about objects that are not there, of validation and of each test split
     alphas: tuple[float, ...] = (0.05, 0.1, 0.2)  # of the promises
     delta: float = 0.1

@@ -49,7 +49,7 @@ from acs_lib.method.forced import force_candidates
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
 from acs_lib.method.origin import Origin, check_origin, usual_sampling, warn_of_other_sampling
-from acs_lib.method.regressor import AttentionIoURegressor
+from acs_lib.method.regressor import AttentionIoURegressor, predicted_iou
 from acs_lib.method.selection import Fusion, Selector, acs_free, acs_learned, choose
 from acs_lib.method.thresholds import EFFORT, RISK, check_sampling, load_thresholds
 from acs_lib.method.zoom import Window, cut_out, joined, mapped_back, placed, window_around
@@ -271,14 +271,8 @@ def _finite(value) -> list[float] | float | None:
 
 
 def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> np.ndarray:
-    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box. The maps are rounded as a run's
-    store rounds those that the regressor was trained on."""
-    predicted = np.full(len(candidates), np.nan)
-    if model is not None and candidates.parsed.any():
-        with torch.inference_mode():
-            maps = torch.from_numpy(candidates.maps[candidates.parsed]).half()
-            predicted[candidates.parsed] = model(maps).cpu().numpy()
-    return predicted
+    """[n] `regressor.predicted_iou`; NaN without a regressor."""
+    return np.full(len(candidates), np.nan) if model is None else predicted_iou(model, candidates)
 
 
 def method_of(

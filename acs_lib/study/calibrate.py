@@ -164,6 +164,8 @@ def find_label_free(
     folder = Path(out) if out else calibration_folder(lvlm)
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder / "head_set.json")
+    for name in (RISK, EFFORT):  # of another head set
+        (folder / name).unlink(missing_ok=True)
     counts = {"questions": len(queries), "answers": len(iou)}
     counts |= {group: int(in_group(iou, group).sum()) for group in ("high", "zero")}
     return folder / "head_set.json", found, counts
