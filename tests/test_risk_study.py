@@ -6,11 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from acs_lib import paths
 from acs_lib.datasets import coco
+from acs_lib.datasets.splits import load_split, split_files
+from acs_lib.embedded.scenes import GROUP
 from acs_lib.method.origin import Origin
 from acs_lib.method.thresholds import Thresholds, check_sampling, load_thresholds
-from acs_lib.profiles import Sampling
+from acs_lib.profiles import BeyondSpec, Sampling, load_profile
 from acs_lib.study import risk
+from acs_lib.study.stages import Study
 
 KINDS = [("dog", "animal"), ("cat", "animal"), ("cup", "thing"), ("car", None)]
 CONTENT = {
@@ -49,6 +53,27 @@ def test_an_absent_object_is_one_of_the_kin_of_what_is_there():
     assert found["query_id"].tolist()[:2] == ["s/1/absent", "s/2/absent"] and found["query_id"].is_unique
     assert set(absent(10, 20)["category"]) == {"cup", "car"}, "no kin is left: any other one"
     assert absent(10, 20).equals(absent(10, 20))
+
+
+def test_a_split_asks_for_what_is_absent_only_where_the_profile_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    profile = load_profile("smoke")
+    profile = profile.model_copy(update={"beyond": BeyondSpec(absent=4)})
+    splits = {name: profile.datasets[0].splits["test"].model_copy(update={"images": 6}) for name in ("train", "test")}
+    dataset = profile.datasets[0].model_copy(update={"splits": splits})
+    there, _ = load_split(profile, dataset, "test")
+    assert "absent" not in set(there["size"])
+    asking = risk.about_absent(Study(profile), dataset)
+    assert list(asking.splits) == ["test"], "none to train on"
+    found, _ = load_split(profile, asking, "test")
+    assert len(found) == 4 and set(found["size"]) == {"absent"} and found["image_id"].is_unique
+    assert found["query_id"].str.startswith("scenes-test/").all()
+    annotated = coco.read_annotations(split_files(dataset, "test")[0])
+    for row in found.itertuples():
+        names = {annotated.cats[a["category_id"]]["name"] for a in annotated.imgToAnns[row.image_id]}
+        groups = {GROUP[name] for name in names}
+        kin = [name for name, group in GROUP.items() if group in groups and name not in names]
+        assert row.category not in names and (row.category in kin or not kin)
 
 
 def test_where_everything_is_there_nothing_is_absent():

@@ -99,7 +99,8 @@ def test_what_should_i_use_by_hand():
     free.loc[0, "acc50"] = 0.1
     effort = pd.DataFrame([
         {"lvlm": "one", "dataset": "d", "method": "ACS-Free", "rule": rule, "n": 4, "answers": answers, "acc50": 0.6,
-         "acc50_lo": 0.5, "acc50_hi": 0.7} for rule, answers in (("auto", 3.5), ("always", 11.0))
+         "acc50_lo": 0.5, "acc50_hi": 0.7, "delta_vs_greedy": 0.1, "delta_vs_greedy_lo": 0.0,
+         "delta_vs_greedy_hi": 0.2} for rule, answers in (("auto", 3.5), ("always", 11.0))
     ])  # fmt: skip
     looked = pd.DataFrame([
         {"lvlm": "one", "dataset": "d", "condition": "1 + 1", "window": "greedy", "times": 2.0, "method": method,

@@ -11,6 +11,7 @@ from acs_lib.study.experiment import Experiment
 
 NOTHING, BOXES = "nothing", "annotated boxes"
 RATES = ["acc50", "acc50_lo", "acc50_hi", "delta_vs_greedy", "delta_lo", "delta_hi"]
+ENDS = {"delta_vs_greedy_lo": "delta_lo", "delta_vs_greedy_hi": "delta_hi"}
 COLUMNS = ["lvlm", "dataset", "method", "n", *RATES, "answers", "looks", "labels", "training", "attention"]
 
 
@@ -69,17 +70,12 @@ def label_free_advice(table: pd.DataFrame, method: str, answers: int) -> pd.Data
 
 
 def effort_advice(table: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """COLUMNS of the methods of effort.csv with one rule, such as 'auto'; differences with greedy have no interval
-    there. `chosen`: rows of `chosen_rows`, for greedy's accuracy and what a method needs."""
-    own = table[table["rule"] == rule].merge(
-        chosen[["lvlm", "dataset", "method", "looks", "labels", "training", "attention"]],
-        on=["lvlm", "dataset", "method"],
-    )
-    greedy = chosen[chosen["method"] == "greedy"].set_index(["lvlm", "dataset"])["acc50"]
-    base = greedy.loc[pd.MultiIndex.from_frame(own[["lvlm", "dataset"]])].to_numpy()
+    """COLUMNS of the methods of effort.csv with one rule, such as 'auto'; `chosen`: rows of `chosen_rows`, for what a
+    method needs."""
+    needs = chosen.drop_duplicates("method").set_index("method")[["looks", "labels", "training", "attention"]]
+    own = table[table["rule"] == rule].join(needs, on="method").rename(columns=ENDS)
     labels = own["labels"].where(own["labels"] != NOTHING, "annotated boxes, for the threshold")
-    found = own.assign(method=own["method"] + ", as many samples as needed", labels=labels)
-    return found.assign(delta_vs_greedy=found["acc50"] - base, delta_lo=float("nan"), delta_hi=float("nan"))[COLUMNS]
+    return own.assign(method=own["method"] + ", as many samples as needed", labels=labels)[COLUMNS]
 
 
 def zoom_advice(table: pd.DataFrame, chosen: pd.DataFrame, condition: str, window: str, times: float) -> pd.DataFrame:
@@ -90,8 +86,7 @@ def zoom_advice(table: pd.DataFrame, chosen: pd.DataFrame, condition: str, windo
     known = own[own["method"].isin(needs.index) | (own["method"] == "second look")]
     found = known.join(needs, on="method").fillna({"labels": NOTHING, "training": False, "attention": False})
     named = found["method"] + f", {condition} answers, {times:g} times closer around the {window} box"
-    found = found.rename(columns={"delta_vs_greedy_lo": "delta_lo", "delta_vs_greedy_hi": "delta_hi"})
-    return found.assign(method=named, looks=2)[COLUMNS]
+    return found.rename(columns=ENDS).assign(method=named, looks=2)[COLUMNS]
 
 
 def advice_table(*parts: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from acs_lib.study.experiment import Experiment
 from acs_lib.study.stages import Study
 
 METHODS = ("sequence log-prob", "self-certainty", "ACS-Free", "ACS-Learned")
+COLUMNS = ("answers", "acc50", "delta_vs_greedy", "delta_vs_always")
 ALWAYS, AUTO, ORACLE, GREEDY = "always", "auto", "oracle", "greedy"
 SHARES = np.arange(1, 10) / 10  # of validation questions whose greedy answer is enough
 TRIED = 101  # thresholds among which `auto` is found
@@ -66,22 +67,24 @@ def enough(rounds: pd.DataFrame) -> float:
 
 def effort_rows(test: pd.DataFrame, validation: pd.DataFrame, image_of: pd.Series, draws: int) -> pd.DataFrame:
     """One row a method and rule: GREEDY, ALWAYS, AUTO (`enough` of the validation images), thresholds that so many of
-    the validation questions' greedy answers reach, and ORACLE: threshold, n, answers (mean), acc50 (0-1) and
-    delta_vs_always, with 95 % intervals over images. Frames as `by_round` gives them; image_of: query_id -> image."""
+    the validation questions' greedy answers reach, and ORACLE: threshold, n and COLUMNS (answers: the mean; acc50:
+    0-1), with 95 % intervals over images, differences paired. Frames as `by_round` gives them; image_of: query_id ->
+    image."""
     rows = []
     for method in test["method"].unique():
         own, known = (frame[frame["method"] == method] for frame in (test, validation))
         first = known.loc[known["answers"] == 1, "score"]
         stops = {GREEDY: -np.inf, ALWAYS: np.inf, AUTO: enough(known)}
         stops |= {f"greedy of {share:.0%}": float(np.quantile(first, 1 - share, method="higher")) for share in SHARES}
-        always = spent(own, np.inf)
+        always, greedy = spent(own, np.inf), spent(own, -np.inf)["hit"]
         images = pd.factorize(image_of.loc[always.index])[0]
         for rule, threshold in [*stops.items(), (ORACLE, np.nan)]:
             found = (oracle(own) if rule == ORACLE else spent(own, threshold)).loc[always.index]
-            values = np.column_stack([found["answers"], found["hit"], found["hit"] - always["hit"]]).astype(float)
+            gains = [found["hit"] - greedy.loc[always.index], found["hit"] - always["hit"]]
+            values = np.column_stack([found["answers"], found["hit"], *gains]).astype(float)
             ends = np.quantile(bootstrap_means(values, images, draws), INTERVAL, axis=0)
             row = {"method": method, "rule": rule, "threshold": threshold, "n": len(found)}
-            for name, mean, (lo, hi) in zip(("answers", "acc50", "delta_vs_always"), values.mean(0), ends.T):
+            for name, mean, (lo, hi) in zip(COLUMNS, values.mean(0), ends.T):
                 row |= {name: mean, f"{name}_lo": lo, f"{name}_hi": hi}
             rows.append(row)
     return pd.DataFrame(rows)
