@@ -91,8 +91,9 @@ def effort_rows(test: pd.DataFrame, validation: pd.DataFrame, image_of: pd.Serie
 
 
 def _on_validation(study: Study, lvlm: LVLMSpec) -> Experiment:
+    """By the first regressor, which is the one that `ground` has."""
     run = study.run(lvlm, study.train_set, "validation")
-    return Experiment(study.profile, lvlm, study.train_set, run, study.predicted(lvlm, run), study.head_set(lvlm))
+    return Experiment(study.profile, lvlm, study.train_set, run, study.predicted(lvlm, run, [0]), study.head_set(lvlm))
 
 
 def effort_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:

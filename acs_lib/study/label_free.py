@@ -110,7 +110,9 @@ def label_free_table(study: Study, experiments: list[Experiment]) -> pd.DataFram
     for lvlm in study.profile.lvlms:
         run = study.run(lvlm, study.train_set, "train")
         everything = set(run.queries["query_id"])
-        reference = found_sets(run, everything)[LABELLED][0]
+        if LABELLED not in (all_sets := found_sets(run, everything)):
+            raise ValueError(f"{lvlm.name}: no training question has both a good box and a miss; give the profile more")
+        reference = all_sets[LABELLED][0]
         own = [e for e in experiments if e.lvlm == lvlm]
         shape = next(run.candidates()).statistics.shape[2:4]
         sets = sets_by_images(run, study.profile.beyond.label_free, *shape)

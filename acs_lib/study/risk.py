@@ -62,7 +62,7 @@ def chosen_scores(e: Experiment, size: str, methods: Iterable[str]) -> pd.DataFr
 
 def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> pd.DataFrame:
     """`chosen_scores` of METHODS on a split: small objects and, but for the train split, absent ones, if the profile
-    asks for any."""
+    asks for any; by the first regressor, which is the one that `ground` has."""
     parts = [("small", study, dataset)]
     if study.profile.beyond.absent and split != "train":
         absent = about_absent(study, dataset)
@@ -70,7 +70,7 @@ def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> pd.
     found = []
     for size, of, spec in parts:
         run = of.run(lvlm, spec, split)
-        e = Experiment(study.profile, lvlm, dataset, run, study.predicted(lvlm, run), study.head_set(lvlm))
+        e = Experiment(study.profile, lvlm, dataset, run, study.predicted(lvlm, run, [0]), study.head_set(lvlm))
         found.append(chosen_scores(e, size, METHODS))
     frame = pd.concat(found, ignore_index=True)
     return frame.assign(image=f"{split}/" + frame["image_id"].astype(str))
