@@ -603,7 +603,7 @@ def calibrate(
     queries: Annotated[int, typer.Option(min=10, metavar="N", help="Objects to train on, at most.")] = 2000,
     small: Annotated[
         float, typer.Option(metavar="SHARE", help="Objects up to this share of the image are taken.")
-    ] = 0.01,
+    ] = 0.05,
     layers: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Layers that D_c may lie in.", show_default="half of all, 10 at most"),

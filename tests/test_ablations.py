@@ -230,6 +230,14 @@ def test_cocos_threshold_is_in_pixels_of_photographs():
     assert list(photographs["COCO's 32^2 px"].index) == [1], "45 x 45 px are not small, however large the image"
 
 
+def test_photographs_thresholds_hold_what_lies_on_them():
+    """32x32, 64x48 (1 %) and 128x120 px (5 %) of 640x480."""
+    share = np.array([32 * 32, 64 * 48, 128 * 120]) / (640 * 480)
+    queries = pd.DataFrame({"width": 640, "height": 480, "area_fraction": share})
+    found = {value: list(part.index) for value, part in ablations.small_parts(queries, True).items()}
+    assert found == {"COCO's 32^2 px": [0], "0.5 %": [0], "1 %": [0, 1], "5 %": [0, 1, 2]}
+
+
 def test_selectors_of_one_name_are_one_method():
     world = [candidates(name, [[0, 0, 1, 1], [0, 0, 10, 10], [50, 50, 60, 60]]) for name in "ab"]
 

@@ -32,4 +32,5 @@ def test_the_papers_lvlms_are_calibrated_on_an_ordinary_disk(annotated, spec):
     profile = make_profile(spec, *annotated, layers=10)
     splits, _ = plan.make(profile.model_copy(update={"gpu": GPUSpec()}))
     assert splits["queries"].to_list() == [2000, 500]
+    assert profile.small == profile.large == 0.05, "the paper's threshold"
     assert splits["maps_gb"].sum() < 70

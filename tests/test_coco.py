@@ -54,6 +54,17 @@ def test_boxes_are_clipped_and_useless_ones_dropped(tmp_path):
         assert coco.load_queries("d", path, tmp_path)[0].empty
 
 
+@pytest.mark.parametrize(
+    ("side", "size"), [((10, 10), "small"), ((20, 25), "small"), ((20, 25.1), "large"), ((25, 25), "large")]
+)
+def test_one_threshold_leaves_nothing_between_and_counts_as_small(tmp_path, side, size):
+    """20x25 px of 100x100 are 5 %."""
+    path = write(tmp_path, annotations=[annotation(1, bbox=(0, 0, *side))])
+    queries, funnel = coco.load_queries("d", path, tmp_path, 0.05, 0.05)
+    assert queries["size"].tolist() == [size]
+    assert funnel.set_index("step")["count"][["small", "medium", "large"]].sum() == 1
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../b.png", "..\\secret.png"])
 def test_a_path_that_leaves_its_root_is_looked_for_inside(tmp_path, name):
     (tmp_path / "secret.png").write_text("secret")

@@ -26,11 +26,12 @@ from acs_lib.grounding.form import explore
 from acs_lib.grounding.picture import HEAT, draw_picture
 from acs_lib.lvlms.adapter import ParsedAnswer
 from acs_lib.lvlms.checkpoint import calibration_folder, is_embedded, lvlm_digest
-from acs_lib.lvlms.load import load_lvlm, lvlm_spec
+from acs_lib.lvlms.load import load_lvlm, loaded_digest, lvlm_spec
 from acs_lib.method import regressor, sampling
 from acs_lib.method.baselines import METHODS, SELECTORS, slug
 from acs_lib.method.baselines.consensus import FUSIONS
 from acs_lib.method.heads import HeadSet
+from acs_lib.method.origin import Origin
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import choose
 from acs_lib.method.zoom import cut_out, mapped_back, window_around
@@ -220,6 +221,15 @@ def test_a_predicted_iou_of_a_large_box_comes_with_a_warning(result):
     assert [text.endswith("predicted IoU 0.40") for text in told] == [True, False]
     assert "knows small objects alone" in told[1]
     assert "predicted" not in dataclasses.replace(result, box=whole, quality=np.nan).summary
+    known = dataclasses.replace(result, box=whole * 0.2, quality=0.4, small=0.05)  # 4 % of the image
+    assert known.summary.endswith("predicted IoU 0.40"), "a regressor of objects up to 5 %"
+
+
+def test_a_regressor_says_up_to_which_size_its_objects_went(untrained, scene):
+    model = AttentionIoURegressor(untrained.layers, untrained.heads)
+    assert ground(untrained, *scene, "sequence-log-prob", regressor=model, samples=1).small == 0.01
+    model.origin = Origin(weights=loaded_digest(untrained), question=untrained.question, sampling=Sampling(), small=0.3)
+    assert ground(untrained, *scene, "sequence-log-prob", regressor=model, samples=1).small == 0.3
 
 
 @pytest.mark.parametrize("name", ["Police  Car", " police car "])

@@ -53,13 +53,19 @@ def test_the_profile_is_the_papers_table_and_its_checkpoints_are_pinned():
     assert {lvlm.source for lvlm in PAPER.lvlms} <= set(CONFIGS)
 
 
+def test_small_goes_up_to_five_percent_and_nothing_is_medium():
+    assert PAPER.small == PAPER.large == 0.05
+    sizes = {size for dataset in PAPER.datasets for split in dataset.splits.values() for size in split.queries}
+    assert sizes == {"small", "large"}
+
+
 def test_the_plan_is_printed_before_anything_runs(reports):
     result = acs("run", "--profile", "paper", "--limit", "5", "--dry-run")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     first = next(number for number, line in enumerate(lines) if "would run" in line)
     assert lines[0] == "plan of the profile paper-first-5" and first > 8
-    assert "together: 80 queries, 880 answers, " in result.output  # 2 LVLMs x (5 + 5 + 15 + 15)
+    assert "together: 60 queries, 660 answers, " in result.output  # 2 LVLMs x (5 + 5 + 10 + 10)
     assert "assumed, not measured: one A100" in result.output and "`acs data`" in result.output
     assert not reports.exists(), "a dry run writes nothing"
 
@@ -124,10 +130,10 @@ def test_the_plan_counts_the_queries_and_images_that_are_there(reports):
     assert (found["queries"], found["answers"], found["images"], found["counted"]) == (7, 77, "4 of 7", True)
     assert found["image_tokens"] == 21 * 14  # 600x400 becomes 588x392
     other = rows.loc["InternVL-3.5-8B", "Objects365", "test"]
-    assert (other["queries"], other["counted"], other["image_tokens"]) == (4000, False, 13 * 256)
+    assert (other["queries"], other["counted"], other["image_tokens"]) == (3500, False, 13 * 256)
     assert (lvlms["memory_gb"] > lvlms["weights_gb"]).all()
     text = plan.say(PAPER)
-    assert " 7 " in text and "4000 at most" in text
+    assert " 7 " in text and "3500 at most" in text
 
 
 def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserves(reports):
@@ -145,10 +151,10 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
 
 
 def test_the_plan_is_held_against_this_machine(reports, monkeypatch):
-    room = SimpleNamespace(free=590e9)
+    room = SimpleNamespace(free=545e9)
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: room)
-    assert f"the disk of {paths.ROOT.name} has 590 GB free: too little" in plan.say(PAPER)
-    room.free = 605e9
+    assert f"the disk of {paths.ROOT.name} has 545 GB free: too little" in plan.say(PAPER)
+    room.free = 560e9
     assert "too little" not in plan.say(PAPER)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     card = SimpleNamespace(name="RTX 4090", total_memory=25.4e9)

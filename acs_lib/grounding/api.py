@@ -25,7 +25,7 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from acs_lib import paths, profiles
+from acs_lib import paths
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates
 from acs_lib.core.files import query_key
@@ -46,14 +46,13 @@ from acs_lib.method.baselines.likelihood import p_true, sequence_logprob
 from acs_lib.method.forced import force_candidates
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
-from acs_lib.method.origin import Origin, check_origin, usual_sampling, warn_of_other_sampling
+from acs_lib.method.origin import SMALL, Origin, check_origin, usual_sampling, warn_of_other_sampling
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Fusion, Selector, acs_free, acs_learned, choose
 from acs_lib.method.zoom import Window, cut_out, joined, mapped_back, placed, window_around
 from acs_lib.profiles import Sampling, sampling_of
 
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
-SMALL = profiles.Profile.model_fields["small"].default  # share of the image
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
 SETTINGS = "samples", "temperature", "top_p", "seed", "max_new_tokens"  # of sampling, told with an answer
 
@@ -144,6 +143,7 @@ class Grounding:
     score: of the chosen row, higher is better; its scale is the selector's; NaN for greedy's and fusions' boxes
     quality: IoU (0-1) that the regressor predicts for the chosen row; NaN without a regressor and for fusions. A
         regressor is trained on small objects: of others it says nothing, and `summary` warns
+    small: up to which share of the image the regressor's objects went
     table: one row a candidate (0 is the greedy answer): candidate, x1, y1, x2, y2 (NaN without a box), text, score,
         logprob (sum over the coordinate tokens), predicted_iou, failure ('' or why there is no box), and look (1 or 2)
         where there was a closer one
@@ -167,6 +167,7 @@ class Grounding:
     heads: tuple[tuple[int, int], ...]
     coordinates: tuple[int, ...]
     window: Window | None = None
+    small: float = SMALL
 
     @property
     def _rows(self) -> np.ndarray:
@@ -205,7 +206,7 @@ class Grounding:
             return f"{self.lvlm} gave no box for '{self.category}'"
         where = ", ".join(f"{value:.0f}" for value in self.box)
         expected = f", predicted IoU {self.quality:.2f}" if np.isfinite(self.quality) else ""
-        if expected and bx.area(self.box) > SMALL * self.image.width * self.image.height:
+        if expected and bx.area(self.box) > self.small * self.image.width * self.image.height:
             expected += " (by a regressor that knows small objects alone)"
         return f"'{self.category}' at ({where}) px, chosen by {self.selector}{expected}"
 
@@ -427,6 +428,7 @@ def _chosen(
         image=picture, category=candidates.category, lvlm=lvlm.name, selector=method.name, settings=settings,
         box=box if np.isfinite(box).all() else None, chosen=chosen, score=score, quality=quality, table=table,
         candidates=candidates, heads=read.heads, coordinates=read.coordinates,
+        small=SMALL if model is None or model.origin is None else model.origin.small,
     )  # fmt: skip
 
 

@@ -4,17 +4,23 @@ asked for, drawn and read."""
 import warnings
 from collections.abc import Iterable
 
+from pydantic import Field
+
 from acs_lib.profiles import Sampling, Strict
+
+SMALL = 0.01  # share of the image, of files that do not say
 
 
 class Origin(Strict):
     """weights: `lvlm_digest` of the LVLM; question: its question, with {object}; sampling: how its answers were drawn,
-    and which attention row was read; map_side: to how many rows and columns maps were averaged, None the grid's own."""
+    and which attention row was read; map_side: to how many rows and columns maps were averaged, None the grid's own;
+    small: up to which share of the image the objects went."""
 
     weights: str
     question: str
     sampling: Sampling
     map_side: int | None = None
+    small: float = Field(SMALL, exclude_if=lambda share: share == SMALL)
 
 
 def is_of(recorded: str, lvlm: str, origin: Origin | None) -> bool:

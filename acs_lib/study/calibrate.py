@@ -19,11 +19,12 @@ from acs_lib.study.stages import Study
 
 NAME = "calibrate"  # of the profile, and of its folder of runs
 TRAIN_SHARE = 0.8  # of the images; the others choose the number of heads and the regressor's epoch
+SMALL = 0.05  # share of the image: the paper's threshold, as we infer it (see profiles/paper.yaml)
 LEAST = 8  # queries in either split, below which nothing can be told
 
 
 def make_profile(
-    lvlm: LVLMSpec, annotations: Path, images: Path, queries: int = 2000, small: float = 0.01,
+    lvlm: LVLMSpec, annotations: Path, images: Path, queries: int = 2000, small: float = SMALL,
     layers: int | None = None, samples: int = 10, temperature: float | None = None, top_p: float | None = None,
     seed: int = 0, units: str | None = None,
 ) -> Profile:  # fmt: skip
@@ -42,10 +43,10 @@ def make_profile(
     if not images.is_dir():
         raise FileNotFoundError(f"there is no folder of images at {images}")
     read = phrases.read_phrases(annotations, images, units) if units else coco.read_annotations(annotations)
-    found, _ = coco.find_queries(annotations.stem, annotations, read, images, small, max(small, 0.05))
+    found, _ = coco.find_queries(annotations.stem, annotations, read, images, small, small)
     if found.empty or not (found["size"] == "small").any():
         raise ValueError(
-            f"{annotations} has no small object (under {small:.1%} of its image) whose name occurs once in its image"
+            f"{annotations} has no small object (up to {small:.1%} of its image) whose name occurs once in its image"
         )
     where = {"annotations": str(annotations), "folder": str(images), "units": units}
     splits = {
@@ -56,7 +57,7 @@ def make_profile(
     profile = Profile(
         name=NAME, description=f"D_c of {lvlm.name} from {annotations.name}", duration="not measured", lvlms=(lvlm,),
         datasets=(dataset,), train_on=dataset.name,
-        small=small, large=max(small, 0.05), batch_queries=1, map_side=MAP_SIDE,
+        small=small, large=small, batch_queries=1, map_side=MAP_SIDE,
         sampling=sampling_of(lvlm.name, samples, temperature, top_p, seed),
         heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),
     )  # fmt: skip

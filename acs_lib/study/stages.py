@@ -159,8 +159,9 @@ class Study:
         """What D_c and the regressors of an LVLM belong to."""
         profile = self.profile
         return Origin(
-            weights=lvlm_digest(lvlm), question=lvlm.question, sampling=profile.sampling, map_side=profile.map_side
-        )
+            weights=lvlm_digest(lvlm), question=lvlm.question, sampling=profile.sampling, map_side=profile.map_side,
+            small=profile.small,
+        )  # fmt: skip
 
     def fit(self, lvlm: LVLMSpec, seed: int = 0, shuffle_labels: bool = False) -> AttentionIoURegressor:
         """The attention-IoU regressor of an LVLM, trained on the train split of `train_set` (or read from disk).
