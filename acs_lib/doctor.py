@@ -1,6 +1,7 @@
 """What this machine has, what each profile needs of it, and what to do next: `acs doctor`."""
 
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -81,9 +82,10 @@ def devices() -> Iterator[Finding]:
 
 def memory() -> Finding:
     """How much memory there is, where the system tells."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    except (AttributeError, ValueError, OSError):
+    from acs_lib.runs.local import machine_memory  # late: it brings torch
+
+    total = machine_memory()
+    if math.isnan(total):
         return Finding("memory", "note", "not told by this system")
     state = "ok" if total >= MEMORY else "lack"
     mend = "" if state == "ok" else f"mend: a run takes about {MEMORY:.0f} GB; lower `batch_queries` in the profile"

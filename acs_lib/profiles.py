@@ -160,6 +160,7 @@ class Profile(Strict):
     batch_queries: int = 16
     map_side: int | None = Field(None, ge=1)  # maps are averaged to at most so many rows and columns
     gpu: GPUSpec | None = None
+    plan_here: bool = False  # state the cost beforehand as this machine would have it, from a second's measurement
     regressor: RegressorSpec = RegressorSpec()
     heads: HeadsSpec
     ablations: AblationsSpec = AblationsSpec()

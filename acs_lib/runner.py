@@ -349,8 +349,8 @@ def run(
 ) -> Path | None:
     """Run what is not finished of a profile, and return its index.html (None after a dry run, which writes nothing).
 
-    A profile that names its GPU has its cost printed first. `limit`: with at most so many queries of each size and
-    split, as the profile `<name>-first-<limit>`, which has runs and a report of its own.
+    A profile that names its GPU, or that is to be planned here, has its cost printed first. `limit`: with at most so
+    many queries of each size and split, as the profile `<name>-first-<limit>`, which has runs and a report of its own.
     RunError: an unknown profile or notebook, a misspelt parameter, an engine that is not installed, no GPU for a
     profile that names one, a notebook that failed.
     """
@@ -372,7 +372,7 @@ def run(
         typer.echo(f"{stage.label}: reused" + (f", although {reason}" if reason else ""))
     to_run = [(stage, "follows") for stage in stages[first:]]
     to_run[:1] = [(stage, stage.stale() if start is None else "--from") for stage, _ in to_run[:1]]
-    if to_run and profile.gpu:
+    if to_run and (profile.gpu or profile.plan_here):
         from acs_lib.runs import plan  # late: it brings torch
 
         typer.echo(plan.say(profile))

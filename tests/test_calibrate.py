@@ -30,7 +30,7 @@ def annotated(tmp_path_factory):
 def test_the_papers_lvlms_are_calibrated_on_an_ordinary_disk(annotated, spec):
     """InternVL's own maps of 48x64 cells would take 781 GB; the regressor sees 16x16."""
     profile = make_profile(spec, *annotated, layers=10)
-    splits, _ = plan.make(profile.model_copy(update={"gpu": GPUSpec()}))
+    splits, _ = plan.make(profile, GPUSpec())
     assert splits["queries"].to_list() == [2000, 500]
     assert profile.small == profile.large == 0.05, "the paper's threshold"
     assert splits["maps_gb"].sum() < 70

@@ -47,6 +47,17 @@ def test_this_cpu_is_measured_once():
     assert 0 < devices._speed_up() == devices._speed_up() and devices._speed_up.cache_info().misses == 1
 
 
+def test_rates_are_operations_and_bytes_over_the_median_of_what_products_take(monkeypatch):
+    """A clock by which a product of many rows takes 2 s and one of few rows 4 s, but for one that is disturbed."""
+    spans = iter([9.0, 2, 2, 2, 4, 4, 9, 4])
+    clock = (moment for span in spans for moment in (0.0, span))
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(devices, "WIDE", 6)
+    monkeypatch.setattr(devices, "NARROW", 4)
+    tflops, bandwidth = devices.measured_rates("cpu", torch.float32, seconds=0)
+    assert tflops == pytest.approx(2 * 256 * 24 / 2 / 1e12) and bandwidth == pytest.approx(24 * 4 / 4 / 1e9)
+
+
 @pytest.fixture
 def half(tmp_path):
     """The embedded InternVL, stored in bfloat16 as published LVLMs are."""

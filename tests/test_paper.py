@@ -124,7 +124,7 @@ def coco_file(folder, name, count):
 
 def test_the_plan_counts_the_queries_and_images_that_are_there(reports):
     coco_file(paths.ROOT / "data" / "coco", "instances_val2017.json", 7)
-    splits, lvlms = plan.make(PAPER)
+    splits, lvlms = plan.make(PAPER, PAPER.gpu)
     rows = splits.set_index(["lvlm", "dataset", "split"])
     found = rows.loc["Qwen2.5-VL-7B", "COCO", "test"]
     assert (found["queries"], found["answers"], found["images"], found["counted"]) == (7, 77, "4 of 7", True)
@@ -142,11 +142,11 @@ def test_the_plan_says_when_a_gpu_is_too_small_and_its_disk_is_what_a_run_reserv
     small = Profile.model_validate(content)
     assert "does not fit into 8 GB (a small one): lower `batch_queries`" in plan.say(small)
     assert "does not fit" not in plan.say(PAPER)
-    splits, _ = plan.make(PAPER)
+    splits, _ = plan.make(PAPER, PAPER.gpu)
     of_a_query = splits["maps_gb"] * 1e9 / splits["queries"]
     assert of_a_query.iloc[0] == 11 * 4 * 28 * 28 * (2 * 16 * 16 + 16), "maps in float16, four statistics in float32"
     content["map_side"] = None
-    whole, _ = plan.make(Profile.model_validate(content))
+    whole, _ = plan.make(Profile.model_validate(content), PAPER.gpu)
     assert (whole["maps_gb"] / splits["maps_gb"]).iloc[-1] == pytest.approx((2 * 3072 + 16) / (2 * 256 + 16))
 
 
@@ -165,7 +165,7 @@ def test_the_plan_is_held_against_this_machine(reports, monkeypatch):
 
 
 def test_host_memory_and_the_regressors_time_are_those_that_were_measured(reports):
-    lvlms = plan.make(PAPER)[1].set_index("lvlm")
+    lvlms = plan.make(PAPER, PAPER.gpu)[1].set_index("lvlm")
     answers, epochs = 4000 * 11, 5 + 3 * 2
     measured = {"Qwen2.5-VL-7B": 0.012, "InternVL-3.5-8B": 0.017}  # seconds an answer
     for lvlm, seconds in measured.items():
@@ -183,11 +183,11 @@ def test_an_lvlms_image_settings_are_part_of_its_key_and_of_the_plan(reports):
     assert tiles.model_dump() == {**plain.model_dump(), "max_tiles": 6}
     assert "max_tiles" not in plain.model_dump() and "max_pixels" not in plain.model_dump(), "keys of older runs stay"
     small = PAPER.lvlms[0].model_copy(update={"max_pixels": 100_000})
-    splits, _ = plan.make(PAPER.model_copy(update={"lvlms": (small, tiles)}))
+    splits, _ = plan.make(PAPER.model_copy(update={"lvlms": (small, tiles)}), PAPER.gpu)
     assert splits["image_tokens"].unique().tolist() == [9 * 13, 7 * 256]
     wrong = PAPER.lvlms[0].model_copy(update={"max_tiles": 6})
     with pytest.raises(ValueError, match="sets max_tiles, which LVLMs of the type qwen2_5_vl do not have"):
-        plan.make(PAPER.model_copy(update={"lvlms": (wrong,)}))
+        plan.make(PAPER.model_copy(update={"lvlms": (wrong,)}), PAPER.gpu)
     with pytest.raises(ValueError, match="max_tiles"):
         Profile.model_validate({**PAPER.model_dump(), "lvlms": [{**plain.model_dump(), "max_tiles": 0}]})
 

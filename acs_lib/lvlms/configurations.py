@@ -1,4 +1,4 @@
-"""The published configurations of the paper's LVLMs, so that a run can be planned without fetching anything."""
+"""The published configurations of the profiles' LVLMs, so that a run can be planned without fetching anything."""
 
 import torch
 from torch import nn
@@ -16,9 +16,14 @@ QWEN3_TEXT = dict(
     num_key_value_heads=8, head_dim=128,
 )  # fmt: skip
 
+INTERNVIT_300M = dict(
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, image_size=[448, 448],
+    patch_size=[14, 14], attention_bias=True,
+)  # fmt: skip
+
 # What decides the size of a model, from the `config.json` of the checkpoints. The models built from these have the
-# published number of parameters to the last one (the Qwen repositories' safetensors index and hub pages; InternVL's
-# documentation: 8.5 B), which a test holds.
+# published number of parameters to the last one (the Qwen repositories' safetensors index and hub pages; the file of
+# InternVL3.5-1B as public projects record it; the 8B's documentation: 8.5 B), which a test holds.
 CONFIGS = {
     "Qwen/Qwen2-VL-7B-Instruct": dict(
         model_type="qwen2_vl", text_config=QWEN2_TEXT,
@@ -38,12 +43,26 @@ CONFIGS = {
             num_position_embeddings=2304, deepstack_visual_indexes=[8, 16, 24],
         ),
     ),
-    "OpenGVLab/InternVL3_5-8B-HF": dict(
-        model_type="internvl", image_seq_length=256,
-        text_config=dict(QWEN3_TEXT, model_type="qwen3", tie_word_embeddings=False),
+    "Qwen/Qwen3-VL-2B-Instruct": dict(
+        model_type="qwen3_vl", tie_word_embeddings=True,
+        text_config=dict(
+            QWEN3_TEXT, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16,
+            tie_word_embeddings=True,
+        ),
         vision_config=dict(
-            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
-            image_size=[448, 448], patch_size=[14, 14], attention_bias=True,
+            depth=24, hidden_size=1024, intermediate_size=4096, out_hidden_size=2048, num_heads=16, patch_size=16,
+            num_position_embeddings=2304, deepstack_visual_indexes=[5, 11, 17],
+        ),
+    ),
+    "OpenGVLab/InternVL3_5-8B-HF": dict(
+        model_type="internvl", image_seq_length=256, vision_config=INTERNVIT_300M,
+        text_config=dict(QWEN3_TEXT, model_type="qwen3", tie_word_embeddings=False),
+    ),
+    "OpenGVLab/InternVL3_5-1B-HF": dict(
+        model_type="internvl", image_seq_length=256, vision_config=INTERNVIT_300M,
+        text_config=dict(
+            QWEN3_TEXT, model_type="qwen3", hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+            num_attention_heads=16, tie_word_embeddings=False,
         ),
     ),
 }  # fmt: skip
@@ -58,10 +77,10 @@ def published_config(spec: LVLMSpec) -> PreTrainedConfig:
     if known is None:
         return lvlm_config(spec)
     settings = {name: value for name, value in known.items() if name != "model_type"}
-    return AutoConfig.for_model(known["model_type"], **settings, tie_word_embeddings=False)
+    return AutoConfig.for_model(known["model_type"], **{"tie_word_embeddings": False, **settings})
 
 
-def meta_model(config: PreTrainedConfig) -> nn.Module:
-    """The model of the real class, without weights."""
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """The model of the real class, without weights, as if they were of that number format."""
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype)

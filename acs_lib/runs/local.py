@@ -33,6 +33,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def machine_memory() -> float:
+    """GB of this machine, NaN where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, ValueError, OSError):
+        return float("nan")
+
+
 def _begin(gpus, parent: Connection) -> None:
     """What a process does first. `gpus`: a queue that holds the GPU of each process, empty without GPUs; `parent`: it
     ends where the process at the other end closes it, or is killed."""

@@ -1,8 +1,9 @@
-"""What a run of a profile will cost, before it starts: queries, candidates, GPU hours, memory and disk.
+"""What a run of a profile will cost, before it starts: queries, candidates, hours, memory, disk and what is fetched.
 
 Nothing is fetched for it: the models are built from their published configurations on the meta device, without weights,
 and every linear layer, attention and map is counted. What is counted is exact (a test sets it against PyTorch's own
-counter of operations); how fast a GPU does it is an assumption of the profile (`GPUSpec`), and `say` says so.
+counter of operations); how fast a GPU does it is an assumption of the profile (`GPUSpec`), or the machine at hand is
+measured for a second (`here`), and `say` says so.
 """
 
 import shutil
@@ -17,17 +18,21 @@ from acs_lib import paths
 from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.lvlms.adapter import LVLM, ImageTokens
 from acs_lib.lvlms.configurations import meta_model, published_config
+from acs_lib.lvlms.devices import default_device, fast_dtype, measured_rates
 from acs_lib.lvlms.load import adapter_of
 from acs_lib.method.regressor import MAP_SIDE
-from acs_lib.profiles import GPUSpec, Profile
+from acs_lib.profiles import GPUSpec, LVLMSpec, Profile
 from acs_lib.runs.answer import bytes_per_query
+from acs_lib.runs.local import cores, machine_memory
 from acs_lib.runs.store import SHARD
 
 VERIFICATION_TOKENS = 60  # tokens of P(True)'s question that are no image, about
 QUESTION_TOKENS = 40  # tokens of the prompt that are no image, about; those of the chat template included
 IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most frequent
 IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
-BFLOAT16, FLOAT32 = 2, 4  # bytes
+ANNOTATION_BYTES = 0.26e9  # of a dataset, about: COCO's archive has 253 MB, Objects365's file 269
+BFLOAT16, FLOAT32 = 2, 4  # bytes; weights are published in the former
+MEASURED_SHARE = 0.5  # of what products of matrices alone reach, an assumption: norms, attention and rows take the rest
 # The regressor on one CPU thread, measured: 12 ms a training answer with maps of Qwen2.5-VL-7B's shape (4 x 28 x 28 x
 # 256 numbers) and 17 ms with InternVL-3.5-8B's (4 x 36 x 32 x 256).
 TRAINING_SECONDS = 14.6e-9  # a number of the maps
@@ -80,7 +85,7 @@ def seconds(model: nn.Module, tokens: ImageTokens, answers: int, steps: int, bat
     pass of `batch` queries) or by its operations, whichever is slower."""
     compute, bandwidth = gpu.tflops * 1e12 * gpu.compute_share, gpu.bandwidth * 1e9 * gpu.bandwidth_share
     weights = decoder_parameters(model)
-    read = BFLOAT16 * weights + batch * cache_bytes(model, tokens, answers, steps)
+    read = model.dtype.itemsize * weights + batch * cache_bytes(model, tokens, answers, steps)
     decode = max(read / bandwidth, 2 * weights * answers * batch / compute)
     return prefill_flops(model, tokens) / compute + steps * decode / batch
 
@@ -90,14 +95,14 @@ def verification_seconds(model: nn.Module, tokens: ImageTokens, answers: int, gp
     as long as its operations or the reading of the weights take, whichever is slower."""
     compute, bandwidth = gpu.tflops * 1e12 * gpu.compute_share, gpu.bandwidth * 1e9 * gpu.bandwidth_share
     weights = decoder_parameters(model)
-    one = max(BFLOAT16 * weights / bandwidth, 2 * weights * VERIFICATION_TOKENS / compute)
+    one = max(model.dtype.itemsize * weights / bandwidth, 2 * weights * VERIFICATION_TOKENS / compute)
     return prefill_flops(model, tokens) / compute + answers * one
 
 
 def cache_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int) -> int:
     """Keys and values of one query: its prompt once, and the tokens of all its answers."""
     text = model.config.get_text_config()
-    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text) * BFLOAT16
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text) * model.dtype.itemsize
     return a_token * (tokens.image + QUESTION_TOKENS + answers * steps)
 
 
@@ -105,9 +110,9 @@ def memory_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int
     """Of the GPU at its fullest: weights, cache, attention rows (of the pass, and of the four numbers of every answer),
     and the widest activations of the prefill (a gated layer's three). What PyTorch itself needs comes on top."""
     text = model.config.get_text_config()
-    weights = BFLOAT16 * sum(parameter.numel() for parameter in model.parameters())
+    weights = model.dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
     rows = FLOAT32 * 5 * answers * text.num_hidden_layers * text.num_attention_heads * tokens.cells
-    widest = BFLOAT16 * 3 * text.intermediate_size * (tokens.image + QUESTION_TOKENS)
+    widest = model.dtype.itemsize * 3 * text.intermediate_size * (tokens.image + QUESTION_TOKENS)
     return weights + batch * (cache_bytes(model, tokens, answers, steps) + rows + widest)
 
 
@@ -133,20 +138,21 @@ def tokens_of_images(
     return mean, max(found, key=lambda tokens: tokens.image)
 
 
-def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(one row an LVLM and split, one row an LVLM) of a profile that names its GPU.
+def make(profile: Profile, gpu: GPUSpec) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(one row an LVLM and split, one row an LVLM) of a profile on `gpu`.
 
-    Splits: lvlm, dataset, split, queries, answers, image_tokens (mean), gpu_hours, maps_gb, counted (whether queries
-    and image sizes are those of the annotation file; else the profile's limits and IMAGE_SIZE), images (on disk, of
-    those needed). LVLMs: lvlm, parameters, weights_gb, memory_gb (of the GPU), host_gb, regressor_hours.
+    Splits: lvlm, dataset, split, queries, answers, image_tokens (mean), hours, maps_gb, counted (whether queries and
+    image sizes are those of the annotation file; else the profile's limits and IMAGE_SIZE), images (on disk, of those
+    needed). LVLMs: lvlm, parameters, weights_gb (of its files), memory_gb (where it computes), host_gb,
+    regressor_hours.
     """
-    gpu, how = profile.gpu, profile.sampling
+    how = profile.sampling
     splits = [
         (dataset, split, *_queries(profile, dataset, split)) for dataset in profile.datasets for split in dataset.splits
     ]
     rows, models = [], []
     for spec in profile.lvlms:
-        model = meta_model(published_config(spec))
+        model = meta_model(published_config(spec), computed_in(profile, spec))
         adapter = adapter_of(model.config.model_type, spec.source)
         text = model.config.get_text_config()
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -171,7 +177,7 @@ def make(profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
             rows.append((spec.name, dataset.name, split, count, answers, tokens.image, hours, disk, counted, images))
         weights = BFLOAT16 * parameters / 1e9
         models.append((spec.name, parameters, weights, max(memory) / 1e9, max(host) / 1e9, training))
-    names = "lvlm dataset split queries answers image_tokens gpu_hours maps_gb counted images".split()
+    names = "lvlm dataset split queries answers image_tokens hours maps_gb counted images".split()
     of_lvlms = "lvlm parameters weights_gb memory_gb host_gb regressor_hours".split()
     return pd.DataFrame(rows, columns=names), pd.DataFrame(models, columns=of_lvlms)
 
@@ -188,6 +194,14 @@ def _queries(profile: Profile, dataset, split: str) -> tuple[pd.Series, bool, st
     return queries[["width", "height"]].value_counts(), True, f"{there} of {len(images)}"
 
 
+def computed_in(profile: Profile, spec: LVLMSpec) -> torch.dtype:
+    """The number format in which the plan has an LVLM compute: the profile's; where that is 'auto', bfloat16 on a GPU
+    of the profile and else what is fast on this machine."""
+    if spec.dtype != "auto":
+        return getattr(torch, spec.dtype)
+    return torch.bfloat16 if profile.gpu else fast_dtype(default_device())
+
+
 def gpu_here(gpu: GPUSpec) -> tuple[str, float]:
     """Name and memory (GB) of the GPU of this machine, or those of the profile's where there is none."""
     if not torch.cuda.is_available():
@@ -196,13 +210,29 @@ def gpu_here(gpu: GPUSpec) -> tuple[str, float]:
     return found.name, found.total_memory / 1e9
 
 
+def here() -> GPUSpec:
+    """This machine, as fast as it multiplies matrices at the moment, which takes about a second to measure; memory is
+    infinite where the system does not tell."""
+    device = default_device()
+    dtype, name = fast_dtype(device), f"this machine, {cores()} cores" if device == "cpu" else f"this machine, {device}"
+    tflops, bandwidth = measured_rates(device, dtype)
+    memory = gpu_here(GPUSpec())[1] if device == "cuda" else machine_memory()
+    return GPUSpec(
+        name=f"{name}, {str(dtype).removeprefix('torch.')}", tflops=tflops, bandwidth=bandwidth,
+        memory=memory if memory > 0 else float("inf"), compute_share=MEASURED_SHARE, bandwidth_share=MEASURED_SHARE,
+    )  # fmt: skip
+
+
 def say(profile: Profile) -> str:
     """The plan as text, with what it assumes, and whether it fits on this machine."""
-    splits, lvlms = make(profile)
-    gpu, how = profile.gpu, profile.sampling
+    gpu, how = profile.gpu or here(), profile.sampling
+    splits, lvlms = make(profile, gpu)
     name, memory = gpu_here(gpu)
     folder = next(folder for folder in (paths.RUNS, *paths.RUNS.parents) if folder.exists())
     free = shutil.disk_usage(folder).free / 1e9
+    kind = "GPU " if profile.gpu or default_device() != "cpu" else ""
+    if not kind:  # weights and whatever is computed lie in the machine's own memory
+        lvlms["memory_gb"] = (lvlms["memory_gb"] + PROCESS / 1e9).clip(lower=lvlms["host_gb"])
     shown = splits.drop(columns="counted").assign(
         queries=[f"{row.queries}{'' if row.counted else ' at most'}" for row in splits.itertuples()]
     )
@@ -214,14 +244,15 @@ def say(profile: Profile) -> str:
         shown.to_string(index=False, float_format="{:.2f}".format),
         models.to_string(index=False, float_format="{:.1f}".format),
         f"together: {splits['queries'].sum()} queries, {splits['answers'].sum()} answers, "
-        f"{splits['gpu_hours'].sum():.1f} GPU hours, {lvlms['memory_gb'].max():.0f} GB of GPU memory, "
+        f"{splits['hours'].sum():.1f} {kind}hours, {lvlms['memory_gb'].max():.0f} GB of {kind}memory, "
         f"{total:.0f} GB of disk (maps {splits['maps_gb'].sum():.0f}, weights {lvlms['weights_gb'].sum():.0f}, "
-        f"images about {images:.0f})",
+        f"images about {images:.1f})",
+        f"to fetch, unless it is here: weights {lvlms['weights_gb'].sum():.1f} GB, images about {images:.1f} GB (those "
+        f"of Objects365 in whole archives), annotations {ANNOTATION_BYTES / 1e9:.2f} GB a dataset",
         f"host memory about {lvlms['host_gb'].max():.0f} GB; regressor about {lvlms['regressor_hours'].sum():.1f} h on "
         "the CPU (less on a GPU)",
         "counted: operations, parameters, tokens and bytes, from the models' published configurations",
-        f"assumed, not measured: one {gpu.name} that reaches {gpu.compute_share:.0%} of {gpu.tflops:g} TFLOPS in the "
-        f"prefill and {gpu.bandwidth_share:.0%} of {gpu.bandwidth:g} GB/s while decoding; every answer as long as the "
+        f"{_speed_told(profile, gpu)}; every answer as long as the "
         f"limit of {how.max_new_tokens} tokens; {QUESTION_TOKENS} tokens of question; one image of "
         f"{IMAGE_BYTES // 1000} kB a query; in the host's memory {PROCESS / 1e9:.0f} GB and an LVLM's weights, or two "
         f"shards of {SHARD} queries' maps twice; the regressor at {TRAINING_SECONDS * 1e9:g} ns a number of the maps, "
@@ -233,7 +264,7 @@ def say(profile: Profile) -> str:
             f"{IMAGE_SIZE[1]} px; `acs data` fetches annotations and images, or links those that you have"
         )
     if profile.p_true:
-        lines.append("GPU hours of test splits include P(True), one more question about every answer")
+        lines.append("hours of test splits include P(True), one more question about every answer")
     if lvlms["memory_gb"].max() > memory:
         lines.append(f"this does not fit into {memory:.0f} GB ({name}): lower `batch_queries` in the profile")
     if total > free:
@@ -242,3 +273,16 @@ def say(profile: Profile) -> str:
             "`map_side` or the numbers of queries in the profile"
         )
     return "\n".join(lines)
+
+
+def _speed_told(profile: Profile, gpu: GPUSpec) -> str:
+    if profile.gpu:
+        return (
+            f"assumed, not measured: one {gpu.name} that reaches {gpu.compute_share:.0%} of {gpu.tflops:g} TFLOPS in "
+            f"the prefill and {gpu.bandwidth_share:.0%} of {gpu.bandwidth:g} GB/s while decoding"
+        )
+    return (
+        f"measured for a second on {gpu.name}, as busy as it is now: products of matrices at {gpu.tflops:.3g} TFLOPS, "
+        f"as in a prefill, and at {gpu.bandwidth:.3g} GB/s of weights, as in decoding; assumed: an LVLM reaches "
+        f"{MEASURED_SHARE:.0%} of both"
+    )

@@ -18,7 +18,7 @@ from acs_lib.method.sampling import generate
 from acs_lib.profiles import GPUSpec, LVLMSpec, Sampling
 from acs_lib.runs import plan
 
-CHECKPOINTS = {
+CHECKPOINTS = {  # of the paper's size
     "qwen2-vl": "Qwen/Qwen2-VL-7B-Instruct",
     "qwen2.5-vl": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3-vl": "Qwen/Qwen3-VL-8B-Instruct",
@@ -39,10 +39,22 @@ def config(family):
 
 def test_the_models_have_the_published_number_of_parameters(family, config):
     model = meta_model(config)
+    assert model.dtype.itemsize == plan.BFLOAT16, "as weights are published"
     found = sum(parameter.numel() for parameter in model.parameters())
     assert found == pytest.approx(PARAMETERS[family.name], rel=0.005 if family.name == "internvl" else 0)
     assert type(model) is type(family.build().model)
-    assert model.dtype.itemsize in (plan.BFLOAT16, plan.FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("source", "parameters"),
+    [("Qwen/Qwen3-VL-2B-Instruct", 2_127_532_032), ("OpenGVLab/InternVL3_5-1B-HF", 1_060_897_792)],
+)
+def test_the_small_models_too(source, parameters, family):
+    if CHECKPOINTS[family.name].partition("/")[0] != source.partition("/")[0] or family.name == "qwen2-vl":
+        pytest.skip("of another family")
+    model = meta_model(published_config(LVLMSpec(name=source, source=source)), torch.float32)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model.dtype == torch.float32
 
 
 def test_tokens_of_an_image_are_the_image_processors(config, family, published):  # noqa: F811
@@ -102,7 +114,7 @@ def test_the_cache_has_the_bytes_that_were_reckoned(lvlm, monkeypatch):
     prompt = lvlm.prompt(picture(320, 240), "dog")
     with scripted(lvlm, "x" * 9):  # no end: all answers go to the limit
         generate(lvlm, [prompt], [0], Sampling(samples=2, max_new_tokens=9))
-    found = sum(2 * layer.keys.numel() * plan.BFLOAT16 for layer in caches[0].layers)
+    found = sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in caches[0].layers)
     tokens = tokens_of(lvlm, prompt)
     reckoned = plan.cache_bytes(lvlm.model, tokens, answers=3, steps=9)
     a_token = found / (prompt.length + 3 * 8)
@@ -127,8 +139,8 @@ def test_p_true_prefills_once_and_passes_once_an_answer(lvlm):
     tokens, gpu, weights = ImageTokens(1564, 1, 391, 391), GPUSpec(), plan.decoder_parameters(lvlm.model)
     prefill = plan.prefill_flops(lvlm.model, tokens) / (312e12 * 0.4)
     assert plan.verification_seconds(lvlm.model, tokens, 0, gpu) == pytest.approx(prefill)
-    # a weight: two bytes at 612 GB/s take longer than its 120 operations (60 tokens) at 125 TFLOPS
-    reading, computing = 2 * weights / (2039e9 * 0.3), 2 * 60 * weights / (312e12 * 0.4)
+    # a weight: four bytes at 612 GB/s take longer than its 120 operations (60 tokens) at 125 TFLOPS
+    reading, computing = 4 * weights / (2039e9 * 0.3), 2 * 60 * weights / (312e12 * 0.4)
     found = plan.verification_seconds(lvlm.model, tokens, 11, gpu) - prefill
     assert found == pytest.approx(11 * max(reading, computing)) and reading > computing
     slow = GPUSpec(tflops=gpu.tflops / 10)
