@@ -56,20 +56,29 @@ CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # a model's image in the chat, its answer, its image processor, and what the published settings lack or a tiny one has
+QWEN = dict(
+    image="<|vision_start|><|image_pad|><|vision_end|>",
+    answer='[{"bbox_2d": [128, 245, 256, 367], "label": "cup"}]<|im_end|>',
+    tiny=dict(hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64),
+)  # fmt: skip
+INTERNVL = dict(
+    image="<IMG_CONTEXT>\n", answer="<ref>cup</ref><box>[[128, 245, 256, 367]]</box><|im_end|>",
+    processor=lambda: GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, max_patches=12),
+    mrope_section=None, two_layers=dict(num_hidden_layers=2),
+    tiny=dict(hidden_size=32, intermediate_size=64, num_attention_heads=2),
+)  # fmt: skip
+SOURCES = "Qwen/Qwen2.5-VL-7B-Instruct", "OpenGVLab/InternVL3_5-8B-HF"  # the paper's
 FAMILIES = {
-    "Qwen/Qwen2.5-VL-7B-Instruct": dict(
-        image="<|vision_start|><|image_pad|><|vision_end|>",
-        answer='[{"bbox_2d": [128, 245, 256, 367], "label": "cup"}]<|im_end|>',
-        processor=lambda: Qwen2VLImageProcessorPil(min_pixels=3136, max_pixels=12845056), mrope_section=[16, 24, 24],
-        two_layers=dict(depth=2, fullatt_block_indexes=[1]),
-        tiny=dict(hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64),
+    SOURCES[0]: dict(
+        QWEN, processor=lambda: Qwen2VLImageProcessorPil(min_pixels=3136, max_pixels=12845056),
+        mrope_section=[16, 24, 24], two_layers=dict(depth=2, fullatt_block_indexes=[1]),
     ),
-    "OpenGVLab/InternVL3_5-8B-HF": dict(
-        image="<IMG_CONTEXT>\n", answer="<ref>cup</ref><box>[[128, 245, 256, 367]]</box><|im_end|>",
-        processor=lambda: GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, max_patches=12),
-        mrope_section=None, two_layers=dict(num_hidden_layers=2),
-        tiny=dict(hidden_size=32, intermediate_size=64, num_attention_heads=2),
+    "Qwen/Qwen3-VL-2B-Instruct": dict(
+        QWEN, processor=lambda: Qwen2VLImageProcessorPil(min_pixels=65536, max_pixels=16777216, patch_size=16),
+        mrope_section=[24, 20, 20], two_layers=dict(depth=2, deepstack_visual_indexes=[0]),
     ),
+    SOURCES[1]: INTERNVL,
+    "OpenGVLab/InternVL3_5-1B-HF": INTERNVL,
 }  # fmt: skip
 TINY_TEXT = dict(
     vocab_size=512, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16
@@ -94,15 +103,17 @@ def configuration(source: str, token: Callable, two_layers: bool, tiny: bool) ->
         marks = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
         ids = {f"{name}_token_id": token(f"<|{mark}|>") for name, mark in marks.items()}
     rest = {name: value for name, value in known.items() if name not in ("model_type", "text_config", "vision_config")}
-    return AutoConfig.for_model(
-        known["model_type"], text_config=text, vision_config=vision, tie_word_embeddings=False, **ids, **rest
-    )
+    rest = {"tie_word_embeddings": False} | rest | ids
+    return AutoConfig.for_model(known["model_type"], text_config=text, vision_config=vision, **rest)
 
 
-def build(source: str, device: torch.device, dtype: torch.dtype, two_layers: bool, tiny: bool) -> LVLM:
-    """A model of the real class with random weights, made on the device."""
+def build(source: str, device: torch.device, dtype: torch.dtype, two_layers: bool, tiny: bool, tokenizer=None) -> LVLM:
+    """A model of the real class with random weights, made on the device; without a tokenizer one of bytes."""
     family = FAMILIES[source]
-    tokenizer = byte_tokenizer(CHAT.replace("IMAGE", family["image"]))
+    chat = CHAT.replace("IMAGE", family["image"])
+    if tokenizer is None:
+        tokenizer = byte_tokenizer(chat)
+    tokenizer.chat_template = chat
     config = configuration(source, tokenizer.convert_tokens_to_ids, two_layers, tiny)
     torch.manual_seed(0)
     with torch.device(device):
@@ -375,10 +386,10 @@ def main(
     if not tiny and not torch.cuda.is_available():
         raise typer.BadParameter("there is no GPU that PyTorch can use; --tiny --out FOLDER runs every step on the CPU")
     bench = Bench(CPU if tiny else torch.device("cuda"), minutes, out or paths.reports("benchmarks"), tiny)
-    for source in FAMILIES:
+    for source in SOURCES:
         bench.family(source, two_layers=True)
     bench.step("embedded", 60, lambda: bench.embedded(4 if tiny else 256))
-    for source in FAMILIES:
+    for source in SOURCES:
         bench.family(source, two_layers=False)
     table = bench.table()
     print(table.drop(columns=["card", "torch", "transformers"]).to_string(index=False, na_rep=""))

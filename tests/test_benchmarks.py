@@ -1,5 +1,6 @@
 """The benchmarks' ways give the same rows, and every step of the GPU's runs, on the CPU with tiny models."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import typer
 
 from acs_lib import paths
-from benchmarks import bars, engine, gpu, profiles
+from benchmarks import bars, engine, full_size, gpu, profiles
 
 
 def test_the_naive_and_the_fairer_rows_are_the_engines():
@@ -99,6 +100,39 @@ def test_numbers_of_tiny_models_are_kept_apart():
     for asked in (dict(tiny=True), dict(out=paths.DATA)):
         with pytest.raises(typer.BadParameter, match="with --tiny"):
             gpu.main(**{"tiny": False, "out": None} | asked)
+
+
+def test_every_step_of_the_full_size_runs_with_tiny_models(tmp_path, capsys):
+    """Two photographs with a small cat; the second LVLM is left out where it is not asked for."""
+    sizes, photos = [(320, 240), (200, 300)], tmp_path / "photos"
+    (photos / "annotations").mkdir(parents=True)
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, (w, h) in enumerate(sizes)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [40, 30, 40, 30]} for n in range(2)],
+    }
+    (photos / "annotations" / "instances.json").write_text(json.dumps(content))
+    for number, size in enumerate(sizes):
+        gpu.picture(*size).save(photos / f"{number}.png")
+    full_size.main(photos, 2, tiny=True, out=tmp_path / "out", work=tmp_path / "work")
+    table = pd.read_csv(tmp_path / "out" / "full_size.csv")
+    assert list(table) == full_size.COLUMNS
+    assert table["lvlm"].tolist() == ["InternVL-3.5-1B", "Qwen3-VL-2B"]
+    assert table["image_tokens"].tolist() == [256, (10 * 8 + 7 * 10) / 2], "one tile; cells of 32 px"
+    assert (table["prompt_tokens"] > table["image_tokens"] + 20).all() and (table["answers"] == 11).all()
+    assert (table[["answer_tokens", "seconds_per_query", "peak_gb", "cores"]] > 0).all(axis=None)
+    for name in table["lvlm"]:
+        report = tmp_path / "work" / "reports" / name
+        rows = pd.read_csv(report / "tables" / "main_results.csv")
+        assert {"ACS-Free", "ACS-Learned", "medoid"} < set(rows["method"]) and rows["published_acc50"].isna().all()
+        assert (report / "index.html").stat().st_size > 10_000
+        assert rows.set_index("method")["acc50"]["greedy"] == 1, "the first script is the annotated box"
+    assert capsys.readouterr().out.count("rows as of one teacher-forced pass") == 2
+
+
+def test_photographs_that_are_too_few_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no annotations/.*json; give a folder as COCO's"):
+        full_size.photographs(tmp_path, 1)
 
 
 def test_a_profiles_times_are_those_of_all_runs_in_turn(tmp_path, monkeypatch):
