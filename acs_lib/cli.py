@@ -109,6 +109,10 @@ HeadSetOption = Annotated[
 RegressorOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Regressor (safetensors), instead of the LVLM's.")
 ]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Both of these, from a folder of acs calibrate or a hub name (owner/name)."),
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")]
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
@@ -182,6 +186,17 @@ def _asked(names: list[str], objects: list[str] | None, command: str) -> tuple[l
     if not all(wanted.strip() for wanted in objects):
         raise typer.BadParameter('the object is empty; name what to look for, such as "sports ball"')
     return names, objects
+
+
+def _chosen_by(head_set: Path | None, regressor: Path | None, calibration: str | None) -> dict[str, Path | None]:
+    """The head set and the regressor that are meant, as arguments of `ground`."""
+    if calibration is None:
+        return {"head_set": head_set, "regressor": regressor}
+    if head_set is not None or regressor is not None:
+        raise typer.BadParameter("--calibration holds head set and regressor; leave --head-set and --regressor away")
+    from acs_lib.grounding.calibration import calibration as files_of  # late: it takes a moment
+
+    return files_of(calibration)
 
 
 def _check_sampling(temperature: float | None, top_p: float | None) -> None:
@@ -261,6 +276,7 @@ def ground(
     ] = None,
     head_set: HeadSetOption = None,
     regressor: RegressorOption = None,
+    calibration: CalibrationOption = None,
     zoom: Annotated[
         float | None,
         typer.Option(metavar="TIMES", help="Look again, so many times closer, around the chosen box; off by default."),
@@ -308,9 +324,8 @@ def ground(
             top_p=top_p,
             seed=seed,
             max_new_tokens=max_new_tokens,
-            head_set=head_set,
-            regressor=regressor,
             zoom=zoom,
+            **_chosen_by(head_set, regressor, calibration),
         )
     raise typer.Exit(int(failed or bool(told)))
 
@@ -402,6 +417,7 @@ def detect(
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Where a list is cut.")] = 512,
     head_set: HeadSetOption = None,
     regressor: RegressorOption = None,
+    calibration: CalibrationOption = None,
     same: Annotated[
         float, typer.Option(min=0.01, max=1, metavar="IOU", help="From which overlap two boxes are one object.")
     ] = 0.5,
@@ -428,7 +444,7 @@ def detect(
         targets = iter(_pictures(save, [(image, wanted) for image in images for wanted in objects]))
         settings = {
             "selector": selector, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed,
-            "max_new_tokens": max_new_tokens, "head_set": head_set, "regressor": regressor, "same": same,
+            "max_new_tokens": max_new_tokens, "same": same, **_chosen_by(head_set, regressor, calibration),
         }  # fmt: skip
         failed = _detect(images, objects, targets, lvlm, as_json, settings)
     raise typer.Exit(int(failed or bool(told)))
@@ -482,6 +498,7 @@ def score(
     selector: SelectorOption = "acs-free",
     head_set: HeadSetOption = None,
     regressor: RegressorOption = None,
+    calibration: CalibrationOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Choose among answers that another engine (vLLM, SGLang, a server) sampled, by this LVLM's attention.
@@ -495,7 +512,7 @@ def score(
     """
     with report_user_errors():
         _check_selector(selector)
-        failed = _score(answers, lvlm, as_json, selector=selector, head_set=head_set, regressor=regressor)
+        failed = _score(answers, lvlm, as_json, selector=selector, **_chosen_by(head_set, regressor, calibration))
     raise typer.Exit(int(failed))
 
 
@@ -600,6 +617,7 @@ def calibrate(
         typer.Option(metavar="FOLDER", help="Folder to write to.", show_default="where acs ground finds the files"),
     ] = None,
     regressor: Annotated[bool, typer.Option(help="Write the regressor, too.")] = True,
+    licence: Annotated[str | None, typer.Option(metavar="NAME", help="Licence that the folder's card states.")] = None,
     queries: Annotated[int, typer.Option(min=10, metavar="N", help="Objects to train on, at most.")] = 2000,
     small: Annotated[
         float, typer.Option(metavar="SHARE", help="Objects up to this share of the image are taken.")
@@ -615,7 +633,8 @@ def calibrate(
 ) -> None:
     """Find the discriminative heads (D_c) of an LVLM, and train its regressor, from images with known boxes.
 
-    Writes head_set.json and regressor.safetensors. An interrupted calibration goes on where it stopped.
+    Writes head_set.json and regressor.safetensors, a card and SHA256SUMS: a folder that can be shared
+    (docs/calibration.md). An interrupted calibration goes on where it stopped.
 
     \b
     acs calibrate --lvlm Qwen/Qwen2.5-VL-7B-Instruct --annotations instances.json --images train/
@@ -645,7 +664,7 @@ def calibrate(
             complain(f"D_c of {head_set.lvlm}, AUROC of low entropy for good boxes (chance is 0.5):")
             complain(table.to_string(index=False, float_format="{:.3f}".format))
             complain(f"regressor: Pearson r {r:.3f} on the validation images")
-        for path in publish(chosen, out, regressor):
+        for path in publish(chosen, out, regressor, licence):
             typer.echo(path)
 
 

@@ -22,6 +22,7 @@ from acs_lib.datasets.splits import load_split
 from acs_lib.embedded import scenes
 from acs_lib.grounding import api
 from acs_lib.grounding.api import ground, read_image
+from acs_lib.grounding.calibration import calibration
 from acs_lib.grounding.form import explore
 from acs_lib.grounding.picture import HEAT, draw_picture
 from acs_lib.lvlms.adapter import ParsedAnswer
@@ -544,11 +545,14 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     head_set, table, r = fit_heads(profile)
     assert head_set.lvlm == lvlm.name and len(table) == len(head_set.heads) and -1 <= r <= 1
     written = publish(profile, tmp_path / "out")
-    assert [path.name for path in written] == ["head_set.json", "regressor.safetensors"]
-    found = ground(lvlm, *scene, selector="acs-learned", head_set=written[0], regressor=written[1], **FEW)
+    assert [path.name for path in written] == ["head_set.json", "regressor.safetensors", "README.md", "SHA256SUMS"]
+    found = ground(lvlm, *scene, selector="acs-learned", **calibration(tmp_path / "out"), **FEW)
     assert found.heads == head_set.heads
     assert found.settings == profile.sampling.model_copy(update=FEW), "drawn as the answers that both were found on"
-    assert [path.name for path in publish(profile, tmp_path / "less", regressor=False)] == ["head_set.json"]
+    assert f"| r | {r:.3f} (Pearson, of " in written[2].read_text()
+    less = publish(profile, tmp_path / "less", regressor=False)
+    assert [path.name for path in less] == ["head_set.json", "README.md", "SHA256SUMS"]
+    assert calibration(tmp_path / "less") == {"head_set": less[0]} and "| r | not recorded |" in less[1].read_text()
 
 
 def test_calibration_says_what_it_lacks(tmp_path):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +41,35 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+SUMS = "SHA256SUMS"  # of a folder, as sha256sum writes and checks it
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> Path:
+    """Write SUMS of files of a folder; its path."""
+    lines = [f"{file_digest(Path(folder) / name)}  {name}\n" for name in sorted(names)]
+    write_text(Path(folder) / SUMS, "".join(lines))
+    return Path(folder) / SUMS
+
+
+def check_sums(folder: Path) -> list[str]:
+    """The names of the files in SUMS of a folder, each of which has its digest. ValueError names the first that has
+    not, or is not there, or would lie elsewhere; FileNotFoundError where there is no SUMS."""
+    names = []
+    for line in read_text(Path(folder) / SUMS).splitlines():
+        expected, _, name = line.partition("  ")
+        path = Path(folder) / name
+        if Path(name).name != name or not path.is_file() or file_digest(path) != expected:
+            raise ValueError(f"{path} is not the file that {SUMS} beside it names; fetch the folder again")
+        names.append(name)
+    return names
 
 
 def digest(content) -> str:

@@ -41,7 +41,8 @@ DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are ship
 
 
 def lvlm_spec(source: str | Path) -> LVLMSpec:
-    """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name).
+    """An LVLM by the name that a profile gives it, by its folder, or by its hub name (owner/name, or owner/name@commit
+    for another commit than a profile's, or than `main`).
 
     A folder with the weights of one that is shipped has that one's name, so that files which belong to the one belong
     to the other. ValueError for what can be none of them.
@@ -55,12 +56,13 @@ def lvlm_spec(source: str | Path) -> LVLMSpec:
             if _same_weights(folder, paths.place(spec.source)):
                 return spec.model_copy(update={"source": str(folder)})
         return LVLMSpec(name=folder.name, source=str(folder))
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+    named = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
+    if named is None:
         raise ValueError(
             f"there is no LVLM {str(source)!r}: give {', '.join(profiles.known_lvlms())}, a folder that holds a model, "
             "or a hub name like owner/model"
         )
-    return LVLMSpec(name=str(source), source=str(source))
+    return LVLMSpec(name=named[1], source=named[1], revision=named[2])
 
 
 def _same_weights(*folders: Path) -> bool:

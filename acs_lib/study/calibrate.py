@@ -1,5 +1,6 @@
 """D_c and the regressor of an LVLM as files: found from a COCO-format file by the stages that the notebooks run
-(`acs_lib.study.stages`), or taken over from a finished run of a profile."""
+(`acs_lib.study.stages`), or taken over from a finished run of a profile. With a card and their digests they make a
+folder that can be handed on (docs/calibration.md)."""
 
 import shutil
 from pathlib import Path
@@ -7,14 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from acs_lib import paths
-from acs_lib.core.files import replacing
+from acs_lib.core.files import SUMS, replacing, write_sums, write_text
 from acs_lib.datasets import coco, phrases
 from acs_lib.datasets.splits import load_split
-from acs_lib.lvlms.checkpoint import calibration_folder
+from acs_lib.lvlms.checkpoint import CALIBRATED, calibration_folder, is_embedded
 from acs_lib.lvlms.load import load_spec
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SplitSpec, sampling_of
+from acs_lib.runs.collect import run_folder
+from acs_lib.study.card import CARD, make_card
 from acs_lib.study.stages import Study
 
 NAME = "calibrate"  # of the profile, and of its folder of runs
@@ -92,22 +95,41 @@ def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
     return finding.head_set, chosen.drop(columns=["lvlm", "selected"]), float(study.fit_history(lvlm)["pearson"].max())
 
 
-def publish(profile: Profile, folder: Path | None = None, regressor: bool = True) -> list[Path]:
+def publish(
+    profile: Profile, folder: Path | None = None, regressor: bool = True, licence: str | None = None
+) -> list[Path]:
     """Copy D_c and (the first seed of) the regressor of a finished run to `folder`, by default to where `ground` finds
-    them; returns the new files. FileNotFoundError if the run has not come to notebook 04."""
+    them, with a card (README.md) and SHA256SUMS; returns the new files. Beside the weights of an embedded LVLM, which
+    have a card, there is none. `licence`: what the card states. FileNotFoundError if the run has not come to notebook
+    04."""
     written = []
     for lvlm in profile.lvlms:
         found = paths.runs(profile.name) / lvlm.name
-        files = {"head_set.json": found / "head_set.json"}
-        if regressor:
-            files["regressor.safetensors"] = found / "regressor-0.safetensors"
+        files = dict(zip(CALIBRATED, (found / "head_set.json", found / "regressor-0.safetensors")))
+        if not regressor:
+            del files["regressor.safetensors"]
         if missing := [path for path in files.values() if not path.is_file()]:
             raise FileNotFoundError(f"there is no {missing[0]}; run acs run --profile {profile.name} first")
-        HeadSet.load(files["head_set.json"], lvlm.name)
+        head_set = HeadSet.load(files["head_set.json"], lvlm.name)
         target = Path(folder) if folder else calibration_folder(lvlm)
         target.mkdir(parents=True, exist_ok=True)
         for name, path in files.items():
             with replacing(target / name) as aside:
                 shutil.copyfile(path, aside)
-            written.append(target / name)
+        names = list(files)
+        if folder or not is_embedded(lvlm):
+            write_text(target / CARD, _card(profile, lvlm, head_set, regressor, licence))
+            write_sums(target, [*files, CARD])
+            names += [CARD, SUMS]
+        written += [target / name for name in names]
     return written
+
+
+def _card(profile: Profile, lvlm: LVLMSpec, head_set: HeadSet, regressor: bool, licence: str | None) -> str:
+    found = paths.runs(profile.name) / lvlm.name
+    dataset = next(dataset for dataset in profile.datasets if dataset.name == profile.train_on)
+    lists = {split: run_folder(profile, lvlm, dataset, split) / "queries.parquet" for split in ("train", "validation")}
+    counts = {split: len(pd.read_parquet(path, columns=["query_id"])) for split, path in lists.items() if path.exists()}
+    heads = pd.read_csv(found / "heads.csv") if (found / "heads.csv").is_file() else None
+    fit = Study(profile).fit_history(lvlm) if regressor and (found / "regressor-0.json").is_file() else None
+    return make_card(profile, lvlm, head_set, counts, heads, fit, licence)

@@ -266,6 +266,7 @@ class Study:
             "auroc": separations["pooled"].ravel(), "auroc_within_query": separations["within"].ravel(),
             "selected": [pair in best for pair in zip(layer, head)],
         })  # fmt: skip
+        write_text(self._head_set_file(lvlm).with_name("heads.csv"), table.to_csv(index=False, float_format="%.6g"))
         return HeadFinding(layers, table, head_set)
 
     def _most_accurate(self, run: Run, sets: list[Heads], coordinates: tuple[int, ...]) -> Heads:
