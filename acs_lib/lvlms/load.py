@@ -37,6 +37,10 @@ from acs_lib.lvlms.checkpoint import is_embedded, lvlm_digest, lvlm_source, pinn
 from acs_lib.lvlms.devices import default_device, fast_dtype, small_device
 from acs_lib.profiles import LVLMSpec
 
+REFUSED = {  # model types that an adapter would half serve, and why
+    "lfm2_vl": "its short convolutions mix each token with those before it, and here the tokens of several answers lie "
+    "side by side; rows can be read of its own `generate` (acs_lib.lvlms.attention_rows.following)",
+}
 DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
 
 
@@ -92,6 +96,8 @@ def families() -> dict[str, type[LVLM]]:
 
 def adapter_of(model_type: str, source: str) -> type[LVLM]:
     """The adapter that serves a `config.model_type`; ValueError, which names the `source`, where none does."""
+    if model_type in REFUSED:
+        raise ValueError(f"cannot load the LVLM {source!r}: {REFUSED[model_type]}")
     if model_type not in families():
         raise ValueError(
             f"cannot load the LVLM {source!r}: there is no adapter for the model type {model_type!r}, only for "

@@ -94,8 +94,8 @@ class Qwen25VL(_QwenVL):
 
 
 class Qwen3VL(_QwenVL):
-    """`"bbox_2d": [x1, y1, x2, y2]`, 0-1000 of the image (arXiv 2511.21631)."""
+    """`"bbox_2d": [x1, y1, x2, y2]`, 0-1000 of the image (arXiv 2511.21631); dense, or a mixture of experts."""
 
-    model_types = ("qwen3_vl",)
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     pixels = 65536, 16777216
     box_pattern = JSON_BOX

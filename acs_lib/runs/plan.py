@@ -155,6 +155,11 @@ def make(profile: Profile, gpu: GPUSpec) -> tuple[pd.DataFrame, pd.DataFrame]:
         model = meta_model(published_config(spec), computed_in(profile, spec))
         adapter = adapter_of(model.config.model_type, spec.source)
         text = model.config.get_text_config()
+        if getattr(text, "num_experts", None):
+            raise ValueError(
+                f"{spec.name} is a mixture of experts, of which a token passes a few; the plan cannot count these: "
+                "leave `gpu` and `plan_here` out of the profile"
+            )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         memory, host, training = [], [], 0.0
         for dataset, split, sizes, counted, images in splits:

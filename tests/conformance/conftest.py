@@ -15,6 +15,8 @@ from transformers import (
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -114,6 +116,15 @@ def resized(processor, width, height):
 JSON_ANSWER = '```json\n[\n\t{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}], "label": "cell 7 phone"}}\n]\n```<|im_end|>'
 SMALL = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 120}
 QWEN_VISION = dict(patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
+QWEN3_VISION = dict(
+    hidden_size=32, intermediate_size=64, out_hidden_size=WIDTH, patch_size=16, spatial_merge_size=2,
+    temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0, 1],
+)  # fmt: skip
+QWEN3_TEXT = {"head_dim": HEAD_DIM, "rope_parameters": {**MROPE, "mrope_interleaved": True}}
+QWEN3_PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor", "size": SMALL,
+    "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2,
+}  # fmt: skip
 FAMILIES = [
     Family(
         "qwen2-vl", Qwen2VL, QWEN_TEMPLATE,
@@ -152,22 +163,25 @@ FAMILIES = [
     Family(
         "qwen3-vl", Qwen3VL, QWEN_TEMPLATE,
         model=qwen(
-            Qwen3VLForConditionalGeneration, Qwen3VLConfig,
-            dict(
-                hidden_size=32, intermediate_size=64, out_hidden_size=WIDTH, patch_size=16, spatial_merge_size=2,
-                temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0, 1],
-            ),
-            {"head_dim": HEAD_DIM, "rope_parameters": {**MROPE, "mrope_interleaved": True}},
+            Qwen3VLForConditionalGeneration, Qwen3VLConfig, QWEN3_VISION, QWEN3_TEXT,
         ),
         image_processor=lambda: Qwen2VLImageProcessorPil(size=SMALL, patch_size=16),
         published_processor=lambda: Qwen2VLImageProcessorPil(
             size={"shortest_edge": 65536, "longest_edge": 16777216}, patch_size=16
         ),
-        hub_processor={
-            "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor",
-            "size": SMALL, "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2,
-        },
-        extent=thousand, tokens=qwen_tokens, answer=JSON_ANSWER,
+        hub_processor=QWEN3_PROCESSOR, extent=thousand, tokens=qwen_tokens, answer=JSON_ANSWER,
+    ),
+    Family(
+        "qwen3-vl-moe", Qwen3VL, QWEN_TEMPLATE,
+        model=qwen(
+            Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeConfig, QWEN3_VISION,
+            {**QWEN3_TEXT, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        ),
+        image_processor=lambda: Qwen2VLImageProcessorPil(size=SMALL, patch_size=16),
+        published_processor=lambda: Qwen2VLImageProcessorPil(
+            size={"shortest_edge": 65536, "longest_edge": 16777216}, patch_size=16
+        ),
+        hub_processor=QWEN3_PROCESSOR, extent=thousand, tokens=qwen_tokens, answer=JSON_ANSWER,
     ),
     Family(
         "internvl", InternVL, INTERNVL_TEMPLATE,

@@ -9,13 +9,13 @@ from PIL import Image
 from test_prompt import SHAPES, published, sizes  # noqa: F401 (a fixture)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen3VLMoeConfig
 
 from acs_lib.lvlms.adapter import LVLM, ImageTokens
 from acs_lib.lvlms.configurations import meta_model, published_config
 from acs_lib.lvlms.load import adapter_of
 from acs_lib.method.sampling import generate
-from acs_lib.profiles import GPUSpec, LVLMSpec, Sampling
+from acs_lib.profiles import GPUSpec, LVLMSpec, Sampling, load_profile
 from acs_lib.runs import plan
 
 CHECKPOINTS = {  # of the paper's size
@@ -153,6 +153,20 @@ def test_an_unknown_checkpoint_is_asked_for_its_configuration(lvlm, tmp_path):
     spec = LVLMSpec(name="mine", source=str(tmp_path))
     assert published_config(spec).model_type == lvlm.model.config.model_type
     assert SimpleNamespace(**vars(published_config(spec).get_text_config())).hidden_size == 64
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path):
+    config = Qwen3VLMoeConfig(
+        text_config=dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+                         intermediate_size=32, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2),
+        vision_config=dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=32, out_hidden_size=64,
+                           deepstack_visual_indexes=[0]),
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    paper = load_profile("paper")
+    spec = LVLMSpec(name="experts", source=str(tmp_path), dtype="bfloat16")
+    with pytest.raises(ValueError, match="experts is a mixture of experts.*leave `gpu` and `plan_here` out"):
+        plan.make(paper.model_copy(update={"lvlms": (spec,)}), paper.gpu)
 
 
 def test_a_family_that_cannot_count_is_refused(config):
