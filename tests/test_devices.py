@@ -93,7 +93,7 @@ class TooLarge:
 def test_an_lvlm_that_is_too_large_is_spread_over_the_gpus_that_are_there(cards, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     monkeypatch.setattr(gc, "collect", lambda: None)
-    place = functools.partial(load._placed, TooLarge(), "cuda", lambda **how: (how, None))
+    place = functools.partial(load._placed, TooLarge(), "cuda", lambda **how: how)
     if cards == 1:
         with pytest.raises(RuntimeError, match="out of memory; take a smaller LVLM, or a quantised one"):
             place()

@@ -7,6 +7,9 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -14,6 +17,7 @@ from transformers import (
 )
 
 from acs_lib.lvlms import attention_rows
+from acs_lib.lvlms.load import adapter_of
 
 IMAGE, VOCABULARY = 99, 120
 TEXT = dict(
@@ -93,3 +97,31 @@ def test_nothing_is_read_outside_the_context():
         pass
     model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert rows == [] and not model._forward_hooks
+
+
+def test_a_hybrids_rows_are_those_of_its_attention_layers_alone():
+    """LFM2-VL, which the engine refuses: two of its three layers are short convolutions."""
+    torch.manual_seed(0)
+    text = {name: value for name, value in TEXT.items() if name != "head_dim"}
+    config = Lfm2VlConfig(
+        text_config=Lfm2Config(**text, layer_types=["conv", "full_attention", "conv"]).to_dict(),
+        vision_config=dict(model_type="siglip2_vision_model", hidden_size=32, num_hidden_layers=1,
+                           num_attention_heads=2),
+        image_token_id=IMAGE,
+    )  # fmt: skip
+    model = Lfm2VlForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
+    ids = torch.tensor([[5, 6, 11, 12, 13, 14, 7, 8]])  # some words stand for the image
+    how = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    columns = torch.tensor([[2, 3, 4, 5]])
+    attention_rows.attach(model)
+    with attention_rows.following(model, columns) as rows:
+        answer = model.generate(input_ids=ids, **how)
+    model.set_attn_implementation("eager")
+    eager = model.generate(input_ids=ids, **how, output_attentions=True, return_dict_in_generate=True)
+    assert torch.equal(eager.sequences, answer) and len(rows) == 4
+    for step, row in enumerate(rows):
+        (attention,) = eager.attentions[step + 1]
+        assert (row[0, 1] - attention[0, :, 0, columns[0]]).abs().max() < 1e-5
+        assert row[0, [0, 2]].isnan().all(), "a convolution has none"
+    with pytest.raises(ValueError, match="cannot load the LVLM 'a/b': its short convolutions .*following"):
+        adapter_of("lfm2_vl", "a/b")

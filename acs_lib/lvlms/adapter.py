@@ -260,7 +260,7 @@ class LVLM(ABC):
     @functools.cached_property
     def digit_tokens(self) -> torch.Tensor:
         """[vocabulary] bool: the token's text is digits and white space only."""
-        size = self.model.get_output_embeddings().weight.shape[0]
+        size = self.model.get_output_embeddings().out_features
         texts = self.tokenizer.batch_decode([[index] for index in range(min(size, len(self.tokenizer)))])
         digits = torch.zeros(size, dtype=torch.bool)
         digits[: len(texts)] = torch.tensor([text.strip().isascii() and text.strip().isdigit() for text in texts])

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import try_to_load_from_cache
 
 from acs_lib import paths, profiles
+from acs_lib.core.files import read_text
 from acs_lib.profiles import LVLMSpec
 
 if TYPE_CHECKING:
@@ -23,6 +25,38 @@ def lvlm_source(spec: LVLMSpec) -> str:
     """The folder (see `paths.place`) or hub name to load from."""
     local = paths.place(spec.source)
     return str(local) if local.exists() else spec.source
+
+
+def adapter_base(source: str | Path) -> LVLMSpec | None:
+    """Of a folder with a LoRA adapter alone (PEFT's adapter_config.json, no config.json): the model that it was trained
+    on, in a folder or on a hub; None for any other source. ValueError where the adapter does not name it."""
+    file = Path(source) / "adapter_config.json"
+    if not file.is_file() or (Path(source) / "config.json").is_file():
+        return None
+    try:
+        known = json.loads(read_text(file))
+        base, kind = known["base_model_name_or_path"], known["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} names no base_model_name_or_path and peft_type; save the adapter again") from error
+    if not base or kind != "LORA":
+        lack = "names no base model" if not base else f"is of the kind {kind}, and only LORA is merged"
+        raise ValueError(f"{file} {lack}; merge the adapter into its model and give that folder")
+    folder = next((one for one in (Path(source) / base, Path(base).expanduser()) if one.is_dir()), None)
+    base = str(folder or base)
+    return LVLMSpec(name=base, source=base, revision=known.get("revision"))
+
+
+def model_files(source: str, revision: str | None) -> tuple[str, str | None]:
+    """The folder, or hub name and commit, that hold a model whole: for a LoRA adapter those of its base, else what is
+    given. OSError where the base cannot be had."""
+    base = adapter_base(source)
+    if base is None:
+        return source, revision
+    try:
+        found = pinned(base)
+    except OSError as error:
+        raise OSError(f"{source} is a LoRA adapter of {base.source!r}, which is not here: {error}") from error
+    return lvlm_source(found), found.revision
 
 
 def _folder(lvlm: "LVLM | LVLMSpec") -> Path:
@@ -75,7 +109,8 @@ def pinned(spec: LVLMSpec) -> LVLMSpec:
 
 
 def lvlm_digest(spec: LVLMSpec) -> str:
-    """SHA-256 of a local folder's weights and settings, or name and commit of those on a hub (OSError as `pinned`)."""
+    """SHA-256 of a local folder's weights and settings (of a LoRA adapter those of its base, too), or name and commit
+    of those on a hub (OSError as `pinned`)."""
     folder = Path(lvlm_source(spec))
     if not folder.is_dir():
         return f"{spec.source}@{pinned(spec).revision}"
@@ -85,4 +120,6 @@ def lvlm_digest(spec: LVLMSpec) -> str:
             continue
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    if base := adapter_base(folder):
+        total.update(lvlm_digest(base).encode())
     return total.hexdigest()

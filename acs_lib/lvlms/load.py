@@ -14,11 +14,12 @@ import importlib.util
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -31,9 +32,10 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import paths, profiles
+from acs_lib.core.extras import load_extra
 from acs_lib.lvlms import internvl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
-from acs_lib.lvlms.checkpoint import is_embedded, lvlm_digest, lvlm_source, pinned
+from acs_lib.lvlms.checkpoint import is_embedded, lvlm_digest, lvlm_source, model_files, pinned
 from acs_lib.lvlms.devices import default_device, fast_dtype, small_device
 from acs_lib.profiles import LVLMSpec
 
@@ -77,7 +79,8 @@ def _same_weights(*folders: Path) -> bool:
 
 def lvlm_config(spec: LVLMSpec) -> PreTrainedConfig:
     """The LVLM's configuration, without its weights."""
-    return AutoConfig.from_pretrained(lvlm_source(spec), revision=spec.revision)
+    source, revision = model_files(lvlm_source(spec), spec.revision)
+    return AutoConfig.from_pretrained(source, revision=revision)
 
 
 def loaded_digest(lvlm: LVLM) -> str:
@@ -148,9 +151,10 @@ def load_checkpoint(
 
     Without `device` a GPU is used if there is one. `dtype` is a name of torch's, or 'auto': what is fast on the device
     (see `devices.fast_dtype`), but float32 where the checkpoint is float32, and a quantised checkpoint's own. Several
-    GPUs share an LVLM that is too large for one of them. Raises ValueError where there is no model, or one of a family
-    that the kit has no adapter for, where its checkpoint is not whole or needs a package that is not here, and OSError
-    (with the mend) where the files cannot be had or read.
+    GPUs share an LVLM that is too large for one of them. A folder with a LoRA adapter alone is loaded as its base model
+    with the adapter merged into the weights (by the package peft, the extra `lora`). Raises ValueError where there is
+    no model, or one of a family that the kit has no adapter for, where its checkpoint is not whole or needs a package
+    that is not here, and OSError (with the mend) where the files cannot be had or read.
     """
     source = str(source)
     disable_progress_bar()  # of loading: in a notebook it would be an output that depends on the installed widgets
@@ -158,7 +162,8 @@ def load_checkpoint(
     log = logging.getLogger("transformers.modeling_utils")
     log.addFilter(_told_by_us)
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)  # asks for no code of the model's own
+        files, commit = model_files(source, revision)
+        config, _ = PreTrainedConfig.get_config_dict(files, revision=commit)  # asks for no code of the model's own
         if "model_type" not in config:
             raise ValueError(f"cannot load the LVLM {source!r}: it has no config.json that names a model type; {mend}")
         adapter = adapter_of(config["model_type"], source)
@@ -167,14 +172,15 @@ def load_checkpoint(
         stored = config.get("dtype", config.get("torch_dtype"))
         if dtype == "auto" and not quantised:
             dtype = "float32" if stored == "float32" else fast_dtype(device)
-        read = functools.partial(
-            AutoModelForImageTextToText.from_pretrained, source, revision=revision, dtype=dtype,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-        model, loading = read()
-        _check_whole(loading, source)
-        tokenizer = _tokenizer(source, revision)
-        image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+        if quantised and files != source:
+            raise ValueError(
+                f"cannot load the LVLM {source!r}: its LoRA adapter cannot be merged into the quantised weights of "
+                f"{files}; name the model before it was quantised as base_model_name_or_path"
+            )
+        read = functools.partial(_read, source, files, revision=commit, dtype=dtype)
+        model = read()
+        tokenizer = _tokenizer(files, commit)
+        image_processor = AutoImageProcessor.from_pretrained(files, revision=commit, backend="pil")
         if not quantised:  # these lie where their package put them
             model = _placed(model, device, read)
     except (OSError, SafetensorError) as error:
@@ -197,6 +203,40 @@ def load_checkpoint(
     return lvlm
 
 
+def _read(source: str, files: str, **settings) -> PreTrainedModel:
+    """The model in `files`, whole; where `source` is a LoRA adapter of it, with that merged into its weights."""
+    model, loading = AutoModelForImageTextToText.from_pretrained(
+        files, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+    )
+    _check_whole(loading, files)
+    if files != source:
+        model = _merged(model, source)
+        model.name_or_path = source
+    return model
+
+
+def _merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with the LoRA adapter of a folder in its weights. ValueError where it is not safetensors, or does not
+    fit: of a matrix that the file does not have PEFT would make an adapter without effect."""
+    file = Path(folder) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ValueError(f"cannot load the LVLM {folder!r}: it has no adapter_model.safetensors; save the adapter so")
+    peft = load_extra("peft", "lora")
+    with warnings.catch_warnings(record=True) as told, safe_open(file, "pt") as stored:
+        warnings.simplefilter("always")
+        try:
+            found = peft.PeftModel.from_pretrained(model, folder)
+            wrong = [str(one.message) for one in told if "missing adapter keys" in str(one.message)]
+            if len(stored.keys()) != len(peft.get_peft_model_state_dict(found)):
+                wrong.append(f"it has {len(stored.keys())} weights, of which not all have a place")
+        except (ValueError, RuntimeError) as error:
+            wrong = [str(error)]
+    if wrong:
+        reason = " ".join(wrong[0].split())[:300].rstrip(".")
+        raise ValueError(f"cannot load the LVLM {folder!r}: its LoRA adapter does not fit its base model ({reason})")
+    return found.merge_and_unload(safe_merge=True)
+
+
 def _placed(model: PreTrainedModel, device: str, read: Callable) -> PreTrainedModel:
     """The model on a device; where it is too large for one of several GPUs, read anew onto all of them. RuntimeError
     with the mend where it is too large for the only one, ImportError where accelerate is needed and not there."""
@@ -211,7 +251,7 @@ def _placed(model: PreTrainedModel, device: str, read: Callable) -> PreTrainedMo
     torch.cuda.empty_cache()
     if importlib.util.find_spec("accelerate") is None:
         raise ImportError(f"to spread it over {count} GPUs the package accelerate is needed: pip install accelerate")
-    return read(device_map="auto")[0]
+    return read(device_map="auto")
 
 
 _loaded: dict[LVLMSpec, LVLM] = {}  # the last one

@@ -16,7 +16,7 @@ from acs_lib.core.candidates import STATISTICS
 from acs_lib.core.files import digest, query_key, replacing
 from acs_lib.core.images import read_annotated_image
 from acs_lib.lvlms.adapter import LVLM, ImageRefused
-from acs_lib.lvlms.checkpoint import lvlm_source
+from acs_lib.lvlms.checkpoint import lvlm_source, model_files
 from acs_lib.lvlms.load import load_spec, lvlm_config
 from acs_lib.method import sampling
 from acs_lib.method.baselines.p_true import NO, VERIFICATION, YES, CannotBeAsked, ask_p_true, yes_no_tokens
@@ -85,7 +85,8 @@ def stored_bytes(spec: LVLMSpec, how: Sampling, map_side: int | None, queries: p
 def cannot_be_asked(spec: LVLMSpec) -> str | None:
     """Why P(True) cannot be asked of an LVLM; None if it can be."""
     try:
-        yes_no_tokens(AutoTokenizer.from_pretrained(lvlm_source(spec), revision=spec.revision))
+        source, revision = model_files(lvlm_source(spec), spec.revision)
+        yes_no_tokens(AutoTokenizer.from_pretrained(source, revision=revision))
     except CannotBeAsked as error:
         return str(error)
 
