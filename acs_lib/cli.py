@@ -117,6 +117,23 @@ JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object a line
 ProfileOption = Annotated[
     str, typer.Option(metavar="NAME", help="A file in acs_lib/profiles.", autocompletion=_profiles)
 ]
+
+
+def _question(asked: str | None) -> str | None:
+    if asked is not None and asked != "makers" and "{object}" not in asked:
+        raise typer.BadParameter("it has to have {object} where the object's name goes, or to be: makers")
+    return asked
+
+
+QuestionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        callback=_question,
+        help="How to ask, with {object} in it; 'makers': as the LVLM's makers do.",
+        show_default="the profile's, or the paper's",
+    ),
+]
 SamplesOption = Annotated[int, typer.Option(min=1, metavar="N", help="How many answers are sampled.")]
 TemperatureOption = Annotated[
     float | None, typer.Option(metavar="T", help="Of sampling; above 0.", show_default="that of the LVLM's D_c, or 0.5")
@@ -260,6 +277,7 @@ def ground(
         ),
     ] = None,
     lvlm: LVLMOption = "internvl-embedded",
+    question: QuestionOption = None,
     selector: SelectorOption = "acs-free",
     samples: SamplesOption = 10,
     temperature: TemperatureOption = None,
@@ -317,6 +335,7 @@ def ground(
             objects,
             targets,
             lvlm,
+            question,
             as_json,
             selector=selector,
             samples=samples,
@@ -342,17 +361,24 @@ def _note(spec) -> None:
         complain(f"note: there is no GPU here; {spec.name} may take minutes for an image")
 
 
-def _ground(images, objects, targets, lvlm_name: str, as_json: bool, **settings) -> bool:
+def _loaded(name: str, question: str | None = None):
+    """The LVLM of that name, asked with that question, after what may take long was said."""
+    from acs_lib.lvlms.load import asked_with, load_spec, lvlm_spec  # late: it takes seconds
+
+    spec = lvlm_spec(name)
+    _note(spec)
+    return load_spec(asked_with(spec, question))
+
+
+def _ground(images, objects, targets, lvlm_name: str, question: str | None, as_json: bool, **settings) -> bool:
     """Ask for all objects in each image and print the answers; True if an image could not be read, or an object has no
     word or was not found. `targets`: where the pictures go, the objects of an image together."""
     from tqdm import tqdm
 
     from acs_lib.grounding import api  # late: it takes seconds
     from acs_lib.lvlms.adapter import ImageRefused
-    from acs_lib.lvlms.load import load_lvlm, lvlm_spec
 
-    _note(lvlm_spec(lvlm_name))
-    lvlm = load_lvlm(lvlm_name)
+    lvlm = _loaded(lvlm_name, question)
     failed, known = False, {}
     for place, wanted in enumerate(objects):
         try:
@@ -456,10 +482,8 @@ def _detect(images, objects, targets, lvlm_name: str, as_json: bool, settings: d
 
     from acs_lib.core.images import read_image
     from acs_lib.grounding.detect import detect as find  # late: it takes seconds
-    from acs_lib.lvlms.load import load_lvlm, lvlm_spec
 
-    _note(lvlm_spec(lvlm_name))
-    lvlm = load_lvlm(lvlm_name)
+    lvlm = _loaded(lvlm_name)
     quiet = len(images) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
     lines, failed = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n"), False
     if not as_json:
@@ -495,6 +519,7 @@ def score(
         Path, typer.Argument(metavar="ANSWERS", help="A JSON object a line: image, object, answers, greedy.")
     ],
     lvlm: LVLMOption = "internvl-embedded",
+    question: QuestionOption = None,
     selector: SelectorOption = "acs-free",
     head_set: HeadSetOption = None,
     regressor: RegressorOption = None,
@@ -512,22 +537,22 @@ def score(
     """
     with report_user_errors():
         _check_selector(selector)
-        failed = _score(answers, lvlm, as_json, selector=selector, **_chosen_by(head_set, regressor, calibration))
+        failed = _score(
+            answers, lvlm, question, as_json, selector=selector, **_chosen_by(head_set, regressor, calibration)
+        )
     raise typer.Exit(int(failed))
 
 
-def _score(file: Path, lvlm_name: str, as_json: bool, **settings) -> bool:
+def _score(file: Path, lvlm_name: str, question: str | None, as_json: bool, **settings) -> bool:
     """Choose for all questions of a file and print the answers; True if a line could not be answered, or an object was
     not found."""
     from tqdm import tqdm
 
     from acs_lib.grounding import api  # late: it takes seconds
     from acs_lib.grounding.answers import read_questions
-    from acs_lib.lvlms.load import load_lvlm, lvlm_spec
 
     questions = list(read_questions(file))
-    _note(lvlm_spec(lvlm_name))
-    lvlm = load_lvlm(lvlm_name)
+    lvlm = _loaded(lvlm_name, question)
     api.check_method(lvlm, **settings)
     lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
     if not as_json:
@@ -559,9 +584,7 @@ def probe(
         typer.Option("--object", "-o", metavar="OBJECT", help="What to look for in them; can be given several times."),
     ] = None,
     lvlm: LVLMOption = "internvl-embedded",
-    question: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="How to ask, with {object} in it.", show_default="the profile's")
-    ] = None,
+    question: QuestionOption = None,
     samples: SamplesOption = 3,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Where an answer is cut.")] = None,
 ) -> None:
@@ -577,10 +600,7 @@ def probe(
     with report_user_errors():
         if bool(images) != bool(objects):
             raise typer.BadParameter("give images and, with -o, what to look for in them, or neither")
-        if question is not None and "{object}" not in question:
-            raise typer.BadParameter("--question has to have {object} where the object's name goes")
         from acs_lib.grounding.probe import probe as try_out  # late: it takes seconds
-        from acs_lib.lvlms.load import load_lvlm, lvlm_spec
 
         asked = None
         if images:
@@ -588,11 +608,7 @@ def probe(
             for sentence in told:
                 complain(f"warning: {sentence}")
             asked = [(file, wanted) for file in files for wanted in objects]
-        _note(lvlm_spec(lvlm))
-        loaded = load_lvlm(lvlm)
-        if question is not None:
-            loaded.question = question
-        found = try_out(loaded, asked, samples, max_new_tokens)
+        found = try_out(_loaded(lvlm, question), asked, samples, max_new_tokens)
         for line in found.lines():
             typer.echo(line)
     raise typer.Exit(int(not found.sound))
@@ -601,6 +617,7 @@ def probe(
 @app.command(short_help="Find D_c of an LVLM, train its regressor.")
 def calibrate(
     lvlm: LVLMOption = "internvl-embedded",
+    question: QuestionOption = None,
     annotations: Annotated[
         Path | None, typer.Option(metavar="FILE", help="COCO-format file with boxes, or JSON lines of phrases.")
     ] = None,
@@ -646,7 +663,7 @@ def calibrate(
             raise typer.BadParameter("give --annotations and --images, or --profile")
         if annotations is not None and (annotations.suffix == ".jsonl") != (units is not None):
             raise typer.BadParameter("--units says how boxes are written in a file of phrases (.jsonl), in no other")
-        from acs_lib.lvlms.load import lvlm_spec  # late: it brings torch
+        from acs_lib.lvlms.load import asked_with, lvlm_spec  # late: it brings torch
         from acs_lib.study.calibrate import fit_heads, make_profile, publish
 
         if profile is not None:
@@ -654,7 +671,7 @@ def calibrate(
             if out is not None and len(chosen.lvlms) > 1:
                 raise typer.BadParameter(f"profile {profile} has {len(chosen.lvlms)} LVLMs; leave --out away")
         else:
-            spec = lvlm_spec(lvlm)
+            spec = asked_with(lvlm_spec(lvlm), question)
             _note(spec)
             chosen = make_profile(
                 spec, annotations, images, queries=queries, small=small, layers=layers, samples=samples,

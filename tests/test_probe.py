@@ -8,7 +8,9 @@ from acs_lib import paths
 from acs_lib.cli import app
 from acs_lib.grounding import probe as probe_
 from acs_lib.grounding.probe import Probe, probe
-from acs_lib.lvlms.load import load_lvlm
+from acs_lib.lvlms.internvl import InternVL
+from acs_lib.lvlms.load import asked_with, families, load_lvlm
+from acs_lib.profiles import LVLMSpec
 
 
 def made(parsed=(True, True), boxes=(1.0, 0.5), layers=(0, 1), n_layers=2):
@@ -61,7 +63,7 @@ def test_own_pictures_and_another_question(monkeypatch):
     for arguments, told in (
         ([str(image)], "give images and, with -o,"),
         (["-o", "dog"], "give images and, with -o,"),
-        (["--question", "Where is it?"], "--question has to have {object}"),
+        (["--question", "Where is it?"], "it has to have {object}"),
         ([str(image), "-o", "giraffe"], "has no word for 'giraffe'"),
     ):
         result = CliRunner().invoke(app, ["probe", *arguments])
@@ -73,3 +75,19 @@ def test_the_question_is_asked_as_given(monkeypatch):
     monkeypatch.setattr(probe_, "probe", lambda lvlm, *rest: asked.append(lvlm.question) or made())
     result = CliRunner().invoke(app, ["probe", "--question", "Detect the {object} in the image."])
     assert result.exit_code == 0 and asked == ["Detect the {object} in the image."]
+
+
+def test_makers_stands_for_the_familys_own_question(tmp_path, untrained):
+    untrained.model.config.save_pretrained(tmp_path)
+    spec = LVLMSpec(name="mine", source=str(tmp_path))
+    asked = asked_with(spec, "makers").question
+    assert asked == InternVL.makers_question and asked.format(object="cup").endswith("describes: <ref>cup</ref>")
+    assert asked_with(spec, None) is spec and asked_with(spec, "Where is {object}?").question == "Where is {object}?"
+    known = {name: adapter.makers_question for name, adapter in families().items()}
+    assert all("{object}" in text for text in known.values() if text) and known["qwen2_vl"] is None
+
+
+def test_makers_who_say_nothing_are_told(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    with pytest.raises(ValueError, match="how the makers of mine ask for boxes is not known here; give the question"):
+        asked_with(LVLMSpec(name="mine", source=str(tmp_path)), "makers")

@@ -100,6 +100,7 @@ class LVLM(ABC):
     image_token: str  # text of one image token
     model_types: tuple[str, ...]  # `config.model_type`s that this adapter serves
     box_pattern: re.Pattern[str]  # four groups: x1, y1, x2, y2
+    makers_question: str | None = None  # how its makers ask for a box, with {object}; None where they say nothing
     limits: tuple[str, ...] = ()  # the settings that `limit` takes: max_tiles, max_pixels
     revision: str | None = None  # of a hub, if one was asked for
     digest: str | None = None  # see load.loaded_digest
@@ -119,7 +120,7 @@ class LVLM(ABC):
         """
         raise ValueError(
             f"the adapter {cls.__name__} does not say how many tokens an image has: write its `count_tokens`, or leave "
-            "`gpu` out of the profile"
+            "`gpu` and `plan_here` out of the profile"
         )
 
     @classmethod

@@ -38,6 +38,10 @@ class InternVL(LVLM):
 
     image_token = "<IMG_CONTEXT>"
     model_types = ("internvl",)
+    # of the model card's section on grounding, for RefCOCO
+    makers_question = (
+        "Please provide the bounding box coordinates of the region this sentence describes: <ref>{object}</ref>"
+    )
     limits = ("max_tiles",)
     tiles = 1, 12  # at least and at most, of `preprocessor_config.json` as published
     box_pattern = re.compile(rf"(?:<box>[\s\[]*|\[\s*\[\s*){SEPARATOR.join([NUMBER] * 4)}\s*(?:\]|</box>)")

@@ -91,6 +91,22 @@ def loaded_digest(lvlm: LVLM) -> str:
     return lvlm.digest
 
 
+MAKERS = "makers"  # instead of a question: the one that the family's makers ask
+
+
+def asked_with(spec: LVLMSpec, question: str | None) -> LVLMSpec:
+    """The LVLM, asked with another question: a text with {object} in it, or MAKERS; None: as it is.
+
+    ValueError where the makers' question is not known; OSError where the configuration cannot be had.
+    """
+    if question == MAKERS:
+        adapter = adapter_of(lvlm_config(spec).model_type, spec.source)
+        if adapter.makers_question is None:
+            raise ValueError(f"how the makers of {spec.name} ask for boxes is not known here; give the question itself")
+        question = adapter.makers_question
+    return spec if question is None else spec.model_copy(update={"question": question})
+
+
 def families() -> dict[str, type[LVLM]]:
     """`config.model_type` -> adapter, of every adapter in this folder."""
     adapters = (internvl.InternVL, qwen_vl.Qwen2VL, qwen_vl.Qwen25VL, qwen_vl.Qwen3VL)

@@ -84,6 +84,7 @@ class Qwen25VL(_QwenVL):
     """`"bbox_2d": [x1, y1, x2, y2]` in pixels of the resized image (arXiv 2502.13923)."""
 
     model_types = ("qwen2_5_vl",)
+    makers_question = "Locate the {object}, output its bbox coordinates using JSON format."  # cookbook on grounding
     box_pattern = JSON_BOX
 
     def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
@@ -97,5 +98,9 @@ class Qwen3VL(_QwenVL):
     """`"bbox_2d": [x1, y1, x2, y2]`, 0-1000 of the image (arXiv 2511.21631); dense, or a mixture of experts."""
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
+    makers_question = (  # of the cookbook on 2D grounding, with one category
+        'locate every instance that belongs to the following categories: "{object}". Report bbox coordinates in JSON '
+        "format."
+    )
     pixels = 65536, 16777216
     box_pattern = JSON_BOX
