@@ -1,6 +1,6 @@
 """acs-kit: choose the best of several LVLM boxes by the LVLM's own attention (arXiv 2606.01612).
 
-from acs_lib import ground, load_lvlm
+from acs_lib import detect, ground, load_lvlm
 
 result = ground(load_lvlm(), "photo.png", "soccer ball")
 result.box, result.quality, result.table

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import typer
 from PIL import Image
 
 from acs_lib import profiles
@@ -299,5 +300,5 @@ def serve(host: str = LOCAL[0], port: int | None = None, lvlm: str = DEFAULT_LVL
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with serving(host, port, lvlm) as address:
-        print(f"{address} (Ctrl-C ends it)", flush=True)
+        typer.echo(f"{address} (Ctrl-C ends it)")
         ended.wait()

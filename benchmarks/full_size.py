@@ -1,7 +1,7 @@
 """The laptop profile's LVLMs at full size on this machine: what a query takes, and that every step after it works.
 
-    python -m benchmarks.full_size shared/coco128 --tokenizer folder     # about 6 minutes on 2 idle cores, 12 GB
-    python -m benchmarks.full_size shared/coco128 --tiny --out folder    # the same steps with tiny models
+    python -m benchmarks.full_size photographs --tokenizer folder
+    python -m benchmarks.full_size photographs --tiny --out folder    # the same steps with tiny models
 
 Models have the published configurations, random weights and the profile's limits on the image; nothing is fetched. The
 photographs and the objects asked for are those of an annotation file in COCO's format in the folder. Random weights
