@@ -299,6 +299,17 @@ def ground(
         float | None,
         typer.Option(metavar="TIMES", help="Look again, so many times closer, around the chosen box; off by default."),
     ] = None,
+    risk: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of all questions at most this share may be answered wrongly; others: not found. Needs risk.json.",
+        ),
+    ] = None,
+    effort: Annotated[
+        Literal["all", "auto"],
+        typer.Option(help="Draw all samples, or stop when an answer's score is enough. Needs effort.json."),
+    ] = "all",
     save: Annotated[
         Path | None,
         typer.Option(
@@ -326,6 +337,8 @@ def ground(
         _check_sampling(temperature, top_p)
         if zoom is not None and not zoom > 1:
             raise typer.BadParameter(f"--zoom has to be above 1, not {zoom}")
+        if risk is not None and not 0 < risk < 1:
+            raise typer.BadParameter(f"--risk has to be above 0 and below 1, not {risk}")
         images, told = _images(names)
         for sentence in told:
             complain(f"warning: {sentence}")
@@ -344,6 +357,8 @@ def ground(
             seed=seed,
             max_new_tokens=max_new_tokens,
             zoom=zoom,
+            risk=risk,
+            effort=effort,
             **_chosen_by(head_set, regressor, calibration),
         )
     raise typer.Exit(int(failed or bool(told)))
@@ -640,6 +655,16 @@ def calibrate(
         Path | None, typer.Option(metavar="FILE", help="COCO-format file with boxes, or JSON lines of phrases.")
     ] = None,
     images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The folder of its images.")] = None,
+    objects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--object",
+            "--objects",
+            "-o",
+            metavar="OBJECT",
+            help="What most of the images show, instead of --annotations; can be given several times.",
+        ),
+    ] = None,
     units: Annotated[
         str | None, typer.Option(metavar="UNITS", help="Of the boxes of phrases, such as 'xywh px' or 'xyxy 0-1000'.")
     ] = None,
@@ -668,22 +693,40 @@ def calibrate(
 ) -> None:
     """Find the discriminative heads (D_c) of an LVLM, and train its regressor, from images with known boxes.
 
-    Writes head_set.json and regressor.safetensors, a card and SHA256SUMS: a folder that can be shared
-    (docs/calibration.md). An interrupted calibration goes on where it stopped.
+    Writes head_set.json, regressor.safetensors, and the thresholds of acs ground --risk (risk.json) and --effort auto
+    (effort.json), a card and SHA256SUMS: a folder that can be shared (docs/calibration.md). An interrupted calibration
+    goes on where it stopped. Without annotations, from images and the names of objects in them, it finds heads by how
+    the LVLM's own answers agree, and nothing else.
 
     \b
+    acs calibrate --lvlm owner/model --images photos/ -o car -o person
     acs calibrate --lvlm Qwen/Qwen2.5-VL-7B-Instruct --annotations instances.json --images train/
     acs calibrate --annotations refcoco.jsonl --units "xywh px" --images train/
     acs calibrate --profile embedded
     """
     with report_user_errors():
-        if (profile is None) == (annotations is None) or (annotations is None) != (images is None):
-            raise typer.BadParameter("give --annotations and --images, or --profile")
+        given = [bool(each) for each in (profile, annotations, objects)]
+        if sum(given) != 1 or bool(images) == bool(profile):
+            raise typer.BadParameter("give --images with --annotations or with --object, or --profile alone")
         if annotations is not None and (annotations.suffix == ".jsonl") != (units is not None):
             raise typer.BadParameter("--units says how boxes are written in a file of phrases (.jsonl), in no other")
         from acs_lib.lvlms.load import asked_with, lvlm_spec  # late: it brings torch
-        from acs_lib.study.calibrate import fit_heads, make_profile, publish
+        from acs_lib.study.calibrate import find_label_free, fit_heads, fit_thresholds, make_profile, publish
 
+        if objects:
+            spec, (files, told) = lvlm_spec(lvlm), _images([str(images)])
+            for sentence in told:
+                complain(f"warning: {sentence}")
+            _check_sampling(temperature, top_p)
+            _note(spec)
+            how = profiles.sampling_of(spec.name, samples, temperature, top_p, seed)
+            path, head_set, counts = find_label_free(spec, files, objects, how, out)
+            complain(
+                f"D_c of {head_set.lvlm} without annotations: {head_set.heads}, of {counts['answers']} answers to "
+                f"{counts['questions']} questions; {counts['high']} agree with the others, {counts['zero']} lie apart"
+            )
+            typer.echo(path)
+            return
         if profile is not None:
             chosen = profiles.load_profile(profile)
             if out is not None and len(chosen.lvlms) > 1:
@@ -699,6 +742,7 @@ def calibrate(
             complain(f"D_c of {head_set.lvlm}, AUROC of low entropy for good boxes (chance is 0.5):")
             complain(table.to_string(index=False, float_format="{:.3f}".format))
             complain(f"regressor: Pearson r {r:.3f} on the validation images")
+        fit_thresholds(chosen)
         for path in publish(chosen, out, regressor, licence):
             typer.echo(path)
 

@@ -46,7 +46,7 @@ class SplitSpec(Strict):
     """One split. Rendered worlds: `images` and `seed`. Annotation files: `annotations`, `folder` and, where two splits
     share a file, the `share` of its images [from, to) by a hash of their ids; of a file of phrases also the `units` of
     its boxes (see acs_lib.datasets.phrases). `queries` limits the number of queries of each size; a size that is not
-    named is left out."""
+    named is left out. 'absent' ones are about objects that are not in the image."""
 
     images: int | None = None
     seed: int | None = None
@@ -54,7 +54,7 @@ class SplitSpec(Strict):
     folder: str | None = None
     units: str | None = Field(None, exclude_if=_is_none)
     share: tuple[float, float] = (0.0, 1.0)
-    queries: dict[Literal["small", "medium", "large"], int]
+    queries: dict[Literal["small", "medium", "large", "absent"], int]
 
 
 class DatasetSpec(Strict):
@@ -131,6 +131,20 @@ class SeedsSpec(Strict):
     regressor: int = Field(0, ge=0)
 
 
+class BeyondSpec(Strict):
+    """What notebook 10 measures of what is not in the paper; what is left out is not measured."""
+
+    zooms: tuple[float, ...] = ()  # how many times closer the second look is
+    zoomed: int = 0  # small test objects of each dataset that are looked at again
+    lists: DatasetSpec | None = None  # the images whose objects are all asked for: its test split
+    list_tokens: int = 512  # of a list, at most
+    absent: int = 0  # questions about objects that are not there, of validation and of each test split
+    alphas: tuple[float, ...] = (0.05, 0.1, 0.2)  # of the promises
+    delta: float = 0.1
+    label_free: tuple[int, ...] = ()  # images that heads are found on
+    knocked: int = 0  # small test objects that are asked about without some heads
+
+
 class GPUSpec(Strict):
     """What the plan (acs_lib.runs.plan) reckons with. Peak figures are NVIDIA's data sheet of the A100 SXM 80 GB (dense
     bfloat16, HBM2e); the shares of the peak that are reached are assumptions, for transformers without a compiler."""
@@ -165,6 +179,7 @@ class Profile(Strict):
     heads: HeadsSpec
     ablations: AblationsSpec = AblationsSpec()
     seeds: SeedsSpec = SeedsSpec()
+    beyond: BeyondSpec = BeyondSpec()
     bootstrap: int = 10_000
     notebooks: tuple[str, ...] = ("01", "02", "03", "04", "05", "06", "08")
 

@@ -69,7 +69,8 @@ def test_one_image_and_one_object(answered):
         assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 160 and err == ""
     assert answered == [
         {"category": ["fire truck"], "selector": "Medoid", "samples": 1, "temperature": None, "top_p": None, "seed": 3,
-         "max_new_tokens": None, "head_set": None, "regressor": None, "zoom": None}
+         "max_new_tokens": None, "head_set": None, "regressor": None, "zoom": None,
+         "risk": None, "effort": "all"}
     ]  # fmt: skip
 
 

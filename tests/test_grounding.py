@@ -38,7 +38,7 @@ from acs_lib.method.selection import choose
 from acs_lib.method.zoom import cut_out, mapped_back, window_around
 from acs_lib.profiles import Sampling, load_profile, sampling_of
 from acs_lib.runs import store
-from acs_lib.study.calibrate import fit_heads, make_profile, publish
+from acs_lib.study.calibrate import find_label_free, fit_heads, fit_thresholds, make_profile, publish
 
 FEW = {"samples": 3, "seed": 4}
 
@@ -553,6 +553,35 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     less = publish(profile, tmp_path / "less", regressor=False)
     assert [path.name for path in less] == ["head_set.json", "README.md", "SHA256SUMS"]
     assert calibration(tmp_path / "less") == {"head_set": less[0]} and "| r | not recorded |" in less[1].read_text()
+    risk, effort = fit_thresholds(profile)
+    assert risk.questions == len(load_split(profile, profile.datasets[0], "validation")[0]) + risk.absent
+    assert 0 < risk.absent <= profile.beyond.absent and risk.images >= risk.absent
+    for values in risk.values.values():
+        kept = [value for value in values.values() if value is not None]
+        assert kept == sorted(kept, reverse=True), "the more may be wrong, the lower the threshold"
+    assert set(effort.values) == {"sequence-log-prob", "self-certainty", "acs-free", "acs-learned"}
+    written = publish(profile, tmp_path / "out")
+    assert [path.name for path in written[2:]] == ["risk.json", "effort.json", "README.md", "SHA256SUMS"]
+    assert set(calibration(tmp_path / "out")) == {"head_set", "regressor"}, "digests of all four hold"
+    (paths.RUNS / profile.name / lvlm.name / "risk.json").unlink()
+    assert [path.name for path in publish(profile, tmp_path / "out")][2:] == ["effort.json", "README.md", "SHA256SUMS"]
+    assert not (tmp_path / "out" / "risk.json").exists(), "it was another head set's"
+
+
+def test_calibration_without_annotations(lvlm, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    scenes.write_split(tmp_path / "world", "scenes", 3, 5)
+    images = sorted((tmp_path / "world" / "images").glob("*.png"))
+    how = Sampling(samples=4, temperature=1.0, max_new_tokens=16)
+    asked = lvlm_spec("internvl-embedded"), images, ["car", "dog", "cup"], how, tmp_path / "out"
+    path, head_set, counts = find_label_free(*asked)
+    assert path == tmp_path / "out" / "head_set.json" and counts["questions"] == 9
+    assert len(head_set.heads) == 3 and head_set.origin.sampling == how
+    assert 0 < counts["high"] and 0 < counts["zero"] and counts["answers"] <= 9 * 3
+    again = ground(lvlm, *scene, head_set=path, samples=1)
+    assert again.heads == head_set.heads and again.settings.temperature == 1
+    monkeypatch.setattr("acs_lib.runs.answer.answer_batch", None)
+    assert find_label_free(*asked)[1] == head_set, "finished answers are read again"
 
 
 def test_calibration_says_what_it_lacks(tmp_path):

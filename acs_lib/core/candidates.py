@@ -43,8 +43,12 @@ class Candidates:
 
     def first(self, n: int) -> "Candidates":
         """The first n rows: the greedy answer and n - 1 sampled ones."""
+        return self.part(slice(n))
+
+    def part(self, rows: slice) -> "Candidates":
+        """Some neighbouring rows."""
         cut = {
-            field.name: getattr(self, field.name)[:n]
+            field.name: getattr(self, field.name)[rows]
             for field in fields(self)
             if isinstance(getattr(self, field.name), list | np.ndarray)
         }

@@ -2,7 +2,7 @@
 
 A query asks for one object whose category occurs once in its image, as the paper's question needs. One row a query:
 query_id, image_id, image (path), width, height, category, x1, y1, x2, y2 (pixels), area_fraction (0-1), size
-('small', 'medium', 'large').
+('small', 'medium', 'large'). Questions about what is not in an image (`absent_queries`) have the size 'absent'.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import logging
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from acs_lib.core import boxes as bx
-from acs_lib.core.files import read_text
+from acs_lib.core.files import query_key, read_text
 from acs_lib.datasets.image_files import GIVEN, MISSING, NOWHERE, find_images
 
 log = logging.getLogger(__name__)
@@ -230,6 +231,25 @@ def find_queries(
     for size in ("small", "medium", "large"):
         counts[size] = int((queries["size"] == size).sum()) if len(queries) else 0
     return queries, pd.DataFrame({"step": counts.keys(), "count": counts.values()})
+
+
+def absent_queries(coco: COCO, queries: pd.DataFrame) -> pd.DataFrame:
+    """One question an image of `queries` about an object that is not in it: rows of the same columns, without a box
+    (NaN) and of the size 'absent'. Its category is drawn, the same every time, of those that the image has not: of the
+    kin (`supercategory`) of one that it has, if there are such, which is where a wrong box is likeliest."""
+    names = {key: category["name"].strip() for key, category in coco.cats.items()}
+    kin, rows = {key: category.get("supercategory") for key, category in coco.cats.items()}, []
+    for row in queries.drop_duplicates("image_id").to_dict("records"):
+        there = {a["category_id"] for a in coco.imgToAnns[row["image_id"]]}
+        said, near = {_asked(names[key]) for key in there}, {kin[key] for key in there} - {None}
+        absent = [key for key in sorted(names) if _asked(names[key]) not in said]
+        absent = [key for key in absent if kin[key] in near] or absent
+        if absent:
+            category = names[absent[query_key(str(row["image_id"])) % len(absent)]]
+            name = row["query_id"].rpartition("/")[0] + "/absent"
+            nowhere = dict.fromkeys([*TRUTH, "area_fraction"], math.nan)
+            rows.append({**row, **nowhere, "query_id": name, "category": category, "size": "absent"})
+    return pd.DataFrame(rows, columns=list(queries))
 
 
 def _clipped(bbox, image):

@@ -31,12 +31,16 @@ def split_files(dataset: DatasetSpec, split: str) -> tuple[Path, Path]:
 def parsed(
     annotations: Path, images: Path, units: str | None, small: float, large: float, states: tuple
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, list]]:
-    """All queries of an annotation file (their ids without the split's name) and the funnel, see coco.load_queries; and
-    image_id -> (id, bbox) of all that is annotated. A file with `units` is one of phrases. Parsed once a process, and
-    again if `states`, of the file and the folder, are others."""
+    """All queries of an annotation file (their ids without the split's name), those about absent objects last, and the
+    funnel, see coco.load_queries; and image_id -> (id, bbox) of all that is annotated. A file with `units` is one of
+    phrases, of which nobody knows where they would fit as well: there is none about absent objects. Parsed once a
+    process, and again if `states`, of the file and the folder, are others."""
     found = phrases.read_phrases(annotations, images, units) if units else coco.read_annotations(annotations)
     boxes = {image_id: [(a["id"], a["bbox"]) for a in objects] for image_id, objects in found.imgToAnns.items()}
-    return *coco.find_queries("", annotations, found, images, small, large), boxes
+    queries, funnel = coco.find_queries("", annotations, found, images, small, large)
+    if len(queries) and not units:
+        queries = pd.concat([queries, coco.absent_queries(found, queries)], ignore_index=True)
+    return queries, funnel, boxes
 
 
 def _annotated(profile: Profile, dataset: DatasetSpec, split: str):

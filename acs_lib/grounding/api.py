@@ -16,6 +16,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +44,19 @@ from acs_lib.method.baselines import p_true as p_true_
 from acs_lib.method.baselines.attention import spatial_entropy
 from acs_lib.method.baselines.consensus import FUSIONS
 from acs_lib.method.baselines.likelihood import p_true, sequence_logprob
+from acs_lib.method.effort import best, sample_until
 from acs_lib.method.forced import force_candidates
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
 from acs_lib.method.origin import SMALL, Origin, check_origin, usual_sampling, warn_of_other_sampling
-from acs_lib.method.regressor import AttentionIoURegressor
+from acs_lib.method.regressor import AttentionIoURegressor, predicted_iou
 from acs_lib.method.selection import Fusion, Selector, acs_free, acs_learned, choose
+from acs_lib.method.thresholds import EFFORT, RISK, check_sampling, load_thresholds
 from acs_lib.method.zoom import Window, cut_out, joined, mapped_back, placed, window_around
 from acs_lib.profiles import Sampling, sampling_of
 
 SAMPLES = paths.EMBEDDED / "samples"  # scenes that are shipped
+ALL, AUTO = "all", "auto"  # of effort
 ACS_FREE, ACS_LEARNED, SPATIAL, P_TRUE = "acs-free", "acs-learned", "spatial-entropy", "p-true"
 SETTINGS = "samples", "temperature", "top_p", "seed", "max_new_tokens"  # of sampling, told with an answer
 
@@ -151,6 +155,9 @@ class Grounding:
     heads: D_c as (layer, head), counted from 0; empty if there is no head set
     coordinates: those at which D_c is read, as indices 0-3 of x1, y1, x2, y2; all without a head set
     window: what the second, closer look was at, in pixels of the image; None where there was none
+    promise: (risk, threshold): of all questions like those of its calibration at most the share `risk` is answered
+        wrongly if answers are given from the score `threshold` on, which is infinite where no such promise can be kept;
+        None where none was asked for. Where the chosen row's score is below it, `box` is None
     """
 
     image: Image.Image
@@ -168,6 +175,7 @@ class Grounding:
     coordinates: tuple[int, ...]
     window: Window | None = None
     small: float = SMALL
+    promise: tuple[float, float] | None = None
 
     @property
     def _rows(self) -> np.ndarray:
@@ -212,6 +220,11 @@ class Grounding:
     @property
     def summary(self) -> str:
         """One sentence: what was found, by which method, and how good it is expected to be."""
+        if self.box is None and self.promise is not None and self._rows.size:
+            return (
+                f"'{self.category}' not found: the score of the best box is {self.score:.3g}, and from "
+                f"{self.promise[1]:.3g} on at most {self.promise[0]:.0%} of the questions are answered wrongly"
+            )
         if self.box is None:
             return f"{self.lvlm} gave no box for '{self.category}'"
         where = ", ".join(f"{value:.0f}" for value in self.box)
@@ -244,6 +257,7 @@ class Grounding:
             "width": self.image.width, "height": self.image.height, "lvlm": self.lvlm, "selector": self.selector,
             "settings": self.settings and {name: getattr(self.settings, name) for name in SETTINGS},
             **({} if self.window is None else {"window": list(self.window)}),
+            **({} if self.promise is None else {"risk": dict(zip(("share", "threshold"), map(_finite, self.promise)))}),
             "candidates": [{**row, "box": box} for row, box in zip(rows, boxes)],
         }  # fmt: skip
 
@@ -268,14 +282,8 @@ def _finite(value) -> list[float] | float | None:
 
 
 def _predicted(model: AttentionIoURegressor | None, candidates: Candidates) -> np.ndarray:
-    """[n] IoU in 0-1 that the regressor predicts; NaN without a regressor or a box. The maps are rounded as a run's
-    store rounds those that the regressor was trained on."""
-    predicted = np.full(len(candidates), np.nan)
-    if model is not None and candidates.parsed.any():
-        with torch.inference_mode():
-            maps = torch.from_numpy(candidates.maps[candidates.parsed]).half()
-            predicted[candidates.parsed] = model(maps).cpu().numpy()
-    return predicted
+    """[n] `regressor.predicted_iou`; NaN without a regressor."""
+    return np.full(len(candidates), np.nan) if model is None else predicted_iou(model, candidates)
 
 
 def method_of(
@@ -338,7 +346,7 @@ def ground(
     lvlm: LVLM | str | Path | None, image: Picture, category: str | Sequence[str], selector: str = ACS_FREE,
     samples: int = 10, temperature: float | None = None, top_p: float | None = None, seed: int = 0,
     head_set: HeadSet | str | Path | None = None, regressor: AttentionIoURegressor | str | Path | None = None,
-    max_new_tokens: int | None = None, zoom: float | None = None,
+    max_new_tokens: int | None = None, zoom: float | None = None, risk: float | None = None, effort: str = ALL,
 ) -> Grounding | list[Grounding]:  # fmt: skip
     """Ask for one object in one image `samples` times and let `selector` choose the box.
 
@@ -356,6 +364,11 @@ def ground(
     max_new_tokens: where an answer is cut; reasoning LVLMs need some thousands. Another limit draws other noise
     zoom: look again, so many times closer, at a window around the box that `selector` chose (where no answer held one:
         nowhere); as many answers are drawn again, and chosen among those of both looks. Off by default
+    risk: say "not found" (`box` is None) where the chosen box's score is too low to promise that of all questions at
+        most this share (0-1) is answered wrongly. The promise is about questions like those that it was calibrated on;
+        it holds for all samples, one look, and the sampling that it was found with
+    effort: 'all' draws all samples; 'auto' stops when an answer's score is enough, the greedy answer included: more
+        answers are drawn only where they are needed
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
     with an argument, RuntimeError comes from a full GPU.
     """
@@ -366,6 +379,10 @@ def ground(
         raise ValueError(f"to look closer zoom has to be above 1, not {zoom}")
     if zoom is not None and slug(selector) == P_TRUE:
         raise ValueError(f"{P_TRUE} asks about boxes of one look at the image; take another selector, or no zoom")
+    if effort not in (ALL, AUTO):
+        raise ValueError(f"effort is {ALL!r} or {AUTO!r}, not {effort!r}")
+    if sum([zoom is not None, risk is not None, effort == AUTO]) > 1:
+        raise ValueError("zoom, risk and effort were each measured alone; take one of them")
     picture = read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
@@ -384,15 +401,24 @@ def ground(
         return p_true_.ask_p_true(lvlm, picture, candidates.category, texts[candidates.category])
 
     method = method_of(selector, lvlm, found_heads, model, ask)
+    draw, given = sampling_.sample_candidates, (head_set, regressor)
+    if effort == AUTO:
+        method = replace(method, pool="all")
+        draw = _until_enough(method, thresholds_of(lvlm, EFFORT, slug(selector), settings, given)["enough"])
+    promise = None
+    if risk is not None:
+        promise = risk, threshold_for(risk, thresholds_of(lvlm, RISK, slug(selector), settings, given))
     ids = [f"{zlib.crc32(picture.tobytes()):08x}/{name}" for name in names]
     found = {}
     try:
-        answers = sampling_.sample_candidates(
-            lvlm, lvlm.prompts(picture, names), ids, [query_key(one) for one in ids], names, settings
-        )
+        answers = draw(lvlm, lvlm.prompts(picture, names), ids, [query_key(one) for one in ids], names, settings)
         for name, (candidates, records) in zip(names, answers):
             texts[name] = ["" if record["failure"] else record["text"] for record in records]
             found[name] = _chosen(lvlm, picture, settings, method, found_heads, model, candidates, records)
+            if promise is not None:
+                found[name] = replace(found[name], promise=promise)
+                if not found[name].score >= promise[1]:
+                    found[name] = replace(found[name], box=None)
             if zoom is not None and found[name].box is not None:
                 window = window_around(found[name].box, zoom, *picture.size)
                 closer = cut_out(picture, window)
@@ -412,6 +438,41 @@ def ground(
             "objects at once, ask for fewer samples, or take a smaller LVLM"
         ) from error
     return found[asked[0]] if isinstance(category, str) else [found[name] for name in asked]
+
+
+def thresholds_of(
+    lvlm: LVLM, file_name: str, selector: str, how: Sampling, given: Sequence[object]
+) -> dict[str, float | None]:
+    """The thresholds of a selector in the file of that name beside the LVLM's head set, or beside what is given instead
+    of it. ValueError where there is none, or where it belongs to other weights, another question or sampling."""
+    files = [Path(each).parent for each in given if isinstance(each, str | Path)]
+    if len(files) < sum(each is not None for each in given) or len(set(files)) > 1:
+        raise ValueError(f"{file_name} belongs to one head set and regressor: give these as files of one folder")
+    path = files[0] / file_name if files else _calibrated(lvlm, file_name)
+    if path is None or not path.is_file():
+        raise ValueError(f"there is no {file_name} for {lvlm.name}; acs calibrate --annotations writes one")
+    found = load_thresholds(path, lvlm.name, loaded_digest(lvlm), lvlm.question)
+    check_sampling(str(path), found.origin.sampling, how)
+    return found.of(selector, path)
+
+
+def threshold_for(risk: float, known: dict[str, float | None]) -> float:
+    """The threshold of the largest risk that is known and not above `risk`; infinite where it has none. ValueError if
+    all are above."""
+    below = [share for share in known if float(share) <= risk * (1 + 1e-9)]
+    if not 0 < risk < 1 or not below:
+        raise ValueError(f"risk has to be from {min(map(float, known)):g} to below 1, not {risk:g}")
+    threshold = known[max(below, key=float)]
+    return float("inf") if threshold is None else threshold
+
+
+def _until_enough(method: Selector, threshold: float | None) -> Callable:
+    """`effort.sample_until` the method's best score is at least the threshold, if there is one."""
+
+    def enough(candidates: Candidates) -> bool:
+        return threshold is not None and best(method.score(candidates), candidates.parsed)[1] >= threshold
+
+    return partial(sample_until, enough=enough)
 
 
 def _chosen(

@@ -1,4 +1,5 @@
-"""A folder with a head set and a regressor, as `acs calibrate` writes and others hand it on (docs/calibration.md)."""
+"""A folder with a head set, a regressor and thresholds, as `acs calibrate` writes and others hand it on
+(docs/calibration.md)."""
 
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.
 
 def calibration(source: str | Path) -> dict[str, Path]:
     """The files of a folder, or of a hub's repository (owner/name, or owner/name@revision), as the arguments head_set
-    and regressor of `ground`; without a regressor in it, head_set alone.
+    and regressor of `ground`, which looks for thresholds beside them; without a regressor in it, head_set alone.
 
     Of a repository only these files are fetched, with their digests. ValueError where there is no head set, or a file
     is not the one that SHA256SUMS names; OSError where a repository cannot be had.
@@ -29,7 +30,7 @@ def calibration(source: str | Path) -> dict[str, Path]:
         raise ValueError(f"{source} holds no {CALIBRATED[0]}; give a folder that acs calibrate wrote")
     if (folder / SUMS).is_file() and (loose := set(names) - set(check_sums(folder))):
         raise ValueError(f"{folder / SUMS} does not name {', '.join(sorted(loose))}; fetch the folder again")
-    return {Path(name).stem: folder / name for name in names}
+    return {Path(name).stem: folder / name for name in names if name in CALIBRATED[:2]}
 
 
 def _fetched(name: str, revision: str | None) -> Path:

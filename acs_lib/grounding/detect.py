@@ -20,16 +20,14 @@ from acs_lib.lvlms.load import DEFAULT_LVLM, load_lvlm
 from acs_lib.method import sampling as sampling_
 from acs_lib.method.baselines import slug
 from acs_lib.method.heads import HeadSet
-from acs_lib.method.instances import SAME, instances, listed
+from acs_lib.method.instances import LIST_TOKENS, QUESTION, SAME, instances, listed
 from acs_lib.method.origin import usual_sampling
 from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Fusion
 from acs_lib.profiles import Sampling, sampling_of
 
-QUESTION = "Detect all {object} in the image."
 VOTES = "votes"
 BY_ANSWER = ("greedy", "random", "medoid", "p-true")  # selectors that compare whole answers, so they score no instance
-LIST_TOKENS = 512  # of an answer, at most
 
 
 @dataclass(frozen=True, eq=False, repr=False)

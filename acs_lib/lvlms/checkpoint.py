@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from acs_lib.lvlms.adapter import LVLM
 
 LVLM_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, tokenizer, processor, chat template
-CALIBRATED = ("head_set.json", "regressor.safetensors")  # what belongs to an LVLM, and may lie beside these
+# what belongs to an LVLM, and may lie beside these
+CALIBRATED = ("head_set.json", "regressor.safetensors", "risk.json", "effort.json")
 NOT_THE_LVLM = (*CALIBRATED, "recipe.json")
 
 

@@ -1,7 +1,7 @@
 """Localization-critical patterns (paper, step 5): layers by gradient attribution, heads by entropy separation."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -135,3 +135,21 @@ def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int,
     allowed[critical] = np.nan_to_num(head_scores[critical])
     order = np.argsort(-allowed, axis=None, kind="stable")[:count]
     return tuple(tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order)
+
+
+def separating_heads(
+    entropy: np.ndarray, iou: np.ndarray, query: np.ndarray, coordinates: Sequence[tuple[int, ...]], count: int
+) -> tuple[Heads, tuple[int, ...]]:
+    """The `count` heads, of all layers, whose low entropy separates good boxes from misses best inside queries, best
+    first, and the coordinates (one of some sets of indices 0-3) at which the best head does so best. ValueError where
+    no query has both a good box and a miss.
+
+    entropy [n, 4, layers, heads] in nats, iou [n] in 0-1, query [n] ids. A part of D_c's search that asks for no
+    regressor and no choice on other images, so that `iou` may be the overlap with anything.
+    """
+    found = {tuple(c): within_query_auroc(entropy[:, list(c)].mean(1), iou, query) for c in coordinates}
+    if np.isnan(next(iter(found.values()))).all():
+        raise ValueError("no question has both a good box (IoU over 0.6) and a miss (IoU 0) to tell heads apart by")
+    best = max(found, key=lambda c: found[c].max())
+    layers = entropy.shape[2]
+    return select_heads(np.zeros(layers), found[best], layers, count), best

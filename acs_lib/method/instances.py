@@ -17,6 +17,8 @@ from acs_lib.core.candidates import COORDINATES, PER_TOKEN, Candidates
 from acs_lib.lvlms.adapter import LVLM, Prompt
 from acs_lib.method.sampling import described_candidates, read_box
 
+QUESTION = "Detect all {object} in the image."
+LIST_TOKENS = 512  # of an answer, at most
 SAME = 0.5  # IoU of two boxes of one instance, at least
 
 

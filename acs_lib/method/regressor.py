@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from acs_lib.core.candidates import Candidates
 from acs_lib.core.files import replacing
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.lvlms.devices import small_device
@@ -163,6 +164,17 @@ def predict(model: AttentionIoURegressor, run: StoredAnswers) -> pd.DataFrame:
         scores = torch.cat([model(part) for part in maps.split(512)]).cpu().numpy() if len(maps) else []
         frames.append(frame[["query_id", "candidate", "iou"]].assign(predicted_iou=scores))
     return pd.concat(frames, ignore_index=True)
+
+
+@torch.inference_mode()
+def predicted_iou(model: AttentionIoURegressor, candidates: Candidates) -> np.ndarray:
+    """[n] IoU in 0-1 that a regressor predicts for each candidate; NaN without a box. The maps are rounded as a run's
+    store rounds those that the regressor was trained on."""
+    found = np.full(len(candidates), np.nan)
+    if candidates.parsed.any():
+        maps = torch.from_numpy(np.asarray(candidates.maps[candidates.parsed])).half()
+        found[candidates.parsed] = model(maps).cpu().numpy()
+    return found
 
 
 def iou_correlation(predictions: pd.DataFrame) -> dict[str, float]:

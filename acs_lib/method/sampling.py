@@ -50,9 +50,12 @@ def precision(device: torch.device) -> torch.dtype:
 
 @torch.inference_mode()
 def generate(
-    lvlm: LVLM, prompts: Sequence[Prompt], query_keys: Sequence[int], sampling: Sampling, capture: bool = True
-) -> list[list[dict]]:
+    lvlm: LVLM, prompts: Sequence[Prompt], query_keys: Sequence[int], sampling: Sampling, capture: bool = True,
+    drawn: int = 0,
+) -> list[list[dict]]:  # fmt: skip
     """Answers to a batch of prompts, of any lengths and grids: for each 1 + samples dictionaries (greedy first).
+
+    `drawn`: so many of the samples were drawn before; after the greedy answer only the others follow.
 
     Of the checkpoint's own generation config the end tokens and the repetition penalty hold, as in transformers'
     `generate` (Qwen2.5-VL's has 1.05, over prompt and answer, for greedy decoding as well); temperature and top-p are
@@ -64,12 +67,12 @@ def generate(
     token ('last'); position of its last token -> row of the token after it ('after', without an entry where another
     number follows at once).
     """
-    answers, steps, device = sampling.samples + 1, sampling.max_new_tokens, lvlm.model.device
+    answers, steps, device = sampling.samples - drawn + 1, sampling.max_new_tokens, lvlm.model.device
     layout, cache = Layout.of(prompts, device), new_cache()
     logits, position = prefill(lvlm, prompts, layout, cache)
     logits = logits[:, None].expand(-1, answers, -1)
 
-    uniform = np.stack([noise(sampling, key) for key in query_keys])
+    uniform = np.stack([noise(sampling, key)[drawn:] for key in query_keys])
     uniform = torch.from_numpy(uniform).to(precision(device)).to(device)
     banned, is_digit, ends = lvlm.banned_tokens.to(device), lvlm.digit_tokens.numpy(), lvlm.end_tokens.numpy()
     reader, numbers = None, None
@@ -212,16 +215,17 @@ def _index(places: Sequence[int], device: torch.device) -> torch.Tensor:
 
 def sample_candidates(
     lvlm: LVLM, prompts: Sequence[Prompt], query_ids: Sequence[str], query_keys: Sequence[int],
-    categories: Sequence[str], sampling: Sampling, map_side: int | None = None,
+    categories: Sequence[str], sampling: Sampling, map_side: int | None = None, drawn: int = 0,
 ) -> list[tuple[Candidates, list[dict]]]:  # fmt: skip
-    """For each prompt its `Candidates` (maps included) and one record an answer: text, token ids, failure.
+    """For each prompt its `Candidates` (maps included) and one record an answer: text, token ids, failure. `drawn`: see
+    `generate`.
 
     With `map_side` the maps, not their statistics, are averaged to at most that many rows and columns. What is computed
     of the maps of an LVLM on a GPU is computed there, and only the results are copied. An answer without a box keeps
     its place with NaN box and NaN maps, so that nothing is lost.
     """
     cut = f"{CUT}: raise it from {sampling.max_new_tokens} (acs ground --max-new-tokens)"
-    batch = generate(lvlm, prompts, query_keys, sampling)
+    batch = generate(lvlm, prompts, query_keys, sampling, drawn=drawn)
     return candidates_of(lvlm, prompts, query_ids, categories, batch, sampling.row, cut, map_side)
 
 

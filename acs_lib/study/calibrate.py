@@ -2,22 +2,32 @@
 (`acs_lib.study.stages`), or taken over from a finished run of a profile. With a card and their digests they make a
 folder that can be handed on (docs/calibration.md)."""
 
+import functools
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from acs_lib import paths
 from acs_lib.core.files import SUMS, replacing, write_sums, write_text
+from acs_lib.core.images import read_image
 from acs_lib.datasets import coco, phrases
 from acs_lib.datasets.splits import load_split
-from acs_lib.lvlms.checkpoint import CALIBRATED, calibration_folder, is_embedded
+from acs_lib.lvlms.checkpoint import CALIBRATED, calibration_folder, is_embedded, lvlm_digest, pinned
 from acs_lib.lvlms.load import load_spec
-from acs_lib.method.heads import HeadSet
+from acs_lib.method.heads import HeadSet, in_group, separating_heads
+from acs_lib.method.label_free import COUNT, agreeing
+from acs_lib.method.origin import Origin
 from acs_lib.method.regressor import MAP_SIDE
-from acs_lib.profiles import DatasetSpec, HeadsSpec, LVLMSpec, Profile, SplitSpec, sampling_of
+from acs_lib.method.thresholds import EFFORT, RISK, Thresholds
+from acs_lib.profiles import BeyondSpec, DatasetSpec, HeadsSpec, LVLMSpec, Profile, Sampling, SplitSpec, sampling_of
 from acs_lib.runs.collect import run_folder
+from acs_lib.runs.store import fill
 from acs_lib.study.card import CARD, make_card
+from acs_lib.study.effort import calibrate_effort
+from acs_lib.study.risk import about_absent, calibrate_risk
 from acs_lib.study.stages import Study
 
 NAME = "calibrate"  # of the profile, and of its folder of runs
@@ -63,6 +73,7 @@ def make_profile(
         small=small, large=small, batch_queries=1, map_side=MAP_SIDE,
         sampling=sampling_of(lvlm.name, samples, temperature, top_p, seed),
         heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),
+        beyond=BeyondSpec(absent=max(LEAST, queries // 4)),
     )  # fmt: skip
     counts = {split: len(load_split(profile, profile.datasets[0], split)[0]) for split in splits}
     if min(counts.values()) < LEAST:
@@ -70,7 +81,16 @@ def make_profile(
             f"{annotations} has {counts['train']} small objects to train on and {counts['validation']} to validate "
             f"with; {LEAST} each are the least, some thousands are better"
         )
-    return profile
+    return profile if _has_absent(profile) else profile.model_copy(update={"beyond": BeyondSpec()})
+
+
+def _has_absent(profile: Profile) -> bool:
+    """Whether there is any object to ask for that is not there, in the validation images."""
+    try:
+        load_split(profile, about_absent(Study(profile), profile.datasets[0]), "validation")
+    except ValueError:
+        return False
+    return True
 
 
 def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
@@ -95,12 +115,73 @@ def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
     return finding.head_set, chosen.drop(columns=["lvlm", "selected"]), float(study.fit_history(lvlm)["pearson"].max())
 
 
+def fit_thresholds(profile: Profile) -> list[Thresholds]:
+    """When to answer (risk.json) and when to stop sampling (effort.json), of each LVLM of a finished run, on its
+    validation images; `profile.beyond.absent` questions about objects that are not there are asked besides. ValueError
+    before D_c is found."""
+    study, found = Study(profile), []
+    for lvlm in profile.lvlms:
+        if study.head_set(lvlm) is None:
+            raise ValueError(f"there is no D_c of {lvlm.name} in this run; run acs run --profile {profile.name} first")
+        found += [calibrate_risk(study, lvlm), calibrate_effort(study, lvlm)]
+    return found
+
+
+def unlabelled_queries(images: Sequence[Path], objects: Sequence[str]) -> pd.DataFrame:
+    """A query (see datasets.coco) about each object in each image, without a box (NaN) and of the size 'unlabelled'.
+    FileNotFoundError or ValueError for an image that cannot be read."""
+    rows = []
+    for path in images:
+        width, height = read_image(path).size
+        for wanted in objects:
+            rows.append({
+                "query_id": f"unlabelled/{path}/{wanted}", "image_id": str(path), "image": str(path), "width": width,
+                "height": height, "category": wanted, **dict.fromkeys(coco.TRUTH, math.nan), "area_fraction": math.nan,
+                "size": "unlabelled",
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def find_label_free(
+    lvlm: LVLMSpec, images: Sequence[Path], objects: Sequence[str], how: Sampling, out: Path | None = None
+) -> tuple[Path, HeadSet, dict[str, int]]:
+    """head_set.json of an LVLM by its own consensus about some objects in some images (`method.label_free`), written to
+    the folder `out`, by default to where `ground` finds it; the head set; and of how many questions and answers it is,
+    and how many of these agree with the consensus or lie apart from it.
+
+    The answers stay in data/runs/calibrate-label-free, so that an interrupted search goes on. Name objects that are in
+    most of the images: of others an LVLM has no consensus. ValueError where nothing can be told.
+    """
+    from acs_lib.runs import answer  # late: it brings transformers
+
+    lvlm = pinned(lvlm)
+    queries, weights, settings = unlabelled_queries(images, objects), lvlm_digest(lvlm), (lvlm, how, MAP_SIDE)
+    run = fill(
+        paths.RUNS / f"{NAME}-label-free" / lvlm.name, queries, functools.partial(answer.answer_stored, *settings),
+        {"lvlm": lvlm.model_dump(), "weights": weights, "sampling": how.model_dump()},
+        functools.partial(answer.stored_bytes, *settings, queries), 1, f"{lvlm.name} on {len(images)} images",
+    )  # fmt: skip
+    entropy, iou, query = agreeing(run.candidates())
+    heads, coordinates = separating_heads(entropy, iou, query, HeadsSpec.model_fields["coordinates"].default, COUNT)
+    origin = Origin(weights=weights, question=lvlm.question, sampling=how)
+    found = HeadSet(lvlm.name, f"the consensus about {len(images)} images", heads, coordinates, origin)
+    folder = Path(out) if out else calibration_folder(lvlm)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "head_set.json")
+    for name in (RISK, EFFORT):  # of another head set
+        (folder / name).unlink(missing_ok=True)
+    counts = {"questions": len(queries), "answers": len(iou)}
+    counts |= {group: int(in_group(iou, group).sum()) for group in ("high", "zero")}
+    return folder / "head_set.json", found, counts
+
+
 def publish(
     profile: Profile, folder: Path | None = None, regressor: bool = True, licence: str | None = None
 ) -> list[Path]:
-    """Copy D_c and (the first seed of) the regressor of a finished run to `folder`, by default to where `ground` finds
-    them, with a card (README.md) and SHA256SUMS; returns the new files. Beside the weights of an embedded LVLM, which
-    have a card, there is none. `licence`: what the card states. FileNotFoundError if the run has not come to notebook
+    """Copy D_c, (the first seed of) the regressor and the thresholds of a finished run to `folder`, by default to where
+    `ground` finds them, with a card (README.md) and SHA256SUMS; returns the new files. Beside the weights of an
+    embedded LVLM, which have a card, there is none. Thresholds that were there and have no new ones are deleted, since
+    they were another D_c's. `licence`: what the card states. FileNotFoundError if the run has not come to notebook
     04."""
     written = []
     for lvlm in profile.lvlms:
@@ -113,6 +194,10 @@ def publish(
         head_set = HeadSet.load(files["head_set.json"], lvlm.name)
         target = Path(folder) if folder else calibration_folder(lvlm)
         target.mkdir(parents=True, exist_ok=True)
+        for name in (RISK, EFFORT):
+            (target / name).unlink(missing_ok=True)
+            if (found / name).is_file():
+                files[name] = found / name
         for name, path in files.items():
             with replacing(target / name) as aside:
                 shutil.copyfile(path, aside)

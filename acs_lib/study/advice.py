@@ -1,0 +1,97 @@
+"""What should I use? All ways to a box in one table: how accurate they are, what they cost and what they need."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from acs_lib.evaluation.accuracy import accuracy_table
+from acs_lib.evaluation.bootstrap import paired_difference
+from acs_lib.method.baselines.likelihood import P_TRUE
+from acs_lib.study.experiment import Experiment
+
+NOTHING, BOXES = "nothing", "annotated boxes"
+RATES = ["acc50", "acc50_lo", "acc50_hi", "delta_vs_greedy", "delta_lo", "delta_hi"]
+ENDS = {"delta_vs_greedy_lo": "delta_lo", "delta_vs_greedy_hi": "delta_hi"}
+COLUMNS = ["lvlm", "dataset", "method", "n", *RATES, "answers", "looks", "labels", "training", "attention"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a method needs. labels: NOTHING, or BOXES to calibrate on; training: of a regressor; attention: rows of the
+    LVLM, which an engine behind a server does not give; looks: how often an image is encoded."""
+
+    labels: str = NOTHING
+    training: bool = False
+    attention: bool = False
+    looks: int = 1
+
+
+WAYS = {
+    "greedy": Way(),
+    "sequence log-prob": Way(),
+    "self-certainty": Way(),
+    "medoid": Way(),
+    P_TRUE: Way(looks=2),
+    "mass inside the box (MTLA)": Way(attention=True),
+    "ACS-Free": Way(BOXES, attention=True),
+    "ACS-Learned": Way(BOXES, True, attention=True),
+}
+
+
+def _needs(way: Way) -> dict:
+    return {"looks": way.looks, "labels": way.labels, "training": way.training, "attention": way.attention}
+
+
+def chosen_rows(e: Experiment) -> pd.DataFrame:
+    """COLUMNS of the methods of WAYS that choose among the candidates of the small test objects."""
+    choices = e.choices_on("small")
+    choices = choices[choices["method"].isin([*WAYS])]
+    rates = accuracy_table(choices, e.small, draws=e.profile.bootstrap).set_index("method")
+    rows = []
+    for method, way in WAYS.items():
+        if method not in rates.index:  # P(True) of an LVLM that is not asked
+            continue
+        found = rates.loc[method]
+        delta = paired_difference(choices, e.small, method, "greedy", e.profile.bootstrap)[:3]
+        values = [*found[["acc50", "acc50_lo", "acc50_hi"]], *((0.0,) * 3 if method == "greedy" else delta)]
+        answers = 1 if method == "greedy" else 1 + e.profile.sampling.samples
+        rows.append({"method": method, "n": int(found["n_queries"]), **dict(zip(RATES, values)), "answers": answers,
+                     **_needs(way)})  # fmt: skip
+    return e.labelled(pd.DataFrame(rows))[COLUMNS]
+
+
+def label_free_advice(table: pd.DataFrame, method: str, answers: int) -> pd.DataFrame:
+    """COLUMNS of ACS-Free with heads that were found without annotations, on the most images, of label_free_heads.csv;
+    `method` is its name there."""
+    own = table[table["method"] == method]
+    most = own[own["images"] == own.groupby(["lvlm", "dataset"])["images"].transform("max")]
+    named = most.assign(method="ACS-Free, heads found without labels", answers=answers, **_needs(Way(attention=True)))
+    return named[COLUMNS]
+
+
+def effort_advice(table: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """COLUMNS of the methods of effort.csv with one rule, such as 'auto'; `chosen`: rows of `chosen_rows`, for what a
+    method needs."""
+    needs = chosen.drop_duplicates("method").set_index("method")[["looks", "labels", "training", "attention"]]
+    own = table[table["rule"] == rule].join(needs, on="method").rename(columns=ENDS)
+    labels = own["labels"].where(own["labels"] != NOTHING, "annotated boxes, for the threshold")
+    return own.assign(method=own["method"] + ", as many samples as needed", labels=labels)[COLUMNS]
+
+
+def zoom_advice(table: pd.DataFrame, chosen: pd.DataFrame, condition: str, window: str, times: float) -> pd.DataFrame:
+    """COLUMNS of the methods of zoom.csv under one condition, and of the second look's box alone. The objects are those
+    that were looked at again, fewer than the others'."""
+    own = table[(table["condition"] == condition) & (table["window"] == window) & (table["times"] == times)]
+    needs = chosen.drop_duplicates("method").set_index("method")[["labels", "training", "attention"]]
+    known = own[own["method"].isin(needs.index) | (own["method"] == "second look")]
+    found = known.join(needs, on="method").fillna({"labels": NOTHING, "training": False, "attention": False})
+    named = found["method"] + f", {condition} answers, {times:g} times closer around the {window} box"
+    return found.rename(columns=ENDS).assign(method=named, looks=2)[COLUMNS]
+
+
+def advice_table(*parts: pd.DataFrame) -> pd.DataFrame:
+    """advice.csv: rows of the functions above together, the most accurate ones first within an LVLM and dataset; a way
+    that comes out as accurate as another one costs less where it has fewer answers."""
+    table = pd.concat(parts, ignore_index=True)[COLUMNS]
+    order = ["lvlm", "dataset", "acc50", "answers"]
+    return table.sort_values(order, ascending=[True, True, False, True], kind="stable", ignore_index=True)
