@@ -240,9 +240,9 @@ def kit(tmp_path):
     root = tmp_path / "a kit"
     (root / "acs_lib").mkdir(parents=True)
     shutil.copytree(paths.PROFILES, root / "acs_lib" / "profiles")
-    (root / "tests" / "notebooks").mkdir(parents=True)
+    (root / "notebooks").mkdir()
     for stem in STEMS:
-        (root / "tests" / "notebooks" / f"{stem}.ipynb").write_text("{}")
+        (root / "notebooks" / f"{stem}.ipynb").write_text("{}")
     for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
         shutil.copy2(paths.ROOT / name, root)
     return root
@@ -337,7 +337,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
         side_by_side = "-m pytest --numprocesses=auto --dist=loadfile"
         assert suite == side_by_side
         assert notebooks.startswith(f"{side_by_side} -p tests.nbval_numbers --nbval ")
-        assert notebooks.endswith(" ".join(f"tests/notebooks/{stem}.ipynb" for stem in STEMS))
+        assert notebooks.endswith(" ".join(f"notebooks/{stem}.ipynb" for stem in STEMS))
         assert installed == packages
 
     for words in ([], ["--engine", "ray"]):
