@@ -255,7 +255,7 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
         (
             [SCENE, "car", "--lvlm", "gpt"],
-            "there is no LVLM 'gpt': give internvl-embedded, qwen2.5-vl-embedded, ",
+            "there is no LVLM 'gpt': give internvl-embedded, internvl-embedded-plain, qwen2.5-vl-embedded, ",
         ),
         ([SCENE, "car", "--lvlm", paths.DATA], "data': it has no config.json that names a model type; give a folder"),
         ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),
@@ -389,9 +389,9 @@ def test_run_is_the_runner(monkeypatch):
 
 def test_run_and_report_refuse_an_unknown_profile():
     code, _, err = acs("run", "--profile", "smok")
-    assert code == 2 and "unknown profile 'smok'; choose one of ablations, beyond, embedded" in err
+    assert code == 2 and "unknown profile 'smok'; choose one of ablations, beyond" in err
     code, _, err = acs("report", "--profile", "smok")
-    assert code == 1 and "unknown profile 'smok'; choose one of ablations, beyond, embedded" in err
+    assert code == 1 and "unknown profile 'smok'; choose one of ablations, beyond" in err
 
 
 def test_report_builds_the_page_of_a_finished_run(tmp_path, monkeypatch):

@@ -34,8 +34,7 @@ def read_lock():
 # ------------------------------------------------------------------------------------------------- dependencies
 
 
-UNPINNED = {"docs", "demo"}  # extras that are in no lock: see pyproject.toml
-EXTRAS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in UNPINNED}
+EXTRAS = PROJECT["optional-dependencies"]
 LISTED = [Requirement(line) for line in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 
 
@@ -240,9 +239,9 @@ def kit(tmp_path):
     root = tmp_path / "a kit"
     (root / "acs_lib").mkdir(parents=True)
     shutil.copytree(paths.PROFILES, root / "acs_lib" / "profiles")
-    (root / "notebooks").mkdir()
+    (root / "tests" / "notebooks").mkdir(parents=True)
     for stem in STEMS:
-        (root / "notebooks" / f"{stem}.ipynb").write_text("{}")
+        (root / "tests" / "notebooks" / f"{stem}.ipynb").write_text("{}")
     for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
         shutil.copy2(paths.ROOT / name, root)
     return root
@@ -337,7 +336,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
         side_by_side = "-m pytest --numprocesses=auto --dist=loadfile"
         assert suite == side_by_side
         assert notebooks.startswith(f"{side_by_side} -p tests.nbval_numbers --nbval ")
-        assert notebooks.endswith(" ".join(f"notebooks/{stem}.ipynb" for stem in STEMS))
+        assert notebooks.endswith(" ".join(f"tests/notebooks/{stem}.ipynb" for stem in STEMS))
         assert installed == packages
 
     for words in ([], ["--engine", "ray"]):
@@ -411,4 +410,4 @@ def test_the_checkout_is_small():
         pytest.skip("no git checkout")
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     files = [path for name in names if name and (path := paths.ROOT / name).is_file()]
-    assert len(files) > 100 and sum(path.stat().st_size for path in files) < 41 * 2**20
+    assert len(files) > 100 and sum(path.stat().st_size for path in files) < 40 * 2**20

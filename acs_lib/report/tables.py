@@ -67,6 +67,17 @@ def read_table(folder: str | Path, stem: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def pivoted(table: pd.DataFrame, rows: list[str], value: str) -> pd.DataFrame:
+    """A rate with its interval as text in %, '49.1 [45.6, 52.7]': a row for each combination of the columns `rows`, a
+    column an LVLM and dataset, both in the table's order; empty where there is none."""
+    texts = [estimate(row, value, ".1f", 100) for row in table.itertuples()]
+    table, wide = table.assign(text=texts), table[rows].drop_duplicates()
+    for (lvlm, dataset), part in table.groupby(["lvlm", "dataset"], sort=False):
+        cells = part[[*rows, "text"]].rename(columns={"text": f"{lvlm}, {dataset}"})
+        wide = wide.merge(cells, on=rows, how="left")
+    return wide.fillna("").reset_index(drop=True)
+
+
 def measured_text(row) -> str:
     """Acc@0.5 of a row of main_results.csv with its interval as text in %."""
     return f"{estimate(row, 'acc50', '.1f', 100)}, n = {row.n_queries}"
@@ -118,6 +129,20 @@ def side_by_side(
         cells = {row.method: f"{100 * row.acc50:.1f}" for row in part.itertuples()}
         display[f"published, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
     return display
+
+
+def at_a_glance(table: pd.DataFrame) -> pd.DataFrame:
+    """advice.csv with a row a way, the highest mean first: method, what it needs, and '<lvlm>, <dataset>' for its
+    Acc@0.5 in % with the 95 % interval, as text; empty where a way is not there."""
+    rows = []
+    for method, part in table.groupby("method", sort=False):
+        first = part.iloc[0]
+        row = {"method": method, "answers": f"{part['answers'].mean():.1f}", "looks": first["looks"]}
+        row |= {"labels": first["labels"]} | {n: "yes" if first[n] else "no" for n in ("training", "attention")}
+        row |= {f"{each.lvlm}, {each.dataset}": estimate(each, "acc50", ".1f", 100) for each in part.itertuples()}
+        rows.append((part["acc50"].mean(), row))
+    rows.sort(key=lambda each: -each[0])
+    return pd.DataFrame([row for _, row in rows]).fillna("")
 
 
 def write_comparison(profile: Profile, folder: Path) -> bool:
