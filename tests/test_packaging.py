@@ -411,4 +411,4 @@ def test_the_checkout_is_small():
         pytest.skip("no git checkout")
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     files = [path for name in names if name and (path := paths.ROOT / name).is_file()]
-    assert len(files) > 100 and sum(path.stat().st_size for path in files) < 41 * 2**20
+    assert len(files) > 100 and sum(path.stat().st_size for path in files) < 40 * 2**20

@@ -2,12 +2,11 @@
 (`evaluation.risk`).
 
 Questions are about small objects that are there and, as many as the profile says, about objects that are not: to these
-every box is wrong. A method's answer is the box that it chooses, its score that box's. The promises hold for questions
-like those that they were calibrated on, so they are also tried on other data, where they may break.
+every box is wrong. A method's answer is the box that it chooses, its score that box's. The promise holds for questions
+like those that it was calibrated on.
 """
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -16,31 +15,21 @@ from acs_lib import paths
 from acs_lib.core import boxes as bx
 from acs_lib.evaluation import risk
 from acs_lib.evaluation.accuracy import hits
-from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, image_counts
-from acs_lib.evaluation.confidence import COVERAGES, area_interval, auroc_interval, curve_interval, risk_coverage
 from acs_lib.method.baselines import slug
 from acs_lib.method.selection import choose
 from acs_lib.method.thresholds import RISK, Thresholds
 from acs_lib.profiles import DatasetSpec, LVLMSpec
-from acs_lib.study.experiment import Experiment
+from acs_lib.study.experiment import Experiment, by_first_regressor
 from acs_lib.study.stages import Study
 
 METHODS = ("sequence log-prob", "self-certainty", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned")
 ALPHAS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # that a threshold is kept for
-CONFORMAL, TESTED = "wrong of all", "wrong of the answered"  # the two promises
-GRID = np.arange(10) / 10  # quantiles of the training images' scores: the thresholds that are tested
-SPLITS = 200  # random splits of the images into those that calibrate and those that are asked about
-MEASURES = ("answered", "wrong", "selective_risk")
 
 
 def about_absent(study: Study, dataset: DatasetSpec) -> DatasetSpec:
-    """The dataset's validation and test split, asking for `profile.beyond.absent` objects that are not there."""
-    splits = {
-        name: spec.model_copy(update={"queries": {"absent": study.profile.beyond.absent}})
-        for name, spec in dataset.splits.items()
-        if name != "train"
-    }
-    return dataset.model_copy(update={"splits": splits})
+    """The dataset's validation split, asking for `profile.beyond.absent` objects that are not there."""
+    asking = dataset.splits["validation"].model_copy(update={"queries": {"absent": study.profile.beyond.absent}})
+    return dataset.model_copy(update={"splits": {"validation": asking}})
 
 
 def chosen_scores(e: Experiment, size: str, methods: Iterable[str]) -> pd.DataFrame:
@@ -60,141 +49,36 @@ def chosen_scores(e: Experiment, size: str, methods: Iterable[str]) -> pd.DataFr
     return found.assign(image_id=found["query_id"].map(images), present=size != "absent")
 
 
-def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> pd.DataFrame:
-    """`chosen_scores` of METHODS on a split: small objects and, but for the train split, absent ones, if the profile
-    asks for any; by the first regressor, which is the one that `ground` has."""
-    parts = [("small", study, dataset)]
-    if study.profile.beyond.absent and split != "train":
-        absent = about_absent(study, dataset)
+def asked(study: Study, lvlm: LVLMSpec) -> pd.DataFrame:
+    """`chosen_scores` of METHODS on the validation split of the dataset that D_c is from: small objects and absent
+    ones, if the profile asks for any."""
+    parts = [("small", study, study.train_set)]
+    if study.profile.beyond.absent:
+        absent = about_absent(study, study.train_set)
         parts.append(("absent", study.with_changes("absent", [absent]), absent))
     found = []
-    for size, of, spec in parts:
-        run = of.run(lvlm, spec, split)
-        e = Experiment(study.profile, lvlm, dataset, run, study.predicted(lvlm, run, [0]), study.head_set(lvlm))
+    for size, of, dataset in parts:
+        e = by_first_regressor(study, lvlm, dataset, of.run(lvlm, dataset, "validation"))
         found.append(chosen_scores(e, size, METHODS))
-    frame = pd.concat(found, ignore_index=True)
-    return frame.assign(image=f"{split}/" + frame["image_id"].astype(str))
+    return pd.concat(found, ignore_index=True)
 
 
 def arrays(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores [n], hit [n] bool and images [n] of a frame, as `evaluation.risk` takes them."""
-    return frame["score"].to_numpy(float), frame["hit"].to_numpy(bool), frame["image"].to_numpy()
-
-
-def rules(grid: np.ndarray, alpha: float, delta: float) -> dict[str, Callable[..., float]]:
-    """The two promises as functions of scores, hits and images that give a threshold; `grid`: those to be tested."""
-    return {
-        CONFORMAL: functools.partial(risk.conformal_threshold, alpha=alpha),
-        TESTED: functools.partial(risk.tested_threshold, alpha=alpha, delta=delta, thresholds=grid),
-    }
-
-
-def outcome_interval(
-    scores: np.ndarray, hit: np.ndarray, images: np.ndarray, threshold: float, draws: int
-) -> dict[str, float]:
-    """`risk.outcome` with the 95 % interval of each of MEASURES (name_lo, name_hi), from drawing images."""
-    given = scores >= threshold
-    drawn = bootstrap_means(np.column_stack([given, given & ~hit]).astype(float), pd.factorize(images)[0], draws)
-    with np.errstate(invalid="ignore"):
-        drawn = np.column_stack([drawn, drawn[:, 1] / drawn[:, 0]])
-    found = risk.outcome(scores, hit, threshold)
-    for name, values in zip(MEASURES, drawn.T):
-        ends = np.nanquantile(values, INTERVAL) if np.isfinite(values).any() else (np.nan, np.nan)
-        found[f"{name}_lo"], found[f"{name}_hi"] = ends
-    return found
-
-
-def over_splits(
-    calibration: pd.DataFrame, test: pd.DataFrame | None, find: Callable[..., float], splits: int = SPLITS
-) -> pd.DataFrame:
-    """`risk.outcome` of one method over random splits of the images: half of the calibration's choose the threshold,
-    and it is tried on `test`, or on the other half where there is none."""
-    rng, images, found = np.random.default_rng(0), calibration["image"].unique(), []
-    for _ in range(splits):
-        half = np.isin(calibration["image"], rng.permutation(images)[: len(images) // 2])
-        scores, hit, _ = arrays(calibration[~half] if test is None else test)
-        found.append(risk.outcome(scores, hit, find(*arrays(calibration[half]))))
-    return pd.DataFrame(found)
-
-
-def risk_rows(
-    train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame, shifted: bool, alphas: Iterable[float],
-    delta: float, draws: int,
-) -> pd.DataFrame:  # fmt: skip
-    """One row a method, promise and alpha: n, n_absent (questions of the test split), auroc of objects that are there
-    against absent ones, aurc (area under the risk-coverage curve), threshold (NaN where no promise can be kept),
-    MEASURES on the test split, all with 95 % intervals over images; and over SPLITS splits the mean share of wrong
-    answers and of wrong ones among the answered, and the share of splits in which the latter is above alpha.
-
-    Frames as `asked` gives them. `shifted`: the test split is of other data than the validation split, so that splits
-    draw from the validation images alone; else they mix both.
-    """
-    rows = []
-    for method in METHODS:
-        parts = [frame[frame["method"] == method] for frame in (train, validation, test)]
-        scores, hit, images = arrays(parts[2])
-        codes, names = pd.factorize(images)
-        counts, present = image_counts(len(names), draws), parts[2]["present"].to_numpy(bool)
-        known = dict(zip(("auroc", "auroc_lo", "auroc_hi"), auroc_interval(scores, present, codes, counts)))
-        known |= dict(zip(("aurc", "aurc_lo", "aurc_hi"), area_interval(scores, hit, codes, counts)))
-        finite = parts[0]["score"].to_numpy(float)
-        grid = np.unique(np.quantile(finite[np.isfinite(finite)], GRID))
-        both = parts[1] if shifted else pd.concat(parts[1:])
-        for alpha in alphas:
-            for promise, find in rules(grid, alpha, delta).items():
-                threshold = find(*arrays(parts[1]))
-                tried = over_splits(both, parts[2] if shifted else None, find)
-                rows.append({
-                    "method": method, "promise": promise, "alpha": alpha,
-                    "delta": delta if promise == TESTED else np.nan,
-                    "n": len(scores), "n_absent": int((~present).sum()),
-                    **known, "threshold": threshold if np.isfinite(threshold) else np.nan,
-                    **outcome_interval(scores, hit, images, threshold, draws), "splits": len(tried),
-                    "wrong_over_splits": tried["wrong"].mean(), "answered_over_splits": tried["answered"].mean(),
-                    "above_alpha": (tried["selective_risk"] > alpha).mean(),
-                })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def coverage_rows(test: pd.DataFrame, draws: int) -> pd.DataFrame:
-    """method, coverage (0.05 to 1), risk (0-1: the share of wrong ones among so many of the surest answers) with its
-    interval, and n, of a frame as `asked` gives it."""
-    rows = []
-    for method, part in test.groupby("method", sort=False):
-        scores, hit, images = arrays(part)
-        codes, names = pd.factorize(images)
-        kept = np.ceil(COVERAGES * len(hit)).astype(int)
-        ends = curve_interval(scores, hit, codes, image_counts(len(names), draws))
-        values = risk_coverage(scores, hit)[kept - 1]
-        rows += [(method, *each, len(hit)) for each in zip(COVERAGES, values, *ends)]
-    return pd.DataFrame(rows, columns=["method", "coverage", "risk", "risk_lo", "risk_hi", "n"])
-
-
-def risk_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """risk.csv (`risk_rows`) and risk_coverage_absent.csv (`coverage_rows`) of every LVLM and dataset, calibrated on
-    the validation images of the dataset that D_c is from."""
-    tables, curves, draws, spec = [], [], study.profile.costly_draws, study.profile.beyond
-    for lvlm in study.profile.lvlms:
-        known = [asked(study, lvlm, study.train_set, split) for split in ("train", "validation")]
-        for dataset in study.profile.datasets:
-            test, shifted = asked(study, lvlm, dataset, "test"), dataset != study.train_set
-            rows = risk_rows(*known, test, shifted, spec.alphas, spec.delta, draws)
-            for found, kept in ((rows, tables), (coverage_rows(test, draws), curves)):
-                kept.append(found.assign(lvlm=lvlm.name, dataset=dataset.name)[["lvlm", "dataset", *found]])
-    return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
+    return frame["score"].to_numpy(float), frame["hit"].to_numpy(bool), frame["image_id"].to_numpy()
 
 
 def calibrate_risk(study: Study, lvlm: LVLMSpec) -> Thresholds:
     """Of every method the threshold that keeps the expected share of questions answered wrongly at most each of ALPHAS,
     by the validation images; written as risk.json beside the LVLM's head set in the study's runs."""
-    frame, values = asked(study, lvlm, study.train_set, "validation"), {}
+    frame, values = asked(study, lvlm), {}
     for method, part in frame.groupby("method", sort=False):
         found = {f"{alpha:g}": risk.conformal_threshold(*arrays(part), alpha) for alpha in ALPHAS}
         values[slug(method)] = {alpha: value if np.isfinite(value) else None for alpha, value in found.items()}
     one = frame[frame["method"] == METHODS[0]]
     found = Thresholds(
         lvlm=lvlm.name, found_on=study.train_set.name, questions=len(one), absent=int((~one["present"]).sum()),
-        images=one["image"].nunique(), values=values, origin=study.origin(lvlm),
+        images=one["image_id"].nunique(), values=values, origin=study.origin(lvlm),
     )  # fmt: skip
     found.save(paths.runs(study.profile.name) / lvlm.name / RISK)
     return found
