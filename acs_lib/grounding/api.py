@@ -412,9 +412,7 @@ def ground(
     if effort not in (ALL, AUTO):
         raise ValueError(f"effort is {ALL!r} or {AUTO!r}, not {effort!r}")
     if sum([zoom is not None, risk is not None, effort == AUTO]) > 1:
-        raise ValueError(
-            "thresholds of risk and effort hold for one look, and risk's for all samples: take zoom, risk or effort"
-        )
+        raise ValueError("thresholds of risk and effort hold for one look, risk's for all samples; take one of them")
     picture = read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
