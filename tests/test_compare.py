@@ -86,6 +86,8 @@ def test_a_row_is_known_by_its_words_and_by_the_numbers_that_name_it():
     (told,) = compare.tables(sweep, sweep.assign(acc50=[0.1, 0.23, 0.3]))
     assert told.startswith("row a, 2, acc50: 0.23")
     assert compare.tables(sweep, sweep.assign(n_samples=[1, 3, 1]))[0] == "row a, 2 is missing"
+    bins = pd.DataFrame({"from": [0.3, 0.6], "n": [20, 40], "iou": [0.2, 0.5]})  # as a reference's six digits are
+    assert compare.tables(bins, bins.assign(**{"from": [0.1 * 3, 0.1 * 6]})) == []
 
 
 def test_a_rate_over_part_of_the_queries_is_one_of_few():

@@ -124,7 +124,8 @@ def tables(reference: pd.DataFrame, found: pd.DataFrame) -> list[str]:
 
 
 def _by_name(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The frame with `names`, and the place among rows that are equal in them, as index."""
+    """The frame with `names`, and the place among rows that are equal in them, as index; 0.1 + 0.2 is 0.3 there."""
+    frame = frame.assign(**frame[names].round(6))
     place = frame.groupby(names, dropna=False).cumcount() if names else pd.Series(range(len(frame)), frame.index)
     return frame.set_index(pd.MultiIndex.from_frame(frame[names].assign(place=place))).drop(columns=names)
 
