@@ -142,8 +142,9 @@ class Lfm2VL(LVLM):
         images: Lfm2Images = self.image_processor
         processed, (columns, rows) = images(image), images.tiles(*image.size)
         tokens = (processed["spatial_shapes"] // images.downsample_factor).prod(-1).tolist()
-        marks, cells = [""], torch.arange(tokens[-1]).view(images.piece(*image.size)[::-1])
-        if columns * rows > 1:
+        if columns * rows == 1:
+            marks, cells = [""], torch.arange(tokens[0]).view(images.piece(*image.size)[::-1])
+        else:
             cells = torch.from_numpy(global_cells(columns, rows, images.tile_size // images.pitch))
             marks = [f"<|img_row_{row + 1}_col_{column + 1}|>" for row in range(rows) for column in range(columns)]
             marks += ["<|img_thumbnail|>"] * images.use_thumbnail

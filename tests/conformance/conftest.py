@@ -135,7 +135,8 @@ def lfm2_tokens(processor, model, width, height):
         fits, rounded = (limits[1], math.floor) if rows * columns > limits[1] else (limits[0], math.ceil)
         scale = math.sqrt(fits / (width * height))
         rows, columns = (max(1, rounded(side * scale)) for side in (height, width))
-    if round(height / pitch) * round(width / pitch) <= limits[1] * processor.max_pixels_tolerance:
+    large = round(height / pitch) * round(width / pitch) > limits[1] * processor.max_pixels_tolerance
+    if not large or processor.max_tiles == 1:
         return (rows, columns), rows * columns
     across, down = best_canvas(width, height, processor.min_tiles, processor.max_tiles, processor.tile_size)
     return (down * tile, across * tile), across * down * tile**2 + rows * columns

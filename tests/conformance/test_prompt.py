@@ -131,6 +131,14 @@ def test_the_image_mode_changes_nothing(lvlm, mode):
     assert torch.equal(pixels, lvlm.prompt(image.convert("RGB"), "cat").inputs["pixel_values"])
 
 
+def test_tiles_may_do_without_their_thumbnail(family, lvlm, monkeypatch):
+    if family.adapter is not Lfm2VL:
+        pytest.skip("there is always one")
+    monkeypatch.setattr(lvlm.image_processor, "use_thumbnail", False)
+    grid = lvlm.prompt(picture(300, 200), "cat").grid
+    assert grid.shape == (8, 12) and not len(grid.thumbnail)
+
+
 def test_the_prompt_asks_for_the_object_after_one_image(family, lvlm):
     ids = lvlm.prompt(picture(300, 200), "hair drier").inputs["input_ids"][0]
     text = lvlm.decode(ids.tolist())
