@@ -94,12 +94,12 @@ class Lfm2Images:
             if across * down > self.max_image_tokens:
                 raise ImageRefused(f"the aspect ratio must be at most {self.max_image_tokens}, got {image.size}")
             pieces.append(image.resize((across * self.pitch, down * self.pitch), self.resample))
-        patch = self.encoder_patch_size
+        patch, mean, std = self.encoder_patch_size, *np.array([self.image_mean, self.image_std], np.float32)
         shapes = [(piece.height // patch, piece.width // patch) for piece in pieces]
         values = torch.zeros(len(pieces), self.patches, 3 * patch**2)
         mask = torch.zeros(len(pieces), self.patches, dtype=torch.int32)
         for number, (piece, (down, across)) in enumerate(zip(pieces, shapes)):
-            pixels = (np.asarray(piece, np.float32) / 255 - np.float32(self.image_mean)) / np.float32(self.image_std)
+            pixels = (np.asarray(piece, np.float32) / 255 - mean) / std
             squares = pixels.reshape(down, patch, across, patch, 3).transpose(0, 2, 1, 3, 4)
             values[number, : down * across] = torch.from_numpy(squares.reshape(down * across, -1))
             mask[number, : down * across] = 1
@@ -127,8 +127,10 @@ class Lfm2VL(LVLM):
     @classmethod
     def count_tokens(cls, config: PreTrainedConfig, width: int, height: int, **limits: int) -> ImageTokens:
         cls.check_limits(limits)
-        patch, factor = config.vision_config.patch_size, config.downsample_factor
-        images = Lfm2Images(encoder_patch_size=patch, downsample_factor=factor, **limits)
+        images = Lfm2Images(
+            encoder_patch_size=config.vision_config.patch_size, downsample_factor=config.downsample_factor,
+            max_tiles=limits.get("max_tiles", Lfm2Images.max_tiles),
+        )  # fmt: skip
         tiles, whole = math.prod(images.tiles(width, height)), math.prod(images.piece(width, height))
         cells = tiles * (images.tile_size // images.pitch) ** 2 if tiles > 1 else whole
         pieces = tiles + (tiles > 1)
