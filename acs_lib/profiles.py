@@ -26,8 +26,8 @@ class LVLMSpec(Strict):
     """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision (without
     one: the commit that `main` was when it was fetched).
 
-    Of its image processor a profile can set max_tiles (InternVL: tiles that an image is cut into) or max_pixels (Qwen:
-    of the resized image); without them it is as the checkpoint has it.
+    Of its image processor a profile can set max_tiles (InternVL, LFM2-VL: tiles that an image is cut into) or
+    max_pixels (Qwen: of the resized image); without them it is as the checkpoint has it.
     """
 
     name: str
