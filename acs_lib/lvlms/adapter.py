@@ -24,6 +24,7 @@ NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"  # one number of an answer, as a group
 COMMA = r"\s*,\s*"
 QUESTION = "Detect the {object} in the image."
 NO_BOX = "no box in the answer"
+FAR = 100  # times the image's size
 _NAMED = rf"(?:[xy][12]?\s*[:=]\s*)?{NUMBER}"  # a number, with its name or without
 _POINT = rf"\(\s*{_NAMED}{COMMA}{_NAMED}\s*\)"
 WORDS = (  # a box in other words than the family's: four numbers in one pair of brackets (JSON's, too); two corners
@@ -216,8 +217,9 @@ class LVLM(ABC):
 
         What stands before the last `</think>` or `<answer>` is no answer. A box is looked for in the family's own
         format first, then in other words (`WORDS`), though not in a thought without an end; its units are the
-        family's all the same. One that is not complete, is empty inside the image, or holds numbers from 0 to 1 where
-        the family writes others, is passed over. The failure is that of the first complete one, or NO_BOX.
+        family's all the same. One that is not complete, is empty inside the image, or holds numbers of other units
+        (from 0 to 1 where the family writes others, or far outside the image), is passed over. The failure is that of
+        the first complete one, or NO_BOX.
         """
         failure = ""
         for found in self._boxes(text, prompt):
@@ -246,8 +248,11 @@ class LVLM(ABC):
         for match in matches:
             spans = tuple(match.span(group) for group in (1, 2, 3, 4))
             numbers = np.array([float(group[:12]) for group in match.groups()])
-            box = bx.clip(self.to_pixels(numbers, prompt), prompt.width, prompt.height)
-            if not bx.area(box) > 0:
+            pixels = self.to_pixels(numbers, prompt)
+            box = bx.clip(pixels, prompt.width, prompt.height)
+            if (pixels > FAR * np.array([prompt.width, prompt.height] * 2)).any():
+                yield ParsedAnswer(spans=spans, failure="its numbers lie far outside the image: not this LVLM's units")
+            elif not bx.area(box) > 0:
                 yield ParsedAnswer(spans=spans, failure="the box is empty inside the image")
             elif numbers.max() <= 1 and (self.to_pixels(np.ones(4), prompt) < [prompt.width, prompt.height] * 2).any():
                 yield ParsedAnswer(spans=spans, failure="its numbers go from 0 to 1, which are not this LVLM's units")
