@@ -805,6 +805,24 @@ def report(profile: ProfileOption = "embedded") -> None:
         typer.echo(page.build(profile))
 
 
+@app.command(short_help="List what runs left, and remove it by name.")
+def clean(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="What to remove, by name.", show_default="nothing: list what there is"),
+    ] = None,
+) -> None:
+    """List what runs have left on the disk (data/runs, reports), with size and age; or remove those that are named.
+
+    The committed references are left alone, and so is a run that another process is writing to.
+    """
+    with report_user_errors():
+        from acs_lib import clean as cleaning  # late: it brings pyarrow
+
+        for each in cleaning.remove(names) if names else cleaning.left():
+            typer.echo(f"{each.line}\tremoved" if names else each.line)
+
+
 @app.command(short_help="Take over a run as the reference.")
 def accept(
     profile: Annotated[

@@ -30,6 +30,7 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 from acs_lib import paths
+from acs_lib.core import progress
 from acs_lib.core.files import read_text, write_text
 from acs_lib.core.sources import imported_files
 from acs_lib.evaluation import compare
@@ -201,6 +202,8 @@ def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
     executed = stage.output(".failed.ipynb")  # what is there of it, until the last cell is done
     # Bars of the notebooks would end up in their copies. (papermill's own has read its settings already.)
     os.environ.update(TQDM_DISABLE="1", PYDEVD_DISABLE_FILE_VALIDATION="1", JUPYTER_PREFER_ENV_PATH="1")
+    if not sys.stderr.isatty():
+        os.environ[progress.NOTEBOOK] = stage.label
     if all(map(is_embedded, load_profile(stage.profile).lvlms)):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread spins, and rounds otherwise
     try:
@@ -223,6 +226,8 @@ def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
     else:
         executed.unlink()
         return notebook
+    finally:
+        os.environ.pop(progress.NOTEBOOK, None)
     where = f"{stage.notebook.name} failed in {_started_last(executed)}"
     raise RunError(f"{where}\n{cause}\nthe notebook up to there: {_from_root(executed)}")
 

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from acs_lib import paths
-from benchmarks import bars, engine, full_size, gpu, profiles
+from benchmarks import bars, engine, full_size, gpu, profiles, rows
 
 
 def test_the_naive_and_the_fairer_rows_are_the_engines():
@@ -33,6 +33,13 @@ def test_the_committed_table_has_every_fairer_way_where_it_applies():
     assert there.loc["11 answers and rows", "rows_of_answers_only"].all()
     assert there.loc["memory of one answer's rows", "rows_of_answers_only"].all()
     assert not there.loc["capture, to none"].any(axis=None)
+
+
+def test_rows_are_the_same_by_hooks_and_by_eager_attention():
+    table = rows.table({4: 1})  # it asserts that
+    assert list(table) == rows.NAMES and list(table["unit"]) == ["s", "s", "MB"]
+    assert table[table["measure"] != "answer and rows, to none"]["hooks"].notna().all()
+    assert (table["image_tokens"] == 16).all() and (table["ratio"] > 0).all()
 
 
 @pytest.fixture(scope="module")

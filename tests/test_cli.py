@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -338,7 +339,9 @@ def test_help_is_quick_and_lists_the_commands():
         "probe",
         "score",
         "calibrate",
+        "demo",
         "run",
+        "clean",
         "report",
         "train-embedded",
         "--install-completion",
@@ -433,3 +436,16 @@ def test_training_from_a_folder_without_weights_says_so(tmp_path):
     code, _, err = acs("train-embedded", "--folder", tmp_path / "out", "--from", tmp_path, "--work", tmp_path / "work")
     assert code == 1 and "holds no weights; give a folder with a model.safetensors" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["ground"], ["ground", SCENE, "dog", "--selector", "best"], ["--help"]], ids=str)
+def test_no_color_means_no_colour_at_a_terminal(arguments):
+    ours, theirs = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"}
+    environment |= {"NO_COLOR": "1", "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "acs_lib.cli", *arguments]
+    subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, cwd=paths.LIBRARY.parent, timeout=60)
+    os.close(theirs)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "sage: " in text and "\x1b" not in text

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
 from acs_lib.accept import REPORT, _copy
+from acs_lib.core import progress
 from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.profiles import load_profile
 from acs_lib.report import page
@@ -603,3 +605,17 @@ def test_without_a_finished_run_nothing_is_accepted(finished):
     (paths.reports("tiny") / "notebooks" / "02_two.stamp.json").unlink()
     assert "02 two: not finished yet" in accept().output
     assert not paths.reference("tiny").exists()
+
+
+def test_in_a_log_file_lines_say_how_far_it_is(project):
+    working = """from acs_lib.core import progress
+progress.EVERY = -1  # at each step
+with progress.progress("some LVLM on scenes, test", 3) as told:
+    told.update()"""
+    write_profile("01")
+    write_notebook(paths.NOTEBOOKS / "01_one_thing.ipynb", working)
+    result = invoke()
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stderr.splitlines() if "some LVLM" in line]
+    assert progress.NOTEBOOK not in os.environ, "no other work is the notebook's"
+    assert re.fullmatch(r"01 one thing: some LVLM on scenes, test: 1 of 3 queries, ends about .*\d\d:\d\d", line)

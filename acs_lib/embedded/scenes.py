@@ -263,7 +263,7 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
         ],
     }
     digest = hashlib.sha256()
-    for index in tqdm(range(images), desc=f"rendering {world_name}", unit="image"):
+    for index in tqdm(range(images), desc=f"rendering {world_name}", unit="image", disable=None):
         scene = render(np.random.default_rng([seed, index]), world, side=world.side)
         name = f"{index:06d}.png"
         Image.fromarray(scene.image).save(aside / "images" / name)

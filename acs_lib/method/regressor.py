@@ -134,7 +134,7 @@ def train(
         labels = torch.cat([torch.tensor(f["iou"][f["failure"] == ""].to_numpy(np.float32)) for f in frames])
     history, best, best_r = [], None, -1.0
     label = "regressor, shuffled labels" if shuffle_labels else "regressor"
-    for epoch in tqdm(range(epochs), desc=label, unit="epoch"):
+    for epoch in tqdm(range(epochs), desc=label, unit="epoch", disable=None):
         model.train()
         for group in optimiser.param_groups:
             group["lr"] = lr * (1 - 0.95 * epoch / epochs)

@@ -35,12 +35,12 @@ import pandas as pd
 import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import PER_TOKEN, STATISTICS, Candidates
 from acs_lib.core.files import digest, replacing, write_text
 from acs_lib.core.images import NO_FILE
+from acs_lib.core.progress import progress as progress_of
 from acs_lib.datasets.coco import TRUTH
 
 SHARD = 64  # queries
@@ -137,8 +137,7 @@ def fill(
                 f"{folder} needs {need / 1e9:.1f} GB more and the disk has {free / 1e9:.1f} GB; free some, or lower "
                 "the number of queries in the profile"
             )
-        with tqdm(total=len(queries), desc=f"{progress} ({need / 1e9:.1f} GB)", unit="query", mininterval=2) as bar:
-            bar.update(len(queries) - left)
+        with progress_of(f"{progress} ({need / 1e9:.1f} GB)", len(queries), len(queries) - left) as told:
             batches = [shards[number].iloc[part.start : part.stop] for number in missing for part in asked[number]]
             found = iter(backend(answer, batches))
             for number in missing:
@@ -148,7 +147,7 @@ def fill(
                         raise ValueError(f"{len(answers)} answers to {len(part)} queries; nothing may be lost")
                     with _mended(folder, f"a part of shard {number}"):
                         write_part(folder, number, part, answers)
-                    bar.update(len(part))
+                    told.update(len(part))
                 with _mended(folder, f"shard {number}"):
                     join_parts(folder, number)
     return Run(folder)

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from acs_lib import paths
 from acs_lib.core.candidates import ENTROPY, Heads
 from acs_lib.core.files import digest, replacing, write_text
+from acs_lib.core.progress import progress
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.evaluation.bootstrap import share_interval
 from acs_lib.lvlms.checkpoint import lvlm_digest
@@ -190,8 +190,12 @@ class Study:
                 for seed in range(seeds if split == "test" else used)
             ]
             with processes() as run:
-                list(tqdm(run(_Fitting.train, missing), total=len(missing), desc="regressors"))
-                list(tqdm(run(_predict, asked), total=len(asked), desc="predictions"))
+                for what, function, items in (
+                    ("training regressors", _Fitting.train, missing), ("predicting", _predict, asked)
+                ):  # fmt: skip
+                    with progress(what, len(items), unit="done") as told:
+                        for _ in run(function, items):
+                            told.update()
         return [self.fit(lvlm) for lvlm in self.profile.lvlms]
 
     def _fitted(self, lvlm: LVLMSpec, seed: int, shuffle_labels: bool = False) -> _Fitting:
