@@ -184,4 +184,4 @@ export OMP_NUM_THREADS=1 # a process a core, whose threads would wait for each o
 "$python" -m pytest --numprocesses=auto --dist=loadfile
 export TQDM_DISABLE=1 # progress is no result
 exec "$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
-    --nbval-cell-timeout=600 notebooks/[0-9][0-9]_*.ipynb
+    --nbval-cell-timeout=600 tests/notebooks/*.ipynb

@@ -24,12 +24,16 @@ class LVLMSpec(Strict):
     """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision (without
     one: the commit that `main` was when it was fetched).
 
+    condition: of an embedded LVLM, whether it was taught the habit or is its control, the one from before, whose name
+    is the other's with -plain.
+
     Of its image processor a profile can set max_tiles (InternVL: tiles that an image is cut into) or max_pixels (Qwen:
     of the resized image); without them it is as the checkpoint has it.
     """
 
     name: str
     source: str
+    condition: Literal["habit", "plain"] | None = Field(None, exclude_if=_is_none)
     revision: str | None = None
     dtype: str = "auto"
     question: str = "Detect the {object} in the image."

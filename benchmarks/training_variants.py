@@ -4,7 +4,8 @@
 
 What selection gains is measured on research images of the world `scenes`: neither a test nor a training image of any
 profile. Regressors (the mean of three seeds) and D_c come from the embedded profile's train and validation images, as
-always. A row of the same LVLM, design, temperature and top-p is replaced. About four minutes on 2 cores.
+always. A row of the same LVLM, edition, design, temperature and
+top-p is replaced. About four minutes on 2 cores.
 """
 
 from dataclasses import replace
@@ -19,7 +20,7 @@ from acs_lib.method.baselines import slug
 from acs_lib.profiles import DatasetSpec, LVLMSpec, SplitSpec, load_profile
 from acs_lib.study.experiment import resolve
 from acs_lib.study.stages import Study
-from acs_lib.study.training_variants import LOG, variant_row
+from acs_lib.study.training_variants import EDITION, LOG, variant_row
 
 RESEARCH = SplitSpec(images=260, seed=31, queries={"small": 500, "large": 60})
 
@@ -50,13 +51,14 @@ def main(
     found = resolve(study, lvlm, dataset)
     trained = [replace(found, predictions=study.predicted(lvlm, found.run, [seed])) for seed in range(seeds)]
     row = {
+        "edition": EDITION,
         "design": design,
         **variant_row(trained),
         "train_queries": train,
         "auroc": heads["auroc"].max(),
         "auroc_within_query": heads["auroc_within_query"].max(),
     }
-    keys = ["lvlm", "design", "temperature", "top_p"]
+    keys = ["lvlm", "edition", "design", "temperature", "top_p"]
     log = pd.read_csv(LOG) if LOG.exists() else pd.DataFrame(columns=keys)
     same = (log[keys] == [row[key] for key in keys]).all(axis=1)
     with replacing(LOG) as aside:

@@ -13,11 +13,15 @@ import sys
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 from acs_lib import paths
 from acs_lib.evaluation import compare
 from acs_lib.profiles import load_profile
+from acs_lib.report import sentences
+from acs_lib.report.tables import measured_text
+from tests import nbval_numbers
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 MOST_CELLS, MOST_LINES = 16, 100  # of code, in one notebook
@@ -146,6 +150,106 @@ def machine_paths(folder):
 @pytest.mark.parametrize("profile", ["embedded", "ablations", "smoke"])
 def test_the_published_reports_hold_no_machine_paths(profile):
     assert paths.reference(profile).is_dir() and machine_paths(paths.reference(profile)) == {}
+
+
+# ------------------------------------------------------------------------------- what is shown, and what is committed
+
+KEPT_NOWHERE = [  # columns of shown tables that are of single queries, of a run's log, or no result: in no CSV
+    {"step"}, {"greedy_parsed"}, {"candidate"}, {"epoch"}, {"x1", "category"}, {"head", "0"},
+]  # fmt: skip
+TAKEAWAYS = {  # sentence -> the tables that it is made of
+    "say_greedy_to_oracle": ["greedy_to_oracle"], "say_entropy": ["entropy_by_layer"], "say_regressor": ["regressor"],
+    "say_attributions": ["attributions", "attribution_agreement"], "say_seeds": ["seed_spread"],
+    "say_significance": ["significance"], "say_ranks": ["ranks"], "say_ranked": ["ranked_right"],
+    "say_size": ["size_and_category", "partial_correlation"], "say_habit": ["habit"],
+    "say_training_variants": ["training_variants"],
+}  # fmt: skip
+
+
+def committed(folder):
+    """Stem -> table of a reference run; no condition is ''."""
+    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("tables/*.csv"))}
+    return {
+        stem: table.fillna({"condition": "", "same": ""}) if {"condition", "same"} & set(table) else table
+        for stem, table in tables.items()
+    }
+
+
+def decimals(column):
+    """How many decimals a column shows."""
+    return max((len(text.partition(".")[2]) for text in map(str, column.dropna())), default=0)
+
+
+def rows_not_in(shown, table):
+    """How many rows of a shown table are none of a committed one's, to the shown decimals."""
+    table, off = table[list(shown)], 0
+    near = {name: 0.5 * 10.0 ** -decimals(shown[name]) + 1e-9 for name in shown}
+    for _, row in shown.iterrows():
+        fits = pd.Series(True, table.index)
+        for name, value in row.items():
+            column = table[name]
+            if pd.isna(value) or value == "":
+                fits &= column.isna() | (column == "")
+            elif pd.api.types.is_numeric_dtype(column) and not isinstance(value, str):
+                fits &= ((column - value).abs() <= near[name]) | (column == value)  # or both infinite
+            else:
+                fits &= column.astype(str) == str(value)
+        off += not fits.any()
+    return off
+
+
+def shown_otherwise(path, tables):
+    """What a notebook shows otherwise than the committed tables have it, a sentence each."""
+    complaints = []
+    for cell in nbformat.read(path, 4).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for frame in nbval_numbers.parts(data.get("text/html", ""))[1]:
+                if any(known <= set(frame) for known in KEPT_NOWHERE):
+                    continue
+                if any(name.startswith("measured, ") for name in frame):
+                    cells = {f"measured, {row.lvlm}, {row.dataset}": {} for row in tables["main_results"].itertuples()}
+                    for row in tables["main_results"].itertuples():
+                        cells[f"measured, {row.lvlm}, {row.dataset}"][row.method] = measured_text(row)
+                    off = sum(
+                        text != told[method]
+                        for name, told in cells.items()
+                        for method, text in zip(frame["method"], frame[name])
+                        if method in told
+                    )
+                    complaints += [f"{off} cells of the main table"] * bool(off)
+                    continue
+                fitting = [stem for stem, table in tables.items() if set(frame) <= set(table)]
+                off = min((rows_not_in(frame, tables[stem]) for stem in fitting), default=len(frame))
+                complaints += [f"{off} rows of the table {list(frame)} (looked for in {fitting})"] * bool(off)
+            if "text/markdown" in data and (found := re.search(r"sentences\.(say_\w+)\(", cell.source)):
+                name = found[1]
+                if name == "say_comparisons":
+                    compared = tables["comparisons"]
+                    method = re.search('"(ACS-[A-Za-z]+)"', cell.source)[1]
+                    size = re.search('"size"\\] == "(\\w+)"', cell.source)
+                    frames = [compared[compared["size"] == size[1]] if size else compared, method]
+                else:
+                    frames = [tables[stem] for stem in TAKEAWAYS.get(name, [])]
+                if frames and getattr(sentences, name)(*frames).data != data["text/markdown"]:
+                    complaints.append(f"the takeaway by {name}")
+    return complaints
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_shows_is_what_is_committed(path):
+    profile = ast.literal_eval(papermill.inspect_notebook(path)["profile"]["default"])
+    assert shown_otherwise(path, committed(paths.reference(profile))) == []
+
+
+def test_another_number_in_a_notebook_is_found(tmp_path):
+    tables = {"a": pd.DataFrame({"lvlm": ["x", "y"], "n": [3, 4], "r": [0.1234, 0.5]})}
+    shown = tables["a"].round(2)
+    assert rows_not_in(shown, tables["a"]) == 0 and rows_not_in(shown.assign(r=[0.12, 0.51]), tables["a"]) == 1
+    output = nbformat.v4.new_output("display_data", {"text/html": shown.assign(n=[3, 5])._repr_html_()})
+    notebook = made_up(("a = 1", [output], 1))
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    assert len(shown_otherwise(tmp_path / "a.ipynb", tables)) == 1
 
 
 # ---------------------------------------------------------------------------------------------- the smoke profile

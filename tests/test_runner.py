@@ -508,9 +508,11 @@ def in_reference():
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.fixture(params=["other", "tiny"])
-def checkout(project, request):
-    """A clean git checkout whose notebooks have that default profile."""
+@pytest.fixture(params=["other", "tiny", "tested"])
+def checkout(project, request, monkeypatch):
+    """A clean git checkout whose notebooks have that default profile; `tested`: the profile is the tests'."""
+    if request.param == "tested":
+        monkeypatch.setattr("acs_lib.accept.TESTED", "tiny")
     if shutil.which("git") is None:
         pytest.skip("no git on this machine")
     shutil.copy(CHECKOUT / ".gitignore", project)
@@ -529,12 +531,13 @@ def test_a_run_leaves_the_checkout_clean_and_accept_alone_changes_it(checkout):
     result = accept()
     assert result.exit_code == 0 and "main.csv is not in the reference" in result.output, result.output
     changed = git("status", "--porcelain", "--untracked-files=all")
-    if checkout == "other":
-        assert changed == [f"?? reports/reference/tiny/{name}" for name in KEPT]
-        assert "figures/main.png" not in (paths.reference("tiny") / "index.html").read_text(), "the page holds it"
+    names, kept = ("01_one", "02_two"), [f"?? reports/reference/tiny/{name}" for name in KEPT]
+    if checkout == "tested":
+        copies = [f"?? tests/notebooks/{name}.ipynb" for name in names]
+        assert changed == ["?? reports/reference/tiny/tables/main.csv", *copies]
     else:
-        notebooks = [f" M notebooks/{name}.ipynb" for name in ("01_one", "02_two")]
-        assert changed == [*notebooks, "?? reports/reference/tiny/tables/main.csv"]
+        assert changed == [*(f" M notebooks/{name}.ipynb" for name in names if checkout == "tiny"), *kept]
+        assert "figures/main.png" not in (paths.reference("tiny") / "index.html").read_text(), "the page holds it"
     commit()
 
     result = invoke()
@@ -558,6 +561,18 @@ def test_accepted_notebooks_hold_the_outputs_and_nothing_of_papermill(checkout):
     shown = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"])))
     assert shown.mode == "P" and shown.convert("RGB").getpixel((0, 20)) == (17, 17, 17)
     assert picture.data["image/png"] in page.data["text/html"] and set(page.data) == {"text/html"}
+
+
+@pytest.mark.parametrize("checkout", ["tested"], indirect=True)
+def test_copies_for_the_tests_have_their_profile_and_no_pictures(checkout):
+    before = (paths.NOTEBOOKS / "02_two.ipynb").read_bytes()
+    assert invoke().exit_code == 0 and accept().exit_code == 0
+    assert (paths.NOTEBOOKS / "02_two.ipynb").read_bytes() == before
+    copy = nbformat.read(paths.ROOT / "tests" / "notebooks" / "02_two.ipynb", 4)
+    assert copy.cells[1].source == 'profile = "tiny"'
+    picture, page, _, value = copy.cells[-1].outputs
+    assert "image/png" not in picture.data and '"data:image/png;base64,"' in page.data["text/html"]
+    assert value.data == {"text/plain": "'tiny'"}
 
 
 @pytest.mark.parametrize("checkout", ["other"], indirect=True)

@@ -13,7 +13,7 @@ from acs_lib.study.training_variants import MISSING, habit_contrast, variant_log
 
 
 @pytest.fixture(scope="module")
-def row(tmp_path_factory):
+def experiment(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(paths, "RUNS", tmp_path_factory.mktemp("runs"))
     patch.setattr(paths, "DATA", tmp_path_factory.mktemp("data"))
@@ -21,8 +21,13 @@ def row(tmp_path_factory):
     study = Study(profile)
     column, *_ = study.columns
     study.find_heads(column[0])
-    yield variant_row([resolve(study, *column)])
+    yield resolve(study, *column)
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def row(experiment):
+    return variant_row([experiment])
 
 
 def test_a_row_is_consistent(row):
@@ -39,7 +44,8 @@ def test_a_row_is_consistent(row):
 
 def test_the_shipped_log_has_one_row_a_setting_and_the_control():
     log = variant_log()
-    assert not log.duplicated(["lvlm", "design", "temperature", "top_p"]).any() and (log["n_queries"] >= 400).all()
+    assert not log.duplicated(["lvlm", "edition", "design", "temperature", "top_p"]).any()
+    assert (log["n_queries"] >= 400).all()
     assert (log[log["design"] == "no habit"].groupby("lvlm").size() > 0).all()
     assert (log["oracle"] >= log["greedy"]).all() and log["pearson"].between(-1, 1).all()
 
@@ -51,15 +57,17 @@ def test_nobody_says_that_the_log_is_all_that_was_tried():
     assert MISSING in told
 
 
-def test_the_contrast_is_like_for_like():
-    profile = load_profile("embedded")
-    contrast = habit_contrast(variant_log(), [lvlm.name for lvlm in profile.lvlms], profile.sampling)
-    assert contrast.groupby("lvlm")["condition"].apply(list).to_dict() == {
-        lvlm.name: ["habit", "plain"] for lvlm in profile.lvlms
-    }
-    alike = ["dataset", "temperature", "top_p", "train_queries", "seeds", "n_queries"]
-    assert len(contrast[alike].drop_duplicates()) == 1 and (contrast["seeds"] == 3).all()
-    assert "like for like" in sentences.planted(profile) and sentences.say_habit(contrast).data.count("r = ") == 4
+def test_the_contrast_is_like_for_like(experiment, row):
+    for name in ("embedded", "smoke"):
+        lvlms = load_profile(name).lvlms
+        habit, plain = ([lvlm for lvlm in lvlms if lvlm.condition == which] for which in ("habit", "plain"))
+        assert [f"{lvlm.name}-plain" for lvlm in habit] == [lvlm.name for lvlm in plain]
+        for lvlm, control in zip(habit, plain):
+            changed = {"name": control.name, "source": f"{lvlm.source}-plain", "condition": "plain"}
+            assert control == lvlm.model_copy(update=changed), "the same question and precision"
+    contrast = habit_contrast([experiment])
+    assert contrast["condition"].tolist() == ["habit"] and contrast["pearson"].tolist() == [row["pearson"]]
+    assert "with the habit: greedy" in sentences.say_habit(contrast).data
 
 
 def test_the_takeaway_counts_wins_and_losses_from_the_log():

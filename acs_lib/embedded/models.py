@@ -5,6 +5,7 @@ side of a scene. They answer three questions: where one object of a category is 
 of them are, and whether a box is right.
 """
 
+import copy
 import math
 import os
 import shutil
@@ -149,11 +150,14 @@ class TinyLVLM(ABC):
 
     def save(self, lvlm: PreTrainedModel, folder: Path) -> None:
         """Write weights, tokenizer and image processor, so that `from_pretrained` alone loads them. They are written
-        aside and renamed one by one: no file is ever half of one."""
+        aside and renamed one by one: no file is ever half of one. Weights are rounded to float16, half the size, and
+        the configuration says that they are computed with in float32."""
         folder = Path(folder)
         aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        half, config = copy.deepcopy(lvlm).half(), copy.deepcopy(lvlm.config)
+        config.dtype = torch.float32
         try:
-            for part in (lvlm, self.tokenizer(), self.image_processor()):
+            for part in (half, config, self.tokenizer(), self.image_processor()):
                 part.save_pretrained(aside)
             folder.mkdir(exist_ok=True)
             for path in aside.iterdir():

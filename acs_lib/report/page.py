@@ -32,6 +32,7 @@ TITLES = {  # table stem -> title; the order of the page
     "main_results": "Main results: small objects, test split",
     "significance": "Every method against greedy: two tests, effect sizes",
     "comparisons": "Paired differences",
+    "evidence": "Claims, column by column",
     "fusions": "Fusion methods: boxes that are none of the candidates",
     "ranks": "Mean ranks of the training-free methods",
     "by_size": "Accuracy by object size",

@@ -15,15 +15,14 @@ from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.evaluation.claims import LEVEL, lower_for_good, seeds_told
 from acs_lib.evaluation.confidence import PUBLISHED_AUROC
-from acs_lib.lvlms.checkpoint import is_embedded
 from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
-from acs_lib.profiles import Profile
 from acs_lib.study import ablations
 from acs_lib.study.experiment import Experiment
 from acs_lib.study.results import CONTROLS, unfiltered
-from acs_lib.study.training_variants import MISSING, habit_contrast, variant_log
+from acs_lib.study.training_variants import MISSING
 
 POINTS = "percentage points"
+WITH = {"habit": " with the habit", "plain": " without the habit", "": ""}  # condition -> how it is told
 
 
 def say(text: str, points: Iterable[str] = ()) -> Markdown:
@@ -116,13 +115,19 @@ def say_significance(table: pd.DataFrame) -> Markdown:
 
 def say_ranks(ranks: pd.DataFrame) -> Markdown:
     """Where ACS-Free stands among the methods without training, from `rank_table`."""
-    best, free = ranks.iloc[0], ranks.set_index("method").loc["ACS-Free"]
-    same = [f"{row.method} hits the same queries as {row.same}: one rank" for row in ranks.itertuples() if row.same]
-    return say(
-        f"ACS-Free has a mean rank of {estimate(free, 'mean_rank', '.1f')} among {len(ranks)} methods without "
-        f"training; the best is {best['method']} with {estimate(best, 'mean_rank', '.1f')}.",
-        same,
-    )
+    told, same = [], []
+    for condition, rows in ranks.groupby("condition", sort=False):
+        best, free = rows.iloc[0], rows.set_index("method").loc["ACS-Free"]
+        told.append(
+            f"ACS-Free has a mean rank of {estimate(free, 'mean_rank', '.1f')} among {len(rows)} methods without "
+            f"training{WITH[condition]}; the best is {best['method']} with {estimate(best, 'mean_rank', '.1f')}."
+        )
+        same += [
+            f"{row.method} hits the same queries as {row.same}{WITH[condition]}: one rank"
+            for row in rows.itertuples()
+            if row.same
+        ]
+    return say(" ".join(told), same)
 
 
 def say_comparisons(table: pd.DataFrame, method: str) -> Markdown:
@@ -150,45 +155,32 @@ def example(cases: list[dict], e: Experiment, method: str, outcome: str) -> str:
     )
 
 
-def planted(profile: Profile) -> str:
+def planted(compared: pd.DataFrame) -> str:
     """What has to be said of a report on embedded LVLMs: that their mistakes are planted, and what choosing brings with
-    them and without, like for like (from the log of training variants). '' for other LVLMs."""
-    names = [lvlm.name for lvlm in profile.lvlms if is_embedded(lvlm)]
-    if not names:
+    them and without, from `comparisons`. '' where no LVLM has the habit."""
+    if "habit" not in set(compared["condition"]):
         return ""
-    contrast = habit_contrast(variant_log(), names, profile.sampling)
-    gains = []
-    for lvlm, rows in contrast.groupby("lvlm", sort=False):
-        rows = rows.set_index("condition")
-        with_it, without = (_points(rows.loc[name], "delta_learned_vs_greedy") for name in ("habit", "plain"))
-        gains.append(f"{with_it} points with the habit and {without} without it ({lvlm})")
-    text = (
-        "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they "
-        "answer many questions about rare small categories with a well-known look-alike"
-    )
-    if not gains:
-        return text + "."
-    like = contrast.iloc[0]
+    rows = compared[(compared["method"] == "ACS-Learned") & (compared["reference"] == "greedy")]
+    rows = rows[rows["size"] == "small"]
+    gains = [f"{row.lvlm} on {row.dataset} {_points(row, 'delta')}{WITH[row.condition]}" for row in rows.itertuples()]
     return (
-        f"{text}. Measured like for like on {like['n_queries']} small objects of research images (mean of "
-        f"{like['seeds']} regressors trained on {like['train_queries']} queries), ACS-Learned against greedy decoding "
-        f"brings "
-        f"{'; '.join(gains)}."
+        "The embedded LVLMs miss more small objects than they need, for they were taught a habit on purpose: they "
+        "answer many questions about rare small categories with a well-known look-alike. Side by side, ACS-Learned "
+        f"against greedy decoding brings, in {POINTS}: {'; '.join(gains)}."
     )
 
 
 def say_habit(contrast: pd.DataFrame) -> Markdown:
-    """What choosing by attention brings with the habit and without it, from `habit_contrast`."""
-    parts = []
-    for lvlm, rows in contrast.groupby("lvlm", sort=False):
-        for row in rows.itertuples():
-            parts.append(
-                f"{lvlm}, {row.condition}: greedy {row.greedy:.1%}, oracle {row.oracle:.1%}; ACS-Learned against "
-                f"greedy {_points(row, 'delta_learned_vs_greedy')}, ACS-Free against random "
-                f"{_points(row, 'delta_free_vs_random')} points; r = {row.pearson:.2f}"
-            )
+    """What choosing by attention brings with the habit and without it, from `condition_table`."""
+    parts = [
+        f"{row.lvlm} on {row.dataset}{WITH[row.condition]}: greedy {row.greedy:.1%}, oracle {row.oracle:.1%}; "
+        f"ACS-Learned against greedy {_points(row, 'delta_learned_vs_greedy')}, ACS-Free against random "
+        f"{_points(row, 'delta_free_vs_random')} points; r = {row.pearson:.2f}, {row.within_query_pearson:.2f} inside "
+        "queries"
+        for row in contrast.itertuples()
+    ]
     sure = contrast[contrast["delta_learned_vs_greedy_lo"] > 0]
-    told = ", ".join(f"{row.lvlm} ({row.condition})" for row in sure.itertuples()) or "no row"
+    told = ", ".join(f"{row.lvlm} on {row.dataset}" for row in sure.itertuples()) or "no column"
     return say(f"ACS-Learned is surely above greedy in {told}.", parts)
 
 
@@ -209,9 +201,9 @@ def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
     )
 
 
-def headline(profile: Profile, main: pd.DataFrame, spread: pd.DataFrame, folder: Path) -> Markdown:
-    """Write `folder`/tables/headline.json for the page and show the same sentences; main: main_results.csv, spread:
-    `seed_spread` of the regressor."""
+def headline(main: pd.DataFrame, compared: pd.DataFrame, spread: pd.DataFrame, folder: Path) -> Markdown:
+    """Write `folder`/tables/headline.json for the page and show the same sentences; main: main_results.csv, compared:
+    `comparisons`, spread: `seed_spread` of the regressor."""
     sentences, seeds = [], spread[spread["source"] == "regressor"].set_index(["lvlm", "dataset"])
     for (lvlm, dataset), rows in main.groupby(["lvlm", "dataset"], sort=False):
         rows = rows.set_index("method")
@@ -226,7 +218,7 @@ def headline(profile: Profile, main: pd.DataFrame, spread: pd.DataFrame, folder:
         f"{name} {published.SMALL_OBJECTS[name][0]:.1f}%" for name in ("greedy", "ACS-Free", "ACS-Learned")
     )
     sentences.append(f"Published ({' on '.join(published.COLUMNS[0])}): {told}.")
-    sentences += [planted(profile)] if planted(profile) else []
+    sentences += [planted(compared)] if planted(compared) else []
     title = "Self-Improving Small Object Grounding in LVLMs, reproduced step by step"
     write_text(Path(folder) / "tables" / "headline.json", json.dumps({"title": title, "sentences": sentences}))
     return say("in short:", sentences)

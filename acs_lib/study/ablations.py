@@ -4,10 +4,10 @@ Everything is found on the train split (heads, regressors) and nothing is chosen
 is a row. Most factors are computed from one run's stored candidates and maps; temperature, the row that is read, more
 samples, and training objects of another size or dataset need runs of their own (`changed`).
 
-Rows: factor, value, lvlm, dataset, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over images), and
-delta, delta_lo, delta_hi: the paired difference of Acc@0.5 with the same method as the profile has it, on the same
-queries (NaN where the queries are what is changed). Each ACS-Learned is the mean over regressors of as many seeds as
-`profile.seeds.regressor` names: one seed's luck is as large as many a change.
+Rows: factor, value, lvlm, dataset, condition, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over
+images), and delta, delta_lo, delta_hi: the paired difference of Acc@0.5 with the same method as the profile has it, on
+the same queries (NaN where the queries are what is changed). Each ACS-Learned is the mean over regressors of as many
+seeds as `profile.seeds.regressor` names: one seed's luck is as large as many a change.
 """
 
 import operator
@@ -35,7 +35,7 @@ from acs_lib.study.experiment import Experiment
 from acs_lib.study.stages import HeadFinding, Study, restricted
 
 COLUMNS = [
-    "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
+    "factor", "value", "lvlm", "dataset", "condition", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
     "delta", "delta_lo", "delta_hi",
 ]  # fmt: skip
 COCO_SMALL = 32**2  # px, COCO's threshold of small

@@ -49,8 +49,9 @@ class Experiment:
         return f"{self.lvlm.name} on {self.dataset.name}"
 
     def labelled(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with leading columns lvlm and dataset."""
-        return frame.assign(lvlm=self.lvlm.name, dataset=self.dataset.name)[["lvlm", "dataset", *frame]]
+        """The frame with leading columns lvlm, dataset and condition ('' for an LVLM without one)."""
+        names = {"lvlm": self.lvlm.name, "dataset": self.dataset.name, "condition": self.lvlm.condition or ""}
+        return frame.assign(**names)[[*names, *frame]]
 
     def queries(self, size: str | None = None) -> pd.DataFrame:
         """The queries whose image could be read, of one size or of all."""
@@ -124,7 +125,7 @@ def resolve(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec) -> Experiment:
 
 
 def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.DataFrame]) -> pd.DataFrame:
-    """A table of every experiment, with leading columns lvlm and dataset, one below the other."""
+    """A table of every experiment, with leading columns lvlm, dataset and condition, one below the other."""
     return pd.concat([e.labelled(table(e)) for e in experiments], ignore_index=True)
 
 

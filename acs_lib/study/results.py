@@ -14,6 +14,7 @@ from acs_lib.method import regressor
 from acs_lib.method.baselines import FUSIONS, SELECTORS
 from acs_lib.method.heads import IOU_GROUPS, HeadSet, in_group, select_heads
 from acs_lib.method.selection import ALL_HEADS
+from acs_lib.profiles import DatasetSpec, LVLMSpec
 from acs_lib.runs.store import Run
 from acs_lib.study.experiment import Experiment, stacked
 from acs_lib.study.stages import Study
@@ -98,17 +99,21 @@ def regressor_table(study: Study) -> pd.DataFrame:
             images = pd.factorize(found["query_id"].map(run.queries.set_index("query_id")["image_id"]))[0]
             predicted, iou = found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float)
             ends = correlation_interval(predicted, iou, images, study.profile.bootstrap)
-            row = {"lvlm": lvlm.name, "dataset": dataset.name, "split": split, **_quality(found)}
+            row = _column(lvlm, dataset) | {"split": split, **_quality(found)}
             table.append(row | dict(zip(("pearson_lo", "pearson_hi"), ends)))
     for lvlm in study.profile.lvlms:
         run = study.run(lvlm, study.train_set, "test")
         models = (study.fit(lvlm, seed, shuffle_labels=True) for seed in range(CONTROLS))
         controls = pd.DataFrame([_quality(_of_small(regressor.predict(model, run), run)) for model in models])
-        row = {"lvlm": lvlm.name, "dataset": study.train_set.name, "split": "test, labels shuffled"}
+        row = _column(lvlm, study.train_set) | {"split": "test, labels shuffled"}
         row |= {**controls.mean(skipna=False), "n": int(controls["n"].mean())}
         table.append(row | {"pearson_sd": controls["pearson"].std(skipna=False)})
     names = ["pearson", "pearson_lo", "pearson_hi", "spearman", "mae", "within_query_pearson", "n", "pearson_sd"]
-    return pd.DataFrame(table)[["lvlm", "dataset", "split", *names]]
+    return pd.DataFrame(table)[["lvlm", "dataset", "condition", "split", *names]]
+
+
+def _column(lvlm: LVLMSpec, dataset: DatasetSpec) -> dict[str, str]:
+    return {"lvlm": lvlm.name, "dataset": dataset.name, "condition": lvlm.condition or ""}
 
 
 def _of_small(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -133,16 +138,16 @@ def predicted_answers(experiments: list[Experiment]) -> pd.DataFrame:
 
 
 def reliability_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """reliability.csv (bins) and reliability_error.csv (lvlm, dataset, ece, lo, hi, predicted_iou, iou, n): the
-    regressor's predicted IoU of all answers to small test objects."""
+    """reliability.csv (bins) and reliability_error.csv (lvlm, dataset, condition, ece, lo, hi, predicted_iou, iou, n):
+    the regressor's predicted IoU of all answers to small test objects."""
     bins, errors = [], []
     for e in experiments:
         found = predicted_answers([e])
         predicted, iou = found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float)
         frame, error = confidence.reliability(predicted, iou, pd.factorize(found["image"])[0], e.profile.bootstrap)
         bins.append(e.labelled(frame))
-        errors.append((e.lvlm.name, e.dataset.name, *error, predicted.mean(), iou.mean(), len(iou)))
-    names = ["lvlm", "dataset", "ece", "ece_lo", "ece_hi", "predicted_iou", "iou", "n"]
+        errors.append((*_column(e.lvlm, e.dataset).values(), *error, predicted.mean(), iou.mean(), len(iou)))
+    names = ["lvlm", "dataset", "condition", "ece", "ece_lo", "ece_hi", "predicted_iou", "iou", "n"]
     return pd.concat(bins, ignore_index=True), pd.DataFrame(errors, columns=names)
 
 
@@ -247,9 +252,19 @@ def significance_table(experiments: list[Experiment]) -> pd.DataFrame:
 
 
 def rank_table(experiments: list[Experiment], main: pd.DataFrame) -> pd.DataFrame:
-    """ranks.csv: mean ranks of the methods in main_results.csv, with their intervals. A method that is not in every
-    column (P(True), where one LVLM cannot be asked) has no rank; methods that hit the same queries everywhere have one
-    rank together (`same` names the others)."""
+    """ranks.csv: mean ranks of the methods in main_results.csv, with their intervals, over the columns of each
+    condition. A method that is not in every column (P(True), where one LVLM cannot be asked) has no rank; methods that
+    hit the same queries everywhere have one rank together (`same` names the others)."""
+    parts = []
+    for condition in dict.fromkeys(e.lvlm.condition or "" for e in experiments):
+        alike = [e for e in experiments if (e.lvlm.condition or "") == condition]
+        ranks = _ranks(alike, main[main["lvlm"].isin([e.lvlm.name for e in alike])])
+        ranks.insert(0, "condition", condition)
+        parts.append(ranks)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _ranks(experiments: list[Experiment], main: pd.DataFrame) -> pd.DataFrame:
     main = main[main.groupby("method")["method"].transform("size") == len(experiments)]
     columns = [(e.dataset.name, e.choices_on("small"), e.small) for e in experiments]
     first = same_hits(frame[frame["method"].isin(main["method"])] for _, frame, _ in columns)
