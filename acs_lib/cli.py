@@ -805,6 +805,38 @@ def report(profile: ProfileOption = "embedded") -> None:
         typer.echo(page.build(profile))
 
 
+@app.command(short_help="Did a run reproduce another?")
+def compare(
+    found: Annotated[str, typer.Argument(metavar="RUN", help="A profile with a finished run, or a report's folder.")],
+    reference: Annotated[
+        str | None,
+        typer.Argument(metavar="REFERENCE", help="The same.", show_default="the committed reference of the profile"),
+    ] = None,
+) -> None:
+    """Compare the tables of a run with those of another one, number by number, within what another processor's rounding
+    does to each (docs/processors.md). Exit code 1 where something differs.
+
+    \b
+    acs compare embedded
+    acs compare reports/embedded /elsewhere/reports/embedded
+    """
+    with report_user_errors():
+        from acs_lib.evaluation import compare as comparing  # late: it takes a moment
+
+        folders = []
+        for name, folder in ((reference or found, paths.reference if reference is None else paths.reports),
+                             (found, paths.reports)):  # fmt: skip
+            place = Path(name).expanduser() if Path(name).expanduser().is_dir() else folder(name)
+            folders.append(place / "tables" if (place / "tables").is_dir() else place)
+            if not any(folders[-1].glob("*.csv")):
+                raise FileNotFoundError(f"there are no tables in {folders[-1]}; give a profile that ran, or its report")
+        differences = comparing.folders(*folders)
+        typer.echo(comparing.summary(*folders))
+        for line in differences:
+            typer.echo(line)
+    raise typer.Exit(int(bool(differences)))
+
+
 @app.command(short_help="List what runs left, and remove it by name.")
 def clean(
     names: Annotated[

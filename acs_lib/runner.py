@@ -299,10 +299,13 @@ def checkpoints(profile: Profile) -> dict[str, str]:
     return {spec.name: pinned(spec).revision for spec in profile.lvlms if not paths.place(spec.source).exists()}
 
 
-def compared(name: str) -> list[str] | None:
-    """What differs between a run's tables and those of the committed reference, a sentence each; None without one."""
-    reference = paths.reference(name) / "tables"
-    return compare.folders(reference, paths.reports(name) / "tables") if reference.is_dir() else None
+def compared(name: str) -> dict | None:
+    """How a run's tables stand to those of the committed reference: `said`, a sentence, and `differences`, a sentence
+    each; None without one."""
+    reference, found = paths.reference(name) / "tables", paths.reports(name) / "tables"
+    if not reference.is_dir():
+        return None
+    return {"said": compare.summary(reference, found), "differences": compare.folders(reference, found)}
 
 
 def make_manifest(profile: Profile, stages: list[NotebookStage], began: dict) -> dict:
@@ -401,5 +404,8 @@ def run(
     from acs_lib.report import page, tables  # late: they take seconds
 
     tables.write_comparison(profile, paths.reports(name))
-    write_text(paths.reports(name) / "manifest.json", json.dumps(make_manifest(profile, stages, began), indent=1))
+    manifest = make_manifest(profile, stages, began)
+    write_text(paths.reports(name) / "manifest.json", json.dumps(manifest, indent=1))
+    if manifest["compared"]:
+        typer.echo(f"against the committed reference: {manifest['compared']['said']}")
     return page.build(name)

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from acs_lib import paths
+from acs_lib import cli, paths
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.evaluation import compare
 from acs_lib.grounding import api
@@ -256,3 +257,48 @@ def test_nbval_with_the_plugin_says_which_number_moved(tmp_path, says, told):
     result = subprocess.run([*command, str(notebook)], cwd=paths.ROOT, capture_output=True, text=True, timeout=300)
     assert (result.returncode == 0) == (told is None), result.stdout + result.stderr
     assert (told or "1 passed") in result.stdout
+
+
+@pytest.fixture
+def two_runs(tmp_path, table):
+    """The table folders of a reference and of a run with other numbers: one hit more, one verdict turned."""
+    folders = tmp_path / "reference", tmp_path / "run" / "tables"
+    judged = pd.DataFrame({"claim": ["A", "B"], "lvlm": "one", "dataset": "x", "condition": "habit", "sign": [1, 0]})
+    fits = pd.DataFrame({"lvlm": "one", "split": ["train", "test"], "pearson": [0.9, 0.7], "n": 500})
+    for folder in folders:
+        folder.mkdir(parents=True)
+        table.to_csv(folder / "main_results.csv", index=False)
+        judged.to_csv(folder / "evidence.csv", index=False)
+        fits.to_csv(folder / "regressor.csv", index=False)
+    return folders, table, judged, fits
+
+
+def test_a_run_is_summed_up_against_its_reference(two_runs):
+    folders, table, judged, fits = two_runs
+    same = "every table as the reference's, up to rounding; all 2 verdicts on the paper's claims the same"
+    assert compare.summary(*folders) == f"{same}; Acc@0.5 the same; r the same"
+    table.assign(acc50=table["acc50"] + [0, 0, 0, 0.02, 0]).to_csv(folders[1] / "main_results.csv", index=False)
+    fits.assign(pearson=[0.9, 0.704]).to_csv(folders[1] / "regressor.csv", index=False)
+    steps = "Acc@0.5 within 2 points (the largest step: one, ACS-Learned); r within 0.004 (the largest step: one, test)"
+    assert compare.summary(*folders) == f"{same}; {steps}"
+    judged.assign(sign=[1, -1]).to_csv(folders[1] / "evidence.csv", index=False)
+    said = compare.summary(*folders)
+    assert said.startswith("1 differences beyond rounding; 1 of 2 verdicts on the paper's claims differ, the first: ")
+    assert "one, x, habit, B" in said
+    (folders[1] / "evidence.csv").unlink()
+    assert "verdicts" not in compare.summary(*folders), "a run without the claims"
+
+
+def test_acs_compare(two_runs, tmp_path):
+    folders, table, *_ = two_runs
+
+    def told(*arguments):
+        return CliRunner().invoke(cli.app, ["compare", *map(str, arguments)])
+
+    result = told(tmp_path / "run", folders[0])
+    assert (result.exit_code, len(result.output.splitlines())) == (0, 1), result.output
+    table.assign(acc50=table["acc50"] + 0.2).to_csv(folders[1] / "main_results.csv", index=False)
+    result = told(tmp_path / "run", folders[0])
+    assert result.exit_code == 1 and "main_results.csv: row one, greedy, acc50" in result.output
+    result = told("nowhere", folders[0])
+    assert result.exit_code == 1 and "give a profile that ran, or its report" in result.output

@@ -543,7 +543,9 @@ def test_a_run_leaves_the_checkout_clean_and_accept_alone_changes_it(checkout):
     result = invoke()
     assert "running" not in result.output, "nothing that a run depends on was accepted"
     manifest = json.loads((paths.reports("tiny") / "manifest.json").read_text())
-    assert (manifest["git"]["dirty"], manifest["compared"]) == (False, [])
+    assert (manifest["git"]["dirty"], manifest["compared"]["differences"]) == (False, [])
+    told = "against the committed reference: every table as the reference's, up to rounding"
+    assert told in result.output and told.endswith(manifest["compared"]["said"])
     assert git("status", "--porcelain") == []
 
 
@@ -587,7 +589,7 @@ def test_a_reference_is_replaced_whole_and_says_what_moved(checkout, monkeypatch
     assert "run acs run --profile tiny" in result.output
     assert invoke().exit_code == 0
     manifest = json.loads((paths.reports("tiny") / "manifest.json").read_text())
-    assert any("the reference has 0.5" in line for line in manifest["compared"])
+    assert any("the reference has 0.5" in line for line in manifest["compared"]["differences"])
 
     def interrupt(*arguments):
         raise KeyboardInterrupt

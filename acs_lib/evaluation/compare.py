@@ -19,6 +19,7 @@ move them all.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,60 @@ def folders(reference: Path, found: Path) -> list[str]:
         pair = (pd.read_csv(Path(folder) / name) for folder in (reference, found))
         differences += [f"{name}: {text}" for text in tables(*pair)]
     return differences
+
+
+def summary(reference: Path, found: Path) -> str:
+    """One sentence: did the run in the table folder `found` reproduce the one in `reference`? It counts the verdicts on
+    the paper's claims that are others (evidence.csv), names the largest steps of Acc@0.5 (main_results.csv) and of r on
+    test images (regressor.csv), and says how much moved by more than it may."""
+    other = folders(reference, found)
+    parts = [
+        f"{len(other)} differences beyond rounding" if other else "every table as the reference's, up to rounding",
+        _verdicts(reference, found),
+        _largest(reference, found, "main_results", "acc50", ["method"], "Acc@0.5", 100, " points"),
+        _largest(reference, found, "regressor", "pearson", ["split"], "r", 1, ""),
+    ]
+    return "; ".join(filter(None, parts))
+
+
+COLUMNS = ("lvlm", "dataset", "condition")
+
+
+def _pair(reference: Path, found: Path, stem: str, value: str, names: Iterable[str]) -> pd.DataFrame | None:
+    """A column of a table of both folders, as value_x and value_y; None where one has no such table."""
+    both = []
+    for folder in (reference, found):
+        path = Path(folder) / f"{stem}.csv"
+        if not path.is_file():
+            return None
+        frame = pd.read_csv(path)
+        keys = [name for name in (*COLUMNS, *names) if name in frame]
+        both.append(frame[[*keys, value]].fillna(dict.fromkeys(keys, "")))
+    keys = [name for name in both[0] if name != value and name in both[1]]
+    return both[0].merge(both[1], on=keys)
+
+
+def _verdicts(reference: Path, found: Path) -> str:
+    pair = _pair(reference, found, "evidence", "sign", ["claim"])
+    if pair is None or pair.empty:
+        return ""
+    other = pair[pair["sign_x"] != pair["sign_y"]]
+    if other.empty:
+        return f"all {len(pair)} verdicts on the paper's claims the same"
+    row = other.iloc[0]
+    where = ", ".join(str(row[name]) for name in (*COLUMNS, "claim") if row.get(name))
+    return f"{len(other)} of {len(pair)} verdicts on the paper's claims differ, the first: {where}"
+
+
+def _largest(
+    reference: Path, found: Path, stem: str, value: str, names: list[str], called: str, scale: float, unit: str
+) -> str:
+    pair = _pair(reference, found, stem, value, names)
+    if pair is None or pair.empty:
+        return ""
+    step = (pair[f"{value}_y"] - pair[f"{value}_x"]).abs()
+    if not step.max() > 0:
+        return f"{called} the same"
+    row = pair.loc[step.idxmax()]
+    where = ", ".join(str(row[name]) for name in (*COLUMNS, *names) if row.get(name))
+    return f"{called} within {scale * step.max():.2g}{unit} (the largest step: {where})"
