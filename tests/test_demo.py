@@ -159,13 +159,11 @@ def test_a_closer_look_can_be_seen(found):
 
 @pytest.fixture(scope="module")
 def address():
-    pytest.importorskip("gradio", reason="the extra demo is not installed: its page is not opened")
     with demo.serving(port=None) as url:
         yield url
 
 
 def test_it_is_served_to_this_machine_alone_and_leaves_nothing(tmp_path):
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
     command = [sys.executable, "-m", "acs_lib.cli", "demo"]
     environment = os.environ | {"PYTHONPATH": str(paths.LIBRARY.parent), "TMPDIR": str(tmp_path)}
     served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -182,7 +180,6 @@ def test_it_is_served_to_this_machine_alone_and_leaves_nothing(tmp_path):
 
 
 def test_others_may_choose_the_embedded_lvlms_only():
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
     with demo.serving(host="0.0.0.0") as url:
         config = json.load(urllib.request.urlopen(f"{url.replace('0.0.0.0', '127.0.0.1')}config"))
     (lvlms,) = [each["props"] for each in config["components"] if each["props"].get("label") == "LVLM"]

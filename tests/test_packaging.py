@@ -34,8 +34,7 @@ def read_lock():
 # ------------------------------------------------------------------------------------------------- dependencies
 
 
-UNPINNED = {"docs", "demo"}  # extras that are in no lock: see pyproject.toml
-EXTRAS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in UNPINNED}
+EXTRAS = PROJECT["optional-dependencies"]
 LISTED = [Requirement(line) for line in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 
 
