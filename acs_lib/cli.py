@@ -30,7 +30,7 @@ OTHER_PICTURES = set(  # that Pillow reads only with a plug-in, if at all
     ".heic .heif .hif .jxl .svg .exr .hdr .xcf .raw .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw".split()
 )
 GOES_ON = "stopped; the same command goes on from there"
-ADVICE = "acs doctor says what this machine has and what a profile needs"
+ADVICE = f"look: {sys.executable} -m acs_lib doctor"
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
 DETECTED = [*COLUMNS[:-1], "votes"]
 
