@@ -11,11 +11,15 @@ fail() { # fail CODE MESSAGE...: each message on a line of its own
     local code=$1
     shift
     printf '%s\n' "$@" >&2
-    if [ "$code" = 1 ] && "${python:-}" -c 'import acs_lib' 2>/dev/null; then
-        printf 'look: %s -m acs_lib.cli doctor\n' "$python" >&2
-    fi
     exit "$code"
 }
+advise() { # advise CODE: the last line of every failure
+    if [ "$1" != 0 ] && [ "$1" != 130 ] && "${python:-}" -c 'import acs_lib' 2>/dev/null; then
+        printf 'look: %s -m acs_lib doctor\n' "$python" >&2
+    fi
+}
+trap 'advise $?' EXIT
+trap 'exit 130' INT
 
 # ---------------------------------------------------------------------------------------------- what can be asked for
 options=" --profile --from --limit --engine --dry-run --test --help "
@@ -144,7 +148,8 @@ logged() { # logged WHAT COMMAND...: quiet, with a line of progress; on failure 
             say "$what: $((SECONDS - start)) s ..."
         fi
     done
-    trap - INT TERM
+    trap 'exit 130' INT
+    trap - TERM
     if [ -t 1 ]; then printf '\r'; fi
     if wait "$child"; then
         say "$what: done in $((SECONDS - start)) s"
@@ -154,11 +159,11 @@ logged() { # logged WHAT COMMAND...: quiet, with a line of progress; on failure 
     fi
 }
 
-fingerprint() { # fingerprint EXTRA: of everything the installation depends on
+fingerprint() { # fingerprint EXTRA: of everything the installation depends on; quiet when it is interrupted
     "$python" -c '
 import hashlib, pathlib, sys
 files = [pathlib.Path(name).read_bytes() for name in ("requirements.lock", "pyproject.toml")]
-print(hashlib.sha256(b"\0".join([*files, *map(str.encode, [sys.version, *sys.argv[1:]])])).hexdigest())' "$root" "$1"
+print(hashlib.sha256(b"\0".join([*files, *map(str.encode, [sys.version, *sys.argv[1:]])])).hexdigest())' "$root" "$1" 2>/dev/null
 }
 
 if [ -f "$stamp" ] && grep -qxF "$(fingerprint $extra)" "$stamp"; then
@@ -176,12 +181,12 @@ fi
 say "set-up: $SECONDS s"
 
 # --------------------------------------------------------------------------------------------------------------- run
-[ $extra = test ] || exec "$python" -m acs_lib.cli run "$@"
+[ $extra = test ] || exec "$python" -m acs_lib run "$@" # it gives that advice itself
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 lint-imports
 export OMP_NUM_THREADS=1 # a process a core, whose threads would wait for each other
 "$python" -m pytest --numprocesses=auto --dist=loadfile
 export TQDM_DISABLE=1 # progress is no result
-exec "$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
+"$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
     --nbval-cell-timeout=600 tests/notebooks/*.ipynb

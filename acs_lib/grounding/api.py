@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from acs_lib import paths
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates, Heads
-from acs_lib.core.files import query_key
+from acs_lib.core.files import file_digest, query_key
 from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
 from acs_lib.grounding.answers import Answer, as_answer, compared
@@ -65,6 +65,12 @@ def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
     """The LVLM's file of that name, if there is one."""
     places = (Path(lvlm.model.name_or_path), calibration_folder(lvlm))
     return next((folder / file_name for folder in places if (folder / file_name).is_file()), None)
+
+
+def calibrated_with(lvlm: LVLM, head_set: Path | None, regressor: Path | None) -> dict[str, str | None]:
+    """SHA-256 of the files of D_c and of the regressor, as given or as found beside the LVLM; None without one."""
+    files = head_set or _calibrated(lvlm, "head_set.json"), regressor or _calibrated(lvlm, "regressor.safetensors")
+    return {name: file and file_digest(file) for name, file in zip(("head_set", "regressor"), files)}
 
 
 def _check_belongs(what: str, found: HeadSet | AttentionIoURegressor, given: object, lvlm: LVLM) -> None:
