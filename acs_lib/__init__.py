@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from acs_lib.grounding.api import Grounding, ground, load_lvlm, score
     from acs_lib.grounding.detect import Detections, detect
+else:
+
+    def __getattr__(name: str):
+        """The public names are loaded when they are asked for: they bring torch."""
+        if name in __all__:
+            from acs_lib.grounding import api, detect
+
+            return getattr(detect if name in ("Detections", "detect") else api, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.2.0"
 __all__ = ["Detections", "Grounding", "detect", "ground", "load_lvlm", "score"]
-
-
-def __getattr__(name: str):
-    """The public names are loaded when they are asked for: they bring torch."""
-    if name in __all__:
-        from acs_lib.grounding import api, detect
-
-        return getattr(detect if name in ("Detections", "detect") else api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

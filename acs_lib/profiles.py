@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from acs_lib import paths
 from acs_lib.core.files import read_text
 
+Split = Literal["train", "validation", "test"]
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _is_none(value) -> bool:
+def _is_none(value: object) -> bool:
     return value is None
 
 
@@ -67,10 +69,10 @@ class DatasetSpec(Strict):
 
     name: str
     kind: Literal["scenes", "coco", "phrases"]
-    splits: dict[Literal["train", "validation", "test"], SplitSpec]
+    splits: dict[Split, SplitSpec]
 
     @model_validator(mode="after")
-    def _with_units(self):
+    def _with_units(self) -> Self:
         if any((split.units is not None) != (self.kind == "phrases") for split in self.splits.values()):
             raise ValueError("a dataset of the kind phrases says the units of its boxes in each split, others say none")
         return self
@@ -223,7 +225,7 @@ def load_profile(name: str) -> Profile:
         raise ValueError(f"{path} names itself {profile.name!r}; write name: {path.stem}, or rename the file")
     if name == path.stem:
         return profile
-    content, limit = profile.model_dump(), int(FIRST.fullmatch(name)["limit"])
+    content, limit = profile.model_dump(), int(name.rpartition("-")[2])
     content["name"] = name
     for dataset in content["datasets"]:
         for split in dataset["splits"].values():

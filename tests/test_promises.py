@@ -118,6 +118,12 @@ def test_without_a_file_it_says_what_writes_one(lvlm, scene, files):
         ground(lvlm, *scene, **ASKED, head_set=files(), effort="auto")
 
 
+def test_effort_needs_a_score(lvlm, scene, files):
+    """A fusion has none that could be enough."""
+    with pytest.raises(ValueError, match="coordinate median scores no answer, so that none is enough"):
+        ground(lvlm, *scene, **{**ASKED, "selector": "coordinate median"}, head_set=files(), effort="auto")
+
+
 def test_on_the_command_line(files):
     heads = files(risk={"0.1": 1.0}, effort={"enough": -1e9})
     few = ["--samples", SAMPLES, "--selector", "sequence-log-prob", "--head-set", heads]

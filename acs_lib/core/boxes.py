@@ -1,16 +1,17 @@
 """Boxes: float arrays [..., 4] of (x1, y1, x2, y2) in pixels of the original image."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def area(boxes: np.ndarray) -> np.ndarray:
+def area(boxes: ArrayLike) -> np.ndarray:
     """Areas [...] in square pixels; 0 for an empty or inverted box."""
     boxes = np.asarray(boxes, float)
     sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
     return sides[..., 0] * sides[..., 1]
 
 
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def iou(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Intersection over union [...] in 0-1 (higher is better) of broadcastable boxes; 0 where both are empty."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     corner_min = np.maximum(a[..., :2], b[..., :2])
@@ -20,16 +21,16 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def clip(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
+def clip(boxes: ArrayLike, width: float, height: float) -> np.ndarray:
     """Boxes cut to the image [0, width] x [0, height]."""
     return np.clip(np.asarray(boxes, float), 0, [width, height, width, height])
 
 
-def scale(boxes: np.ndarray, x: float, y: float) -> np.ndarray:
+def scale(boxes: ArrayLike, x: float, y: float) -> np.ndarray:
     """Boxes with x coordinates times `x` and y coordinates times `y`."""
     return np.asarray(boxes, float) * [x, y, x, y]
 
 
-def area_fraction(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
+def area_fraction(boxes: ArrayLike, width: float, height: float) -> np.ndarray:
     """Share [...] of the image's area, 0-1."""
     return area(boxes) / (width * height)

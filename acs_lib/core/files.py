@@ -72,7 +72,7 @@ def check_sums(folder: Path) -> list[str]:
     return names
 
 
-def digest(content) -> str:
+def digest(content: object) -> str:
     """SHA-256 of a JSON-like value, the same for equal values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -153,7 +153,7 @@ def _one_sentence(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ValueError(f"{name} is not an image that can be read; give a PNG, JPEG or WebP file") from None
     except Image.DecompressionBombError as error:
-        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"{name} has more than {most} million pixels; make it smaller") from error
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error) as error:
         raise ValueError(f"{name} cannot be read ({error}); save or fetch it again") from error

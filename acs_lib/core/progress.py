@@ -39,7 +39,7 @@ class Lines:
     def __enter__(self) -> "Lines":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 def _names(code: str, functions: bool) -> frozenset[str]:
     """Dotted names that code imports at its top, or inside `functions` too: a.b of `import a.b`, and of `from a import
     b` whether b is a module or something in one."""
-    tree, names = ast.parse(code), set()
+    tree = ast.parse(code)
+    names: set[str] = set()
     for node in ast.walk(tree) if functions else tree.body:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)

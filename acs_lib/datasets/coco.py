@@ -13,7 +13,9 @@ import logging
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 from pycocotools.coco import COCO
@@ -69,7 +71,8 @@ def read_annotations(path: Path) -> COCO:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch or export it again") from error
-    told, given = [], {}
+    told: list[str] = []
+    given: dict[str, set[int]] = {}
     for part, numbers in NUMBERS.items():
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
@@ -101,7 +104,7 @@ def indexed(content: dict) -> COCO:
     return dataset
 
 
-def _sound(part: str, row) -> bool:
+def _sound(part: str, row: object) -> bool:
     """The entry has what it needs; its whole numbers are ints from then on."""
     if not isinstance(row, dict):
         return False
@@ -114,7 +117,7 @@ def _sound(part: str, row) -> bool:
     return part not in TEXT or (isinstance(row.get(TEXT[part]), str) and bool(row[TEXT[part]].strip()))
 
 
-def is_box(bbox) -> bool:
+def is_box(bbox: object) -> bool:
     """Whether it is a list of four finite numbers."""
     return (
         isinstance(bbox, list) and len(bbox) == 4
@@ -142,7 +145,7 @@ def _asked(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
-def _flag(value) -> bool:
+def _flag(value: object) -> bool:
     """A flag of an annotation, also if it is written as a text."""
     return value.strip().lower() not in ("", "0", "false", "no") if isinstance(value, str) else bool(value)
 
@@ -154,7 +157,8 @@ def _is_crowd(annotation: dict) -> bool:
 def _image_files(annotations: Path, root: Path, names: list[str]) -> dict[str, Path | None]:
     """Where the images lie (see image_files), with a warning if names were understood otherwise than as given."""
     found = find_images(root, names)
-    counts, firsts = Counter(), {}
+    counts: Counter[str] = Counter()
+    firsts: dict[str, str] = {}
     for name, (_, how) in found.items():
         counts[how] += 1
         firsts.setdefault(how, name)
@@ -208,11 +212,11 @@ def find_queries(
         for row in annotated[::-1]:
             box = tuple(row["bbox"]) if row["bbox"] else row["id"]
             found[asked[row["category_id"]], box, _is_crowd(row)] = row
-        found = list(found.values())[::-1]  # the first of equal ones, in the file's order
+        once = list(found.values())[::-1]  # the first of equal ones, in the file's order
         counts["instances in the archives"] += len(annotated)
-        counts["annotated once"] += len(found)
-        per_name = Counter(asked[annotation["category_id"]] for annotation in found)
-        for annotation in found:
+        counts["annotated once"] += len(once)
+        per_name = Counter(asked[annotation["category_id"]] for annotation in once)
+        for annotation in once:
             if per_name[asked[annotation["category_id"]]] > 1 or _is_crowd(annotation):
                 continue
             counts["unambiguous"] += 1
@@ -252,11 +256,11 @@ def absent_queries(coco: COCO, queries: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(queries))
 
 
-def _clipped(bbox, image):
+def _clipped(bbox: list[float] | None, image: dict[str, Any]) -> np.ndarray | None:
     if (
         bbox is None
         or min(image["width"], image["height"]) < 1
-        or image["width"] * image["height"] > 2 * Image.MAX_IMAGE_PIXELS
+        or image["width"] * image["height"] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
     ):
         return None
     x, y, w, h = bbox

@@ -12,7 +12,7 @@ import hashlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +98,8 @@ def fetch(asked: requests.Session, url: str, path: Path, sha256: str | None = No
     path.parent.mkdir(parents=True, exist_ok=True)
     part, stopped = path.with_name(path.name + ".part"), 0
     while True:
-        before, cause = _size(part), "the connection broke off"
+        before = _size(part)
+        cause: str | Exception = "the connection broke off"
         try:
             if _stream(asked, url, part, progress):
                 break
@@ -199,7 +200,7 @@ def fetch_images(asked: requests.Session, addresses: dict[Path, str], outcome: O
     _each(one, addresses, outcome, label)
 
 
-def _each(check: Callable[[Path], str | None], images: Iterable[Path], outcome: Outcome, label: str) -> None:
+def _each(check: Callable[[Path], str | None], images: Collection[Path], outcome: Outcome, label: str) -> None:
     """Note for every image the reason why it is not there, or None."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(check, images)
@@ -221,17 +222,22 @@ def fetch_patches(asked: requests.Session, archives: dict[str, list[Path]], outc
             except (FetchError, gzip.BadGzipFile, EOFError, tarfile.TarError, zlib.error) as error:
                 reason = str(error)
             archive.unlink(missing_ok=True)
-        _each(lambda path, reason=reason: None if readable(path) else reason, images, outcome, url.rpartition("/")[2])
+
+        def lacking(path: Path, reason: str = reason) -> str | None:
+            return None if readable(path) else reason
+
+        _each(lacking, images, outcome, url.rpartition("/")[2])
 
 
 def unpack_images(archive: Path, wanted: dict[str, Path]) -> None:
     """Take images out of a .tar.gz by their names, whatever folder they are in there."""
     with tarfile.open(archive, "r|gz") as members:
         for member in members:
-            if member.isfile() and (path := wanted.get(Path(member.name).name)):
+            path = wanted.get(Path(member.name).name) if member.isfile() else None
+            if path and (file := members.extractfile(member)):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as aside:
-                    aside.write_bytes(members.extractfile(member).read())
+                    aside.write_bytes(file.read())
 
 
 def unpack_annotations(archive: Path, wanted: Iterable[Path]) -> None:
@@ -277,7 +283,8 @@ def get(profile: Profile, name: str, base: str | None = None) -> tuple[dict[str,
             archive.unlink()
         else:
             fetch(asked, base + address, absent[0], sha256, progress=True)
-    funnels, outcome = {}, Outcome()
+    funnels: dict[str, pd.DataFrame] = {}
+    outcome = Outcome()
     for split in dataset.splits:
         annotations, folder = split_files(dataset, split)
         queries, funnels[split] = load_split(profile, dataset, split)
@@ -319,7 +326,8 @@ def link(profile: Profile, name: str, annotations: Path, images: Path) -> tuple[
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
         place.symlink_to(target)
-    funnels, outcome = {}, Outcome()
+    funnels: dict[str, pd.DataFrame] = {}
+    outcome = Outcome()
     for split in splits:
         queries, funnels[split] = load_split(profile, dataset, split)
         _each(

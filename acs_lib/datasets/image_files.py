@@ -32,27 +32,28 @@ def find_images(root: Path, names: Iterable[str]) -> dict[str, tuple[Path | None
     The path of a name that is MISSING or AMBIGUOUS is the one where the file belongs. It is None where there can be
     none (NOWHERE): the name is empty, too long or holds a NUL, or it is a link that leads out of the root.
     """
-    root, found, owners = os.path.realpath(root), {}, defaultdict(set)
-    listed = None
+    folder, listed = os.path.realpath(root), None
+    found: dict[str, tuple[str | None, str]] = {}
+    owners: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for name in dict.fromkeys(names):
         variants = _normalised(name)
-        path, how = _file(root, name), GIVEN
+        path, how = _file(folder, name), GIVEN
         if path is None:
             shorter = (os.path.join(*parts[start:]) for parts in variants for start in range(len(parts)))
-            path, how = next(filter(None, (_file(root, short) for short in shorter)), None), NORMALISED
+            path, how = next(filter(None, (_file(folder, short) for short in shorter)), None), NORMALISED
         if path is None and variants:
-            listed = _listed(root) if listed is None else listed
+            listed = _listed(folder) if listed is None else listed
             same = {file for parts in variants for file in listed.get(_letters(parts[-1]), ())}
-            path, how = (_file(root, same.pop()) if len(same) == 1 else None), BASE_NAME
+            path, how = (_file(folder, same.pop()) if len(same) == 1 else None), BASE_NAME
         if path is None:
-            path, how = _place(root, variants), MISSING
+            path, how = _place(folder, variants), MISSING
         else:
             owners[path].add(tuple(variants[-1]))
         found[name] = (path, how)
     for name, (path, how) in found.items():
-        if how in (NORMALISED, BASE_NAME) and len(owners[path]) > 1:
-            found[name] = (_place(root, _normalised(name)), AMBIGUOUS)
-    return {name: (path and Path(path), how if path else NOWHERE) for name, (path, how) in found.items()}
+        if path and how in (NORMALISED, BASE_NAME) and len(owners[path]) > 1:
+            found[name] = (_place(folder, _normalised(name)), AMBIGUOUS)
+    return {name: (Path(path), how) if path else (None, NOWHERE) for name, (path, how) in found.items()}
 
 
 def _normalised(name: str) -> list[list[str]]:

@@ -24,7 +24,7 @@ Units = Literal["xyxy px", "xywh px", "xyxy 0-1", "xywh 0-1", "xyxy 0-1000", "xy
 UNITS = get_args(Units)
 
 
-def read_phrases(path: Path, images: Path, units: Units) -> COCO:
+def read_phrases(path: Path, images: Path, units: str) -> COCO:
     """The file as the COCO file that says the same: a phrase is a category, a line an annotation with its number.
 
     Lines that are no JSON object with an image, a phrase and a box of four finite numbers, and those of an image whose
@@ -46,9 +46,9 @@ def read_phrases(path: Path, images: Path, units: Units) -> COCO:
         name, phrase = row["image"], row["phrase"].strip()
         if name not in sizes:
             sizes[name] = _size(row, paths[name])
-        if sizes[name] is None:
+        if (size := sizes[name]) is None:
             continue
-        width, height = sizes[name]
+        width, height = size
         entries = {"images": {"file_name": name, "width": width, "height": height}, "categories": {"name": phrase}}
         for (part, entry), key in zip(entries.items(), (name, phrase)):
             if key not in numbers[part]:
@@ -88,13 +88,15 @@ def _rows(lines: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _size(row: dict[str, Any], path: Path | None) -> tuple[int, int] | None:
     """Width and height in pixels as the line states them, else as the image has them; None if neither can be had."""
-    stated = row.get("width"), row.get("height")
-    if all(type(side) is int and side > 0 for side in stated):
-        return stated
+    width, height = row.get("width"), row.get("height")
+    if type(width) is int and type(height) is int and min(width, height) > 0:
+        return width, height
+    if path is None:
+        return None
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, TypeError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return None
 
 

@@ -13,17 +13,19 @@ from acs_lib.core.files import digest, query_key
 from acs_lib.core.sources import imported_files
 from acs_lib.datasets import coco, phrases
 from acs_lib.embedded import scenes
-from acs_lib.profiles import DatasetSpec, Profile
+from acs_lib.profiles import DatasetSpec, Profile, Split
 
 
-def split_files(dataset: DatasetSpec, split: str) -> tuple[Path, Path]:
+def split_files(dataset: DatasetSpec, split: Split) -> tuple[Path, Path]:
     """Annotation file and image folder of a split; a rendered world is rendered if it is not there yet."""
     spec = dataset.splits[split]
     if dataset.kind == "scenes":
+        assert spec.images is not None and spec.seed is not None
         folder = paths.DATA / dataset.name / f"{split}-{spec.images}-{spec.seed}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         scenes.write_split(folder, dataset.name, spec.images, spec.seed)
         return folder / "annotations.json", folder / "images"
+    assert spec.annotations is not None and spec.folder is not None
     return paths.ROOT / spec.annotations, paths.ROOT / spec.folder
 
 
@@ -43,13 +45,15 @@ def parsed(
     return queries, funnel, boxes
 
 
-def _annotated(profile: Profile, dataset: DatasetSpec, split: str):
+def _annotated(
+    profile: Profile, dataset: DatasetSpec, split: Split
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[int, list]]:
     files, units = split_files(dataset, split), dataset.splits[split].units
     states = [path.stat() if path.exists() else None for path in files]
     return parsed(*files, units, profile.small, profile.large, tuple(s and (s.st_mtime_ns, s.st_size) for s in states))
 
 
-def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load_split(profile: Profile, dataset: DatasetSpec, split: Split) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The queries of a split (the first of each size in the file's order, up to the profile's limit) and the funnel.
 
     Raises ValueError where none is left.
@@ -73,7 +77,7 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: str) -> tuple[pd.D
     return kept, pd.concat([funnel, chosen], ignore_index=True)
 
 
-def other_boxes(profile: Profile, dataset: DatasetSpec, split: str, queries: pd.DataFrame) -> dict[str, np.ndarray]:
+def other_boxes(profile: Profile, dataset: DatasetSpec, split: Split, queries: pd.DataFrame) -> dict[str, np.ndarray]:
     """query_id -> boxes [m, 4] in pixels of all other annotated objects of the query's image that have a box."""
     _, _, annotated = _annotated(profile, dataset, split)
     others = {}
@@ -85,7 +89,7 @@ def other_boxes(profile: Profile, dataset: DatasetSpec, split: str, queries: pd.
     return others
 
 
-def data_digest(dataset: DatasetSpec, split: str) -> str:
+def data_digest(dataset: DatasetSpec, split: Split) -> str:
     """Digest of a rendered split's pixels, or of the annotation file."""
     annotations, _ = split_files(dataset, split)
     if dataset.kind == "scenes":
@@ -96,7 +100,7 @@ def data_digest(dataset: DatasetSpec, split: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_digest(profile: Profile, dataset: DatasetSpec, split: str) -> str:
+def list_digest(profile: Profile, dataset: DatasetSpec, split: Split) -> str:
     """Digest of all that the queries of a split, and where their images are said to lie, follow from: the data, the
     settings, the folder and the code. A list that was stored with it need not be made anew from the annotation file."""
     code = [path.read_text(encoding="utf-8") for path in sorted(imported_files(f"import {__name__}", paths.LIBRARY))]

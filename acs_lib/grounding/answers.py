@@ -8,6 +8,7 @@ An answer is a text, a list of token ids, or {"text" or "token_ids": ..., "logpr
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -30,11 +31,11 @@ class Answer(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, value):
+    def _named(cls, value: Any) -> Any:
         return {"text": value} if isinstance(value, str) else {"token_ids": value} if isinstance(value, list) else value
 
     @model_validator(mode="after")
-    def _one(self):
+    def _one(self) -> Self:
         if (self.text is None) == (self.token_ids is None):
             raise ValueError("give text or token_ids")
         return self

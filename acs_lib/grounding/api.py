@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -202,6 +204,7 @@ class Grounding:
     ) -> np.ndarray:
         """`attention` of another row of `table`, at other heads (all if empty) or at other coordinates (0-3); zeros for
         an answer without a box."""
+        assert self.candidates.maps is not None
         row = self.chosen if candidate is None else candidate
         rows = self._rows if candidate is None else np.array([candidate])[self.candidates.parsed[[candidate]]]
         heads = self.heads if heads is None else heads
@@ -283,7 +286,7 @@ class Grounding:
         )
 
 
-def _finite(value) -> list[float] | float | None:
+def _finite(value: ArrayLike) -> list[float] | float | None:
     return np.asarray(value, float).tolist() if np.isfinite(value).all() else None
 
 
@@ -301,16 +304,20 @@ def method_of(
     wanted = slug(name)
     if wanted not in METHODS:
         raise ValueError(f"there is no selector {name!r}; choose one of {', '.join(METHODS)}")
-    if wanted in (ACS_FREE, SPATIAL) and head_set is None:
-        raise ValueError(
-            f"{wanted} needs the discriminative heads of {lvlm.name}, and there is no head set for it; acs calibrate "
-            "--lvlm finds one, or take a selector that needs none, such as sequence-log-prob"
-        )
-    if wanted == ACS_LEARNED and model is None:
-        raise ValueError(
-            f"{wanted} needs a regressor trained for {lvlm.name}, and there is none; acs calibrate --lvlm --regressor "
-            "trains one, or take a selector that needs none, such as sequence-log-prob"
-        )
+    if wanted in (ACS_FREE, SPATIAL):
+        if head_set is None:
+            raise ValueError(
+                f"{wanted} needs the discriminative heads of {lvlm.name}, and there is no head set for it; acs "
+                "calibrate --lvlm finds one, or take a selector that needs none, such as sequence-log-prob"
+            )
+        return acs_free(head_set.heads, head_set.coordinates) if wanted == ACS_FREE else spatial_entropy(head_set.heads)
+    if wanted == ACS_LEARNED:
+        if model is None:
+            raise ValueError(
+                f"{wanted} needs a regressor trained for {lvlm.name}, and there is none; acs calibrate --lvlm "
+                "--regressor trains one, or take a selector that needs none, such as sequence-log-prob"
+            )
+        return acs_learned(lambda candidates: _predicted(model, candidates))
     if wanted == P_TRUE:
         try:
             p_true_.yes_no_tokens(lvlm.tokenizer)
@@ -319,15 +326,14 @@ def method_of(
                 f"{lvlm.name} cannot be asked whether a box is right, since {error}; take another selector, such as "
                 "sequence-log-prob"
             ) from error
-    made = {
-        P_TRUE: lambda: p_true(ask),
-        ACS_FREE: lambda: acs_free(head_set.heads, head_set.coordinates),
-        SPATIAL: lambda: spatial_entropy(head_set.heads),
-        ACS_LEARNED: lambda: acs_learned(lambda candidates: _predicted(model, candidates)),
-    }
-    if wanted in made:
-        return made[wanted]()
-    return next(method for method in (*SELECTORS.values(), *FUSIONS.values()) if slug(method.name) == wanted)
+        return p_true(ask)
+    known: tuple[Selector | Fusion, ...] = (*SELECTORS.values(), *FUSIONS.values())
+    return next(method for method in known if slug(method.name) == wanted)
+
+
+def unasked(candidates: Candidates) -> np.ndarray:
+    """`ask` of `method_of` where no method is used that asks."""
+    raise RuntimeError("P(True) cannot be asked here")
 
 
 def object_name(lvlm: LVLM, category: str) -> str:
@@ -346,6 +352,24 @@ def object_name(lvlm: LVLM, category: str) -> str:
         known = f": {', '.join(names)}" if names else ""
         raise ValueError(f"{lvlm.name} has no word for {category!r}; {meant}ask for something it knows{known}")
     return category
+
+
+@overload
+def ground(
+    lvlm: LVLM | str | Path | None, image: Picture, category: str, selector: str = ...,
+    samples: int = ..., temperature: float | None = ..., top_p: float | None = ..., seed: int = ...,
+    head_set: HeadSet | str | Path | None = ..., regressor: AttentionIoURegressor | str | Path | None = ...,
+    max_new_tokens: int | None = ..., zoom: float | None = ..., risk: float | None = ..., effort: str = ...,
+) -> Grounding: ...  # fmt: skip
+
+
+@overload
+def ground(
+    lvlm: LVLM | str | Path | None, image: Picture, category: list[str] | tuple[str, ...], selector: str = ...,
+    samples: int = ..., temperature: float | None = ..., top_p: float | None = ..., seed: int = ...,
+    head_set: HeadSet | str | Path | None = ..., regressor: AttentionIoURegressor | str | Path | None = ...,
+    max_new_tokens: int | None = ..., zoom: float | None = ..., risk: float | None = ..., effort: str = ...,
+) -> list[Grounding]: ...  # fmt: skip
 
 
 def ground(
@@ -401,7 +425,8 @@ def ground(
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens has to be at least 1, not {max_new_tokens}")
         settings = settings.model_copy(update={"max_new_tokens": max_new_tokens})
-    names, texts = list(dict.fromkeys(asked)), {}
+    names = list(dict.fromkeys(asked))
+    texts: dict[str, list[str]] = {}
 
     def ask(candidates: Candidates) -> np.ndarray:
         return p_true_.ask_p_true(lvlm, picture, candidates.category, texts[candidates.category])
@@ -409,6 +434,8 @@ def ground(
     method = method_of(selector, lvlm, found_heads, model, ask)
     draw, given = sampling_.sample_candidates, (head_set, regressor)
     if effort == AUTO:
+        if isinstance(method, Fusion):
+            raise ValueError(f"{selector} scores no answer, so that none is enough; take acs-free or another selector")
         method = replace(method, pool="all")
         draw = _until_enough(method, thresholds_of(lvlm, EFFORT, slug(selector), settings, given)["enough"])
     promise = None
@@ -425,8 +452,8 @@ def ground(
                 found[name] = replace(found[name], promise=promise)
                 if not found[name].score >= promise[1]:
                     found[name] = replace(found[name], box=None)
-            if zoom is not None and found[name].box is not None:
-                window = window_around(found[name].box, zoom, *picture.size)
+            if zoom is not None and (box := found[name].box) is not None:
+                window = window_around(box, zoom, *picture.size)
                 closer = cut_out(picture, window)
                 key = f"{candidates.query_id}/{window}"
                 ((second, more),) = sampling_.sample_candidates(
@@ -516,7 +543,7 @@ def check_method(
     regressor: AttentionIoURegressor | str | Path | None,
 ) -> None:
     """ValueError if this LVLM's answers cannot be chosen so, before any question is asked; arguments as of `ground`."""
-    method_of(selector, lvlm, head_set_of(lvlm, head_set), regressor_of(lvlm, regressor), lambda candidates: None)
+    method_of(selector, lvlm, head_set_of(lvlm, head_set), regressor_of(lvlm, regressor), unasked)
 
 
 def score(

@@ -13,7 +13,7 @@ from PIL import Image
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import query_key
 from acs_lib.core.images import Picture, read_image
-from acs_lib.grounding.api import head_set_of, method_of, object_name, origins_of, regressor_of
+from acs_lib.grounding.api import head_set_of, method_of, object_name, origins_of, regressor_of, unasked
 from acs_lib.grounding.picture import draw_boxes, encode, write
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.load import DEFAULT_LVLM, load_lvlm
@@ -122,7 +122,7 @@ def detect(
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
     heads, model = head_set_of(lvlm, head_set), regressor_of(lvlm, regressor)
     by_votes = slug(selector) == VOTES
-    method = method_of("mean-token-log-prob" if by_votes else selector, lvlm, heads, model, lambda candidates: None)
+    method = method_of("mean-token-log-prob" if by_votes else selector, lvlm, heads, model, unasked)
     if isinstance(method, Fusion):
         raise ValueError(f"{selector} makes one box of several; take votes, acs-free or another one that scores boxes")
     usual = usual_sampling(origins_of(selector, heads, model))

@@ -25,7 +25,7 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 def attended(image: Image.Image, attention: np.ndarray) -> Image.Image:
     """The image in dark grey under its attention [h, w] >= 0: over its maximum, up-sampled, the stronger the denser."""
-    grid = Image.fromarray(attention.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    grid = np.asarray(Image.fromarray(attention.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
     share = np.clip(grid, 0, None) / max(np.max(grid), 1e-12)
     grey = 25 + 0.6 * np.asarray(image.convert("L"), float)[..., None]
     density = 0.85 * np.sqrt(share)[..., None]
@@ -35,7 +35,7 @@ def attended(image: Image.Image, attention: np.ndarray) -> Image.Image:
 def _panel(image: Image.Image) -> tuple[Image.Image, float]:
     """The image with a longer side of SIDE pixels, and how many times larger it became."""
     scale = SIDE / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    size = [max(1, round(side * scale)) for side in image.size]
     return image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS), scale
 
 
@@ -167,7 +167,7 @@ def encode(picture: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_box(panel: Image.Image, box: Sequence[float] | None, colour: str | tuple, width: int) -> None:
+def _draw_box(panel: Image.Image, box: Sequence[float] | np.ndarray | None, colour: str | tuple, width: int) -> None:
     """The frame of a box [4] in pixels of the panel, centred on its edge, between two dark lines; nothing for None or
     NaN."""
     if box is None or not np.isfinite(box).all():

@@ -112,10 +112,11 @@ def probe(
         prompt = lvlm.prompt(read_image(image), api.object_name(lvlm, wanted))
         ((found, records),) = sample_candidates(lvlm, [prompt], ["probe"], [number], [wanted], settings)
         seconds = time.perf_counter() - begun
+        assert found.maps is not None
         read &= (found.maps[found.parsed].sum((1, 3, 4, 5)) > 0).all(0)
         rows.append({
             "image": str(image) if isinstance(image, str | Path) else "", "object": wanted,
-            "grid": "x".join(map(str, prompt.grid.cells.shape)), "prompt_tokens": prompt.length, "samples": samples,
+            "grid": "x".join(map(str, prompt.grid.shape)), "prompt_tokens": prompt.length, "samples": samples,
             "greedy": records[0]["text"], "greedy_box": bool(found.parsed[0]),
             "boxes": float(found.parsed[1:].mean()), "failure": records[0]["failure"], "seconds": seconds,
         })  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from acs_lib.core import boxes as bx
 from acs_lib.lvlms.attention_rows import attach
@@ -44,6 +44,12 @@ class Grid:
 
     cells: torch.Tensor
     thumbnail: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w)."""
+        rows, columns = self.cells.shape
+        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,10 @@ class LVLM(ABC):
     revision: str | None = None  # of a hub, if one was asked for
     digest: str | None = None  # see load.loaded_digest
 
-    def __init__(self, model, tokenizer, image_processor, name: str, question: str = QUESTION):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor,
+        name: str, question: str = QUESTION,
+    ):  # fmt: skip
         self.model, self.tokenizer, self.image_processor = model.eval(), tokenizer, image_processor
         self.name, self.question = name, question
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
@@ -244,7 +253,7 @@ class LVLM(ABC):
         """Raw text of an answer, special tokens kept."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)
 
-    def coordinate_tokens(self, token_ids: list[int], spans) -> list[list[int]]:
+    def coordinate_tokens(self, token_ids: list[int], spans: Sequence[tuple[int, int]]) -> list[list[int]]:
         """For each coordinate the positions in the answer of the tokens that write it, found by character offsets.
 
         Raises ValueError if a coordinate has no token that holds only its digits.

@@ -12,11 +12,13 @@ multiplied with the keys, and only the image columns of the softmax are kept: ro
 """
 
 import contextlib
+from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -42,11 +44,14 @@ class Rows:
         self.values = make(batch, tokens, layers, heads, m, device=columns.device)
         self.missing = self.layers = frozenset(range(layers))
 
-    def add(self, layer: int, query, key, attention_mask, scaling: float) -> None:
+    def add(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+    ) -> None:
         """Store the rows of one layer: query [batch, heads, tokens, d], key [batch, key-value heads, keys, d]; a mask
         is [batch, 1, tokens, keys], bool (True: seen) or additive."""
         if self.chosen is not None:
-            query, attention_mask = (each[:, :, self.chosen[0]] for each in (query, attention_mask))
+            query = query[:, :, self.chosen[0]]
+            attention_mask = None if attention_mask is None else attention_mask[:, :, self.chosen[0]]
         scores = (_by_key_head(query, key).float() * scaling) @ key.float().transpose(-1, -2)
         scores = scores.view(*query.shape[:3], -1)
         if attention_mask is not None:
@@ -78,7 +83,7 @@ _active: ContextVar[Rows | None] = ContextVar("rows", default=None)
 
 
 @contextlib.contextmanager
-def reading(rows: Rows | None):
+def reading(rows: Rows | None) -> Iterator[Rows | None]:
     """Within this context every forward pass fills `rows`."""
     token = _active.set(rows)
     try:
@@ -96,19 +101,21 @@ class _Decoded(Rows):
         self.values.fill_(torch.nan)
         self.passed = [0] * layers  # tokens
 
-    def add(self, layer: int, query, key, *rest) -> None:
+    def add(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+    ) -> None:
         self.passed[layer] += query.shape[2]
         if query.shape[2] > 1:
             return
         whole, dropped = self.columns, max(0, self.passed[layer] - key.shape[2])
         self.columns = (whole - dropped).clamp_min(0)
-        super().add(layer, query, key, *rest)
+        super().add(layer, query, key, attention_mask, scaling)
         self.columns = whole
         self.values[:, 0, layer].masked_fill_((whole < dropped)[:, None], 0)
 
 
 @contextlib.contextmanager
-def following(model, columns: torch.Tensor):
+def following(model: PreTrainedModel, columns: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Within this context every token that `model` decodes appends its row to the list that is given.
 
     model: a transformers model that was `attach`ed to; its `generate` may be used, with a cache that begins empty
@@ -120,7 +127,7 @@ def following(model, columns: torch.Tensor):
     reader = _Decoded(columns.to(model.device), text.num_hidden_layers, text.num_attention_heads)
     kept: list[torch.Tensor] = []
 
-    def keep(module, inputs, output) -> None:
+    def keep(module: object, inputs: object, output: object) -> None:
         if reader.missing != reader.layers:
             kept.append(reader.values[:, 0].clone())
             reader.missing = reader.layers
@@ -139,7 +146,10 @@ def _by_key_head(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return query.reshape(len(query), key.shape[1], -1, query.shape[-1])
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+    scaling: float | None = None, **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """A mask of a decoding pass is [batch, 1, tokens, keys], or repeated for the query heads that share a key head."""
     scaling = scaling or query.shape[-1] ** -0.5
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
@@ -159,6 +169,6 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def attach(model) -> None:
+def attach(model: PreTrainedModel) -> None:
     """Let the text model's attention run through this module; the vision tower keeps what it has."""
     model.set_attn_implementation({"text_config": NAME})

@@ -81,7 +81,7 @@ def hub_commit(source: str, revision: str | None) -> str:
     """The commit (40 hex digits) that a revision of a hub's repository (`main` without one) was when it was fetched, so
     that a later commit on the hub makes no other run of a run; asked of the hub where none was fetched. The same within
     a process. OSError where it cannot be told."""
-    if re.fullmatch("[0-9a-f]{40}", revision or ""):
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     try:
         file = try_to_load_from_cache(source, "config.json", revision=revision)

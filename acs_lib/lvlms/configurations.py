@@ -1,5 +1,7 @@
 """The published configurations of the profiles' LVLMs, so that a run can be planned without fetching anything."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
@@ -24,7 +26,7 @@ INTERNVIT_300M = dict(
 # What decides the size of a model, from the `config.json` of the checkpoints. The models built from these have the
 # published number of parameters to the last one (the Qwen repositories' safetensors index and hub pages; the file of
 # InternVL3.5-1B as public projects record it; the 8B's documentation: 8.5 B), which a test holds.
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2-VL-7B-Instruct": dict(
         model_type="qwen2_vl", text_config=QWEN2_TEXT,
         vision_config=dict(depth=32, embed_dim=1280, hidden_size=3584, mlp_ratio=4, num_heads=16, patch_size=14),

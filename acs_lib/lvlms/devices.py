@@ -54,7 +54,8 @@ def measured_rates(device: str, dtype: torch.dtype, seconds: float = 0.5) -> tup
     wait = torch.accelerator.synchronize if device != "cpu" else lambda: None
 
     def taken(rows: int) -> float:
-        values, found = torch.ones(rows, NARROW, dtype=dtype, device=device), []
+        values = torch.ones(rows, NARROW, dtype=dtype, device=device)
+        found: list[float] = []
         while len(found) < MATRICES or sum(found) < seconds:
             begun = time.perf_counter()
             values @ weights[len(found) % MATRICES]

@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
@@ -135,7 +137,7 @@ def adapter_of(model_type: str, source: str) -> type[LVLM]:
     return families()[model_type]
 
 
-def _tokenizer(source: str, revision: str | None):
+def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer, with the chat template of the processor's file where it has none itself."""
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     if tokenizer.chat_template is None:
@@ -170,7 +172,7 @@ def _check_whole(loading: dict, source: str) -> None:
 
 
 def load_checkpoint(
-    source: str | Path, name: str | None = None, revision: str | None = None, dtype: str = "auto",
+    source: str | Path, name: str | None = None, revision: str | None = None, dtype: str | torch.dtype = "auto",
     device: str | None = None, question: str = QUESTION,
 ) -> LVLM:  # fmt: skip
     """Load an LVLM from a folder or a hub name.
@@ -229,7 +231,7 @@ def load_checkpoint(
     return lvlm
 
 
-def _read(source: str, files: str, **settings) -> PreTrainedModel:
+def _read(source: str, files: str, **settings: Any) -> PreTrainedModel:
     """The model in `files`, whole; where `source` is a LoRA adapter of it, with that merged into its weights."""
     model, loading = AutoModelForImageTextToText.from_pretrained(
         files, output_loading_info=True, ignore_mismatched_sizes=True, **settings

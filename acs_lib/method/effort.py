@@ -45,11 +45,13 @@ def sample_until(
 ) -> list[tuple[Candidates, list[dict]]]:  # fmt: skip
     """What `sample_candidates` gives, but after a round that is `enough` of a question's candidates no more of its
     answers are drawn: the same answers in the same order, fewer of them. Every round encodes the image again."""
-    found, waiting, drawn = {}, list(range(len(prompts))), 0
+    questions, waiting, drawn = list(zip(prompts, query_ids, query_keys, categories)), list(range(len(prompts))), 0
+    found: dict[int, tuple[Candidates, list[dict]]] = {}
     for stop in rounds(sampling.samples):
-        asked = ([given[place] for place in waiting] for given in (prompts, query_ids, query_keys, categories))
+        asked, ids, keys, names = zip(*(questions[place] for place in waiting))
         how = sampling.model_copy(update={"samples": stop})
-        for place, (candidates, records) in zip(waiting, sample_candidates(lvlm, *asked, how, drawn=drawn)):
+        answers = sample_candidates(lvlm, asked, ids, keys, names, how, drawn=drawn)
+        for place, (candidates, records) in zip(waiting, answers):
             if place in found:  # the greedy answer is there already
                 before, told = found[place]
                 candidates, records = joined(before, candidates.part(slice(1, None))), told + records[1:]

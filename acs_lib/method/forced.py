@@ -13,6 +13,7 @@ describes them DESCRIBED tokens at a time.
 from collections.abc import Iterator, Sequence
 
 import torch
+from transformers import DynamicCache
 
 from acs_lib.core.candidates import PER_TOKEN, Candidates
 from acs_lib.lvlms.adapter import LVLM, NO_BOX, Prompt
@@ -45,7 +46,7 @@ def numbers_of(lvlm: LVLM, prompt: Prompt, token_ids: list[int]) -> list[list[in
         return []
 
 
-def tokens_read(number: list[int], digit: Sequence[bool], row: str) -> list[int]:
+def tokens_read(number: list[int], digit: Sequence[bool] | torch.Tensor, row: str) -> list[int]:
     """The places in an answer of the tokens whose rows stand for a number (see Sampling), which the tokens at `number`
     write; `digit`: of each token of the answer, whether it writes digits. Empty where none does: another number follows
     at once, or nothing."""
@@ -82,7 +83,7 @@ def force(lvlm: LVLM, prompt: Prompt, answers: Sequence[list[int]], row: str) ->
 
 def _passes(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     """The answers, in turn, as many at once as have PASS tokens together."""
-    some = []
+    some: list[list[int]] = []
     for answer in answers:
         if some and sum(map(len, some)) + len(answer) > PASS:
             yield some
@@ -92,11 +93,15 @@ def _passes(answers: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         yield some
 
 
-def _read(lvlm: LVLM, prompt: Prompt, answers: list[list[int]], row: str, logits, position, cache) -> list[dict]:
+def _read(
+    lvlm: LVLM, prompt: Prompt, answers: list[list[int]], row: str, logits: torch.Tensor, position: torch.Tensor,
+    cache: DynamicCache,
+) -> list[dict]:  # fmt: skip
     """`force` of some answers, behind a prompt that is in the cache; `logits`, `position`: of its next token."""
     device, lengths = lvlm.model.device, [len(answer) for answer in answers]
     begins = [sum(lengths[:index]) for index in range(len(answers))]
-    described, rows = torch.empty(len(PER_TOKEN), 0), [{} for _ in answers]
+    described = torch.empty(len(PER_TOKEN), 0)
+    rows: list[dict[int, torch.Tensor]] = [{} for _ in answers]
     if sum(lengths):
         ids = torch.tensor(sum(answers, []), device=device)
         answer = torch.arange(len(answers), device=device).repeat_interleave(torch.tensor(lengths, device=device))

@@ -80,7 +80,7 @@ def attribution(model: AttentionIoURegressor, run: StoredAnswers) -> tuple[np.nd
     """Gradient attribution [layers, heads] (higher: the regressor leans on it more): the mean over `drawn_answers` of
     sum |gradient x input|, over coordinates and places, of the predicted IoU (paper, step 5); and the same of each
     answer, summed over heads [n, layers], with its image id [n]."""
-    total, each, names = 0.0, [], []
+    total, each, names = torch.zeros(()), [], []
     for maps, frame in drawn_answers(run, model.grid):
         names.append(frame["query_id"])
         for part in maps.split(256):
@@ -116,7 +116,7 @@ def within_query_auroc(entropy: np.ndarray, iou: np.ndarray, query: np.ndarray) 
     """The same inside queries: the share [...] of pairs (good box, miss) of one query in which the good box has the
     lower entropy (ties, which answers that begin alike are, count half). entropy [n, ...], iou [n], query [n]."""
     high, zero = in_group(iou, "high"), in_group(iou, "zero")
-    right, pairs = 0.0, 0
+    right, pairs = np.zeros(entropy.shape[1:]), 0
     for index in pd.Series(np.arange(len(iou))).groupby(query).indices.values():
         good, miss = index[high[index]], index[zero[index]]
         if len(good) and len(miss):
@@ -133,8 +133,8 @@ def select_heads(layer_scores: np.ndarray, head_scores: np.ndarray, layers: int,
     critical = np.argsort(-layer_scores, kind="stable")[:layers]
     allowed = np.full(head_scores.shape, -np.inf)
     allowed[critical] = np.nan_to_num(head_scores[critical])
-    order = np.argsort(-allowed, axis=None, kind="stable")[:count]
-    return tuple(tuple(int(value) for value in np.unravel_index(place, head_scores.shape)) for place in order)
+    order = np.unravel_index(np.argsort(-allowed, axis=None, kind="stable")[:count], head_scores.shape)
+    return tuple(zip(*(places.tolist() for places in order)))
 
 
 def separating_heads(

@@ -32,13 +32,13 @@ def listed(
     The tokens of a row are those that write it: from behind the box before it to its own last number. Its coordinate
     tokens are places among these. A box whose maps cannot be read is left out.
     """
-    shape = tuple(prompt.grid.cells.shape)
+    shape = prompt.grid.shape
     boxes, maps, told, numbers, origin = [], [], [], [], []
     for index, answer in enumerate(answers):
         begin = 0
         for parsed in lvlm.parse_all(lvlm.decode(answer["token_ids"]), prompt):
-            failure, tokens, found = read_box(lvlm, answer, parsed, shape, row)
-            if failure:
+            _, tokens, found = read_box(lvlm, answer, parsed, shape, row)
+            if found is None:
                 continue
             own = slice(begin, max(tokens) + 1)
             boxes.append(parsed.box)
@@ -48,10 +48,10 @@ def listed(
             origin.append(index)
             begin = own.stop
     stacked = torch.stack(maps) if maps else torch.zeros(0, 4, lvlm.layers, lvlm.heads, *shape)
-    found = described_candidates(
+    candidates = described_candidates(
         prompt, query_id, category, np.array(boxes, float).reshape(-1, 4), stacked, told, numbers, map_side
     )
-    return found, np.array(origin, int)
+    return candidates, np.array(origin, int)
 
 
 def clusters(boxes: np.ndarray, scores: np.ndarray, same: float = SAME) -> np.ndarray:
@@ -60,7 +60,8 @@ def clusters(boxes: np.ndarray, scores: np.ndarray, same: float = SAME) -> np.nd
     From the box with the highest score to the one with the lowest (NaN last), each joins the instance whose first box
     it overlaps best, where their IoU is at least `same`, or opens its own.
     """
-    instance, firsts = np.full(len(boxes), -1), []
+    instance = np.full(len(boxes), -1)
+    firsts: list[int] = []
     for index in np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable"):
         overlaps = bx.iou(boxes[firsts], boxes[index]) if firsts else np.zeros(0)
         if len(overlaps) and overlaps.max() >= same:

@@ -6,7 +6,8 @@ prompt is read with all heads, and so are the tokens of an answer that write wor
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ def coordinate_tokens(lvlm: LVLM) -> torch.Tensor:
     return found
 
 
-def output_projections(lvlm: LVLM) -> dict[int, nn.Module]:
+def output_projections(lvlm: LVLM) -> dict[int, nn.Linear]:
     """Layer -> the `o_proj` of its attention. ValueError where a layer has none of that name."""
     modules = [each for each in lvlm.model.modules() if hasattr(each, "layer_idx") and hasattr(each, "o_proj")]
     found = {each.layer_idx: each.o_proj for each in modules}
@@ -48,11 +49,11 @@ def knocked_out(lvlm: LVLM, heads: Heads) -> Iterator[None]:
     told, projections = coordinate_tokens(lvlm).to(lvlm.model.device), output_projections(lvlm)
     where: list[torch.Tensor] = []  # [sequences, tokens] bool, of the pass that is computed; empty in one over a prompt
 
-    def look(module, arguments, named):
+    def look(module: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
         where[:] = [] if "logits_to_keep" in named else [told[named["input_ids"]]]
 
-    def silence(columns: torch.Tensor):
-        def hook(module, arguments):
+    def silence(columns: torch.Tensor) -> Callable[[nn.Module, tuple], tuple | None]:
+        def hook(module: nn.Module, arguments: tuple) -> tuple | None:
             hidden = arguments[0]
             if not where:
                 return None

@@ -1,6 +1,7 @@
 """Attention maps of the four coordinates (paper, step 2): from rows to maps, what a map says, and the mean map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from acs_lib.core.candidates import STATISTICS, Heads
 
 
 def coordinate_maps(
-    rows: dict[int, torch.Tensor], tokens: list[list[int]], grid_shape, row: str = "own"
+    rows: dict[int, torch.Tensor], tokens: list[list[int]], grid_shape: Sequence[int], row: str = "own"
 ) -> torch.Tensor | None:
     """Maps [4, layers, heads, h, w] float32 of the four numbers: the mean of the rows of a number's tokens, or the last
     row (see Sampling). None if a number has no row: no token stands between it and the next."""
@@ -21,7 +22,7 @@ def coordinate_maps(
     if row in ("last", "after"):
         maps = torch.stack([number[-1] for number in found])
     else:
-        maps = torch.stack([sum(read) / len(number) for read, number in zip(found, tokens)])
+        maps = torch.stack([sum(read[1:], read[0]) / len(number) for read, number in zip(found, tokens)])
     return maps.unflatten(-1, tuple(grid_shape))
 
 
@@ -34,7 +35,7 @@ def pool_maps(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return functional.adaptive_avg_pool2d(maps.flatten(1, 3).float(), grid).view(*maps.shape[:4], *grid).to(maps.dtype)
 
 
-def box_coverage(boxes: np.ndarray, width: int, height: int, grid_shape) -> np.ndarray:
+def box_coverage(boxes: np.ndarray, width: int, height: int, grid_shape: Sequence[int]) -> np.ndarray:
     """Share [n, h, w] in 0-1 of every grid cell that each box [n, 4] covers."""
     rows, columns = grid_shape
     scaled = bx.scale(boxes, columns / width, rows / height)
@@ -48,7 +49,9 @@ def head_statistics(maps: np.ndarray | torch.Tensor, coverage: np.ndarray) -> np
     """Per-head statistics [n, 4, layers, heads, 4] (see candidates.STATISTICS) of maps [n, 4, layers, heads, h, w]
     float32 and the boxes' cell coverage [n, h, w]; an array of an array, a tensor of a tensor, on its device. Entropy
     is that of the map renormalised over the image tokens (paper, section on ACS-Free; nats)."""
-    flat, covered, xp = maps.reshape(*maps.shape[:4], -1), coverage.reshape(len(coverage), -1).astype(np.float32), np
+    flat: Any = maps.reshape(*maps.shape[:4], -1)
+    covered: Any = coverage.reshape(len(coverage), -1).astype(np.float32)
+    xp: Any = np
     if isinstance(maps, torch.Tensor):
         covered, xp = torch.from_numpy(covered).to(maps.device), torch
     mass = flat.sum(-1)

@@ -45,7 +45,7 @@ class AttentionIoURegressor(nn.Module):
     def __init__(self, layers: int, heads: int, width: int = 48, grid: tuple[int, int] = (MAP_SIDE, MAP_SIDE)):
         super().__init__()
         self.settings = {"layers": layers, "heads": heads, "width": width, "grid": grid}
-        self.grid = tuple(grid)
+        self.grid = (grid[0], grid[1])  # a saved one is a list
         self.origin: Origin | None = None  # of one that was saved with it
         self.mix = nn.Conv2d(4 * layers * heads, width, 1)
         self.near = nn.Conv2d(width, width, 3, padding=1)
@@ -79,7 +79,8 @@ def maps_with_iou(
 def shape_of_maps(run: StoredAnswers, split: str) -> tuple[int, int, int, int]:
     """Layers, heads and the most rows and columns of maps, over the first shard that holds a box; ValueError, which
     names the split, where no shard does."""
-    failures, queries = Counter(), 0
+    failures: Counter[str] = Counter()
+    queries = 0
     for shard in run.shards:
         frame = run.records(shard)
         boxes = (frame["failure"] == "").groupby(frame["query_id"], sort=False).any()
@@ -123,16 +124,17 @@ def train(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    layers, heads, *grid = shape_of_maps(run, "training")
+    layers, heads, rows, columns = shape_of_maps(run, "training")
     shape_of_maps(validation, "validation")
-    model = AttentionIoURegressor(layers, heads, width, tuple(min(side, MAP_SIDE) for side in grid))
+    model = AttentionIoURegressor(layers, heads, width, (min(rows, MAP_SIDE), min(columns, MAP_SIDE)))
     model.to(small_device())
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     labels = None
     if shuffle_labels:
         frames = [run.records(shard) for shard in run.shards]
         labels = torch.cat([torch.tensor(f["iou"][f["failure"] == ""].to_numpy(np.float32)) for f in frames])
-    history, best, best_r = [], None, -1.0
+    history, best_r = [], -1.0
+    best: dict[str, torch.Tensor] = {}
     label = "regressor, shuffled labels" if shuffle_labels else "regressor"
     for epoch in tqdm(range(epochs), desc=label, unit="epoch", disable=None):
         model.train()
@@ -147,7 +149,7 @@ def train(
             losses.append(loss.item())
         scores = iou_correlation(predict(model, validation))
         history.append({"epoch": epoch + 1, "train_mse": np.mean(losses), **scores})
-        if shuffle_labels or best is None or scores["pearson"] > best_r:
+        if shuffle_labels or not best or scores["pearson"] > best_r:
             best_r = np.nan_to_num(scores["pearson"], nan=-1.0)
             best = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best)
@@ -161,7 +163,7 @@ def predict(model: AttentionIoURegressor, run: StoredAnswers) -> pd.DataFrame:
     frames = []
     for shard in run.shards:
         maps, _, frame = maps_with_iou(run, shard, model.grid)
-        scores = torch.cat([model(part) for part in maps.split(512)]).cpu().numpy() if len(maps) else []
+        scores = torch.cat([model(part) for part in maps.split(512)]).cpu().numpy() if len(maps) else np.empty(0, "f4")
         frames.append(frame[["query_id", "candidate", "iou"]].assign(predicted_iou=scores))
     return pd.concat(frames, ignore_index=True)
 
@@ -172,6 +174,7 @@ def predicted_iou(model: AttentionIoURegressor, candidates: Candidates) -> np.nd
     store rounds those that the regressor was trained on."""
     found = np.full(len(candidates), np.nan)
     if candidates.parsed.any():
+        assert candidates.maps is not None, "a regressor reads maps"
         maps = torch.from_numpy(np.asarray(candidates.maps[candidates.parsed])).half()
         found[candidates.parsed] = model(maps).cpu().numpy()
     return found

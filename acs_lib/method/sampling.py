@@ -72,8 +72,8 @@ def generate(
     logits, position = prefill(lvlm, prompts, layout, cache)
     logits = logits[:, None].expand(-1, answers, -1)
 
-    uniform = np.stack([noise(sampling, key)[drawn:] for key in query_keys])
-    uniform = torch.from_numpy(uniform).to(precision(device)).to(device)
+    uniform = torch.from_numpy(np.stack([noise(sampling, key)[drawn:] for key in query_keys]))
+    uniform = uniform.to(precision(device)).to(device)
     banned, is_digit, ends = lvlm.banned_tokens.to(device), lvlm.digit_tokens.numpy(), lvlm.end_tokens.numpy()
     reader, numbers = None, None
     if capture:
@@ -83,8 +83,8 @@ def generate(
         numbers = _Numbers(lvlm, layout.branches(answers), sampling.row == "last")
     penalise, said = _penalty(lvlm), None
     if penalise is not None:
-        said = [prompt.inputs["input_ids"] for prompt in prompts]
-        said = padded(said, max(prompt.length for prompt in prompts), 0).to(device).repeat_interleave(answers, 0)
+        ids = [prompt.inputs["input_ids"] for prompt in prompts]
+        said = padded(ids, max(prompt.length for prompt in prompts), 0).to(device).repeat_interleave(answers, 0)
     running = np.ones(len(prompts) * answers, bool)
     written, described, lives = [], [], []
     for step in range(steps):
@@ -94,7 +94,7 @@ def generate(
             wished = penalise(said, logits.flatten(0, 1)).view_as(logits)
         token = wished.argmax(-1)
         token[:, 1:] = sample_tokens(wished[:, 1:], uniform[:, :, step], sampling.temperature, sampling.top_p)
-        if penalise is not None:
+        if said is not None:
             said = torch.cat([said, token.view(-1, 1)], 1)
         described.append(describe_tokens(logits, token, logits.shape[-1] - len(banned)))
         written.append(token.flatten().cpu().numpy())  # here the host waits
@@ -103,33 +103,33 @@ def generate(
         wanted = running & digit
         if sampling.row == "after":
             wanted = running & ~digit & (is_digit[written[-2]] if step else False)
-        if step and capture and sampling.row == "predicting":
+        if step and reader and numbers and sampling.row == "predicting":
             numbers.add(written, wanted, reader.take())
         running = running & ~np.isin(written[-1], ends)
         if not running.any() or step == steps - 1:
             break
-        read = capture and (sampling.row == "predicting" or wanted.any())
-        with reading(reader if read else None):
+        active = reader if sampling.row == "predicting" or wanted.any() else None
+        with reading(active):
             output = lvlm.model(
                 input_ids=layout.spread(token), attention_mask=masks(lvlm, branch_mask, layout, answers, step),
                 position_ids=layout.spread((position + step).expand(*position.shape[:-1], answers)),
                 past_key_values=cache, use_cache=True,
             )  # fmt: skip
         logits = layout.collect(output.logits)
-        if read and sampling.row == "after":
-            numbers.begin(step - 1, wanted.nonzero()[0], reader.take())
-        elif read and sampling.row != "predicting":
-            numbers.add(written, wanted, reader.take())
-    written, counts = np.stack(written, -1), np.sum(lives, 0)
-    described = torch.stack(described, -1).flatten(1, 2).cpu()
+        if active and numbers and sampling.row == "after":
+            numbers.begin(step - 1, wanted.nonzero()[0], active.take())
+        elif active and numbers and sampling.row != "predicting":
+            numbers.add(written, wanted, active.take())
+    texts, counts = np.stack(written, -1), np.sum(lives, 0)
+    told = torch.stack(described, -1).flatten(1, 2).cpu()
     return [
         [
             {
-                "token_ids": written[place, : counts[place]].tolist(),
-                **{name: values[place, : counts[place]].tolist() for name, values in zip(PER_TOKEN, described)},
+                "token_ids": texts[place, : counts[place]].tolist(),
+                **{name: values[place, : counts[place]].tolist() for name, values in zip(PER_TOKEN, told)},
                 "rows": {
                     start: row[..., : prompt.grid.cells.numel()]
-                    for start, row in (numbers.of(place).items() if capture else ())
+                    for start, row in (numbers.of(place).items() if numbers else ())
                 },
             }
             for place in range(query * answers, (query + 1) * answers)
@@ -176,7 +176,7 @@ class _Numbers:
         """The rows [layers, heads, image tokens] of an answer's numbers, by the step of the first one."""
         return {step: self.rows[step][place] for step, place in self.places[answer].items()}
 
-    def begin(self, step: int, answers: Sequence[int], values: torch.Tensor) -> None:
+    def begin(self, step: int, answers: Sequence[int] | np.ndarray, values: torch.Tensor) -> None:
         """Rows of numbers that begin, of these answers."""
         if len(answers):
             self.rows[step] = self._picked(answers, values)
@@ -186,7 +186,8 @@ class _Numbers:
     def add(self, written: list[np.ndarray], wanted: np.ndarray, values: torch.Tensor) -> None:
         """Rows of the last digit of the wanted answers [answers]: each belongs to the number before it or begins one.
         `written`: the token ids [answers] of every step."""
-        begins, goes_on, texts = [], {}, np.stack(written, -1)
+        begins, texts = [], np.stack(written, -1)
+        goes_on: dict[int, list[int]] = {}
         for answer in wanted.nonzero()[0].tolist():
             start = max(self.places[answer], default=None)
             if start is not None and self._one_number(texts[answer, start:].tolist()):
@@ -199,7 +200,7 @@ class _Numbers:
             put = rows.index_copy_ if self.last else rows.index_add_
             put(0, _index(places, rows.device), self._picked(answers, values))
 
-    def _picked(self, answers: Sequence[int], values: torch.Tensor) -> torch.Tensor:
+    def _picked(self, answers: Sequence[int] | np.ndarray, values: torch.Tensor) -> torch.Tensor:
         return values.flatten(0, 1)[_index(self.branches[answers], values.device)]
 
     def _one_number(self, text: list[int]) -> bool:
@@ -208,7 +209,7 @@ class _Numbers:
         return self.goes_on[tuple(text)]
 
 
-def _index(places: Sequence[int], device: torch.device) -> torch.Tensor:
+def _index(places: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
     """Places as an index on the device, without waiting for what it computes."""
     return torch.as_tensor(places).to(device, non_blocking=True)
 
@@ -254,24 +255,25 @@ def candidates_of(
     without an end token has no box."""
     results = []
     for prompt, query_id, category, answers in zip(prompts, query_ids, categories, batch):
-        shape = tuple(prompt.grid.cells.shape)
+        shape = prompt.grid.shape
         boxes = np.full((len(answers), 4), np.nan)
         maps = torch.full((len(answers), 4, lvlm.layers, lvlm.heads, *shape), np.nan, device=lvlm.model.device)
         numbers, records = [], []
         for index, answer in enumerate(answers):
             text = lvlm.decode(answer["token_ids"])
             parsed = lvlm.parse(text, prompt)
-            failure, tokens = parsed.failure, []
+            failure = parsed.failure
+            tokens: list[int] = []
             if failure == NO_BOX and not torch.isin(torch.tensor(answer["token_ids"][-1:]), lvlm.end_tokens).any():
                 failure = cut
             if parsed.box is not None:
                 failure, tokens, found = read_box(lvlm, answer, parsed, shape, row)
-                if not failure:
+                if found is not None:
                     boxes[index], maps[index] = parsed.box, found
             numbers.append(np.array(tokens, int))
             records.append({"text": text, "token_ids": answer["token_ids"], "failure": failure})
-        found = described_candidates(prompt, query_id, category, boxes, maps, answers, numbers, map_side)
-        results.append((found, records))
+        candidates = described_candidates(prompt, query_id, category, boxes, maps, answers, numbers, map_side)
+        results.append((candidates, records))
     return results
 
 

@@ -119,7 +119,7 @@ def acs_free(heads: Sequence[tuple[int, int]], coordinates: Sequence[int] = ALL_
     coordinates: which of x1, y1, x2, y2 to average over, as indices 0-3
     The score is -R, from -ln(h w) to 0. Raises ValueError without heads.
     """
-    heads, coordinates = tuple(map(tuple, heads)), tuple(coordinates)
+    heads, coordinates = tuple((layer, head) for layer, head in heads), tuple(coordinates)
     if not heads:
         raise ValueError("ACS-Free needs at least one (layer, head) pair")
 

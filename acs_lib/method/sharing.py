@@ -10,6 +10,7 @@ question only, a sequence holds one whole prompt and nothing between it and the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,8 @@ class Layout:
             prefix = torch.tensor([common([prompts[index] for index in row]) for row in sequences])
         rest = lengths[held] - prefix[:, None]
         tensors = (held, prefix, rest, *torch.tensor(place).T)
-        held, prefix, rest, *place = (tensor.to(device) for tensor in tensors)
-        return cls(held, tuple(place), prefix, int(prefix.max()), rest, int(rest.max()))
+        held, prefix, rest, sequence, question = (tensor.to(device) for tensor in tensors)
+        return cls(held, (sequence, question), prefix, int(prefix.max()), rest, int(rest.max()))
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """Values [..., prompts, n] as [..., sequences, questions x n]."""
@@ -70,7 +71,7 @@ class Layout:
 def by_sequence(prompts: Sequence[Prompt]) -> list[list[int]]:
     """The prompts' places, those that share a sequence together: neighbours about one image whose common start holds
     all of its tokens."""
-    sequences = []
+    sequences: list[list[int]] = []
     for place, prompt in enumerate(prompts):
         first = prompts[sequences[-1][0]] if sequences else None
         if first and first.inputs["pixel_values"] is prompt.inputs["pixel_values"] and _image_end(prompt) <= common(
@@ -131,13 +132,13 @@ def branch_mask(layout: Layout, answers: int, step: int, window: int | None = No
     return torch.cat([prompt, own.expand(len(prompt), -1, -1)], -1)[:, None]
 
 
-def masks(lvlm: LVLM, mask: Callable[..., torch.Tensor], *arguments) -> torch.Tensor | dict[str, torch.Tensor]:
+def masks(lvlm: LVLM, mask: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor | dict[str, torch.Tensor]:
     """The mask of a pass, as the model takes it: where some layers see a window of the last tokens only, one a kind.
     Additive, in the model's dtype, and repeated for the query heads that share a key head: made ready once, not by
     every layer."""
     text, dtype = lvlm.model.config.get_text_config(), lvlm.model.dtype
 
-    def ready(**window) -> torch.Tensor:
+    def ready(**window: int) -> torch.Tensor:
         additive = 1 - mask(*arguments, **window).to(dtype).reciprocal_()  # 0 where seen, else minus infinity
         return additive.repeat(1, 1, text.num_attention_heads // text.num_key_value_heads, 1)
 
@@ -168,7 +169,8 @@ def prefill(
     """Fill the empty cache with the prompts, as the layout has them; the logits [prompts, vocabulary] of the first
     token of their answers, and its position [..., prompts, 1]."""
     device, first = lvlm.model.device, [prompts[index] for index in layout.prompts[:, 0].tolist()]
-    lengths, inputs = layout.prefix.tolist(), {}
+    lengths = layout.prefix.tolist()
+    inputs: dict[str, Any] = {}
     for name, example in first[0].inputs.items():
         values = [prompt.inputs[name] for prompt in first]
         if example.shape == first[0].inputs["input_ids"].shape:  # a value a token
@@ -180,14 +182,14 @@ def prefill(
         inputs["mm_encoder_outputs"] = lvlm.encoded(first)
     else:
         inputs["pixel_values"] = torch.cat([prompt.inputs["pixel_values"] for prompt in first]).to(device)
-    positions, following = zip(*(lvlm.positions(prompt.inputs) for prompt in prompts))
+    positions, answer_at = zip(*(lvlm.positions(prompt.inputs) for prompt in prompts))
     of_first = [positions[index][..., :length] for index, length in zip(layout.prompts[:, 0].tolist(), lengths)]
     last, place = layout.prefix.unique(return_inverse=True)
     output = lvlm.model(
         **inputs, position_ids=padded(of_first, layout.longest, -2).to(device), past_key_values=cache, use_cache=True,
         logits_to_keep=last - 1,
     )  # fmt: skip
-    following = torch.cat(following, -2).to(device)
+    following = torch.cat(answer_at, -2).to(device)
     if not layout.widest:
         return output.logits[torch.arange(len(prompts), device=device), place], following
     begin = layout.prefix[layout.place[0]].tolist()

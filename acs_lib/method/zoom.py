@@ -8,6 +8,7 @@ them.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ def peak_box(candidates: Candidates, heads: Heads, coordinates: Sequence[int]) -
     parsed = np.flatnonzero(candidates.parsed)
     if not len(parsed):
         return np.full(4, np.nan)
+    assert candidates.maps is not None
     rows = [0] if candidates.parsed[0] else parsed
     share = mean_share(candidates.maps[rows], heads, coordinates)
     row, column = np.unravel_index(share.argmax(), share.shape)
@@ -87,10 +89,13 @@ def joined(first: Candidates, second: Candidates) -> Candidates:
     Maps are averaged onto the smaller grid of both."""
     if (first.width, first.height) != (second.width, second.height):
         raise ValueError("both looks have to be in pixels of the same image; map the second one back first")
-    lists = {name: getattr(first, name) + getattr(second, name) for name in (*PER_TOKEN, "coordinate_tokens")}
-    arrays = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("boxes", "statistics")}
+    parts: dict[str, Any] = {
+        name: getattr(first, name) + getattr(second, name) for name in (*PER_TOKEN, "coordinate_tokens")
+    }
+    for name in ("boxes", "statistics"):
+        parts[name] = np.concatenate([getattr(first, name), getattr(second, name)])
     maps = None
     if first.maps is not None and second.maps is not None:
         grid = tuple(np.minimum(first.maps.shape[-2:], second.maps.shape[-2:]).tolist())
         maps = np.concatenate([pool_maps(torch.from_numpy(one.maps), grid).numpy() for one in (first, second)])
-    return replace(first, **lists, **arrays, maps=maps)
+    return replace(first, **parts, maps=maps)

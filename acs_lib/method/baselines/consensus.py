@@ -42,7 +42,8 @@ def weighted_box_fusion(c: Candidates, threshold: float = 0.55) -> np.ndarray:
     if not len(voters):
         return np.full(4, np.nan)
     weights = np.clip(np.exp(mean_token_logprob(c)), 1e-12, None)
-    clusters, fused = [], []
+    clusters: list[list[int]] = []
+    fused: list[np.ndarray] = []
     for row in voters[np.argsort(-weights[voters], kind="stable")]:
         overlaps = bx.iou(np.array(fused).reshape(-1, 4), c.boxes[row])
         best = int(np.argmax(overlaps)) if len(fused) else 0

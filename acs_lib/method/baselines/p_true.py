@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
 
 from acs_lib.lvlms.adapter import LVLM, Prompt
 from acs_lib.method.sharing import Layout, new_cache, prefill
@@ -23,7 +24,7 @@ class CannotBeAsked(ValueError):
     """This LVLM has no words to answer with."""
 
 
-def yes_no_tokens(tokenizer) -> tuple[int, int]:
+def yes_no_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Ids of the first tokens of 'Yes' and of 'No'; CannotBeAsked where the vocabulary does not tell them apart."""
     first = [tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in (YES, NO)]
     begun = [tokenizer.decode(ids).strip() for ids in first]
@@ -56,4 +57,4 @@ def ask_p_true(lvlm: LVLM, image: Image.Image, category: str, answers: Sequence[
     prompts = verification_prompts(lvlm, image, category, different)
     logits, _ = prefill(lvlm, prompts, Layout.of(prompts, lvlm.model.device), new_cache())
     scores = {box: float(torch.sigmoid(row[yes] - row[no])) for box, row in zip(different, logits.float(), strict=True)}
-    return np.array([scores.get(box, np.nan) for box in boxes])
+    return np.array([np.nan if box is None else scores[box] for box in boxes])
