@@ -86,14 +86,15 @@ def precision_recall(frame: pd.DataFrame) -> Figure:
 
 
 @styled
-def promises(curves: pd.DataFrame, table: pd.DataFrame, alpha: float) -> Figure:
-    """Risk against coverage, questions about absent objects among them, and where the thresholds of the two promises at
-    `alpha` come to lie: under its own line each is kept.
+def promises(curves: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Risk against coverage, questions about absent objects among them, and where the thresholds of the two promises
+    come to lie, at the middle one of the alphas: under its own line each is kept.
 
     curves: risk_curve.csv: columns method, coverage, risk with its interval, and lvlm, dataset
     table: risk.csv: columns method, promise, alpha, answered, selective_risk, and lvlm, dataset
     """
-    table = table[np.isclose(table["alpha"], alpha) & table["method"].isin(PROMISED)]
+    alpha = risk.middle(table["alpha"])
+    table = table[(table["alpha"] == alpha) & table["method"].isin(PROMISED)]
     labels = {"xlabel": "coverage (share of questions answered)", "ylabel": "risk (share of the answers wrong)"}
     figure, grid = panel_grid(curves[curves["method"].isin(PROMISED)], 3.6, 3.6, 1.2, **labels)
     looks = looks_of(PROMISED)

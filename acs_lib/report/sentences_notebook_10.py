@@ -96,9 +96,9 @@ def kept(row) -> str:
     return "broken" if getattr(row, f"{bounded}_lo") > row.alpha else "above, not told apart"
 
 
-def say_risk(table: pd.DataFrame, alpha: float) -> Markdown:
-    """How often the two promises are kept where they were calibrated and elsewhere, and what is answered at `alpha`,
-    from risk.csv."""
+def say_risk(table: pd.DataFrame) -> Markdown:
+    """How often the two promises are kept where they were calibrated and elsewhere, and what is answered at the middle
+    one of the alphas, from risk.csv."""
     verdicts, counts = table.apply(kept, axis=1), []
     home = table["dataset"] == table["calibrated_on"]
     for place, rows in (("on the dataset that calibrated them", home), ("on another one", ~home)):
@@ -107,7 +107,8 @@ def say_risk(table: pd.DataFrame, alpha: float) -> Markdown:
             if found:
                 told_of = ", ".join(f"{name} {found.count(name)}" for name in dict.fromkeys(found))
                 counts.append(f"'{promise}' {place}: {told_of} of {len(found)}")
-    parts, at = [], table[((table["alpha"] - alpha).abs() < 1e-9) & table["method"].isin(OF_ALL)]
+    alpha, parts = risk.middle(table["alpha"]), []
+    at = table[(table["alpha"] == alpha) & table["method"].isin(OF_ALL)]
     for name, rows in by_column(at):
         said = [
             f"{row.method}, {row.promise}: answers {estimate(row, 'answered', '.1f', 100)} %, "

@@ -76,6 +76,12 @@ def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> pd.
     return frame.assign(image=f"{split}/" + frame["image_id"].astype(str))
 
 
+def middle(alphas: Iterable[float]) -> float:
+    """The one that is told of where one is: of several the middle one."""
+    ordered = sorted(set(alphas))
+    return ordered[len(ordered) // 2]
+
+
 def arrays(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores [n], hit [n] bool and images [n] of a frame, as `evaluation.risk` takes them."""
     return frame["score"].to_numpy(float), frame["hit"].to_numpy(bool), frame["image"].to_numpy()
