@@ -180,6 +180,8 @@ def test_heads_without_labels_are_those_of_the_most_images():
     told = sentences.say_label_free(heads_frame()).data
     assert "against random heads it helps in 1, harms in 0" in told and "against D_c it helps in 0, harms in 1" in told
     assert "(n = 50, 300 images)" in told and "10 images" not in told
+    without = heads_frame().query("method != 'label-free'")
+    assert "tiny on scenes: no heads, for no question has" in sentences.say_label_free(without).data
 
 
 def test_heads_are_needed_more_than_random_ones_where_the_intervals_do_not_touch():

@@ -147,13 +147,15 @@ def say_label_free(table: pd.DataFrame) -> Markdown:
     label_free_heads.csv: those of the most images."""
     free, parts = table[table["method"] == label_free.FREE], []
     free = free[free["images"] == free.groupby(["lvlm", "dataset"])["images"].transform("max")]
-    for name, rows in by_column(free):
-        (row,) = rows.itertuples()
-        parts.append(
+    for name, rows in by_column(table):
+        own = free.loc[free.index.intersection(rows.index)]
+        parts += [f"{name}: no heads, for no question has answers that agree and others that do not"] * own.empty
+        parts += [
             f"{name} (n = {row.n}, {row.images} images): against random heads {judged(row, 'delta_vs_random')}; "
             f"against D_c {judged(row, 'delta_vs_d_c')}; against greedy {judged(row, 'delta_vs_greedy')}; "
             f"overlap with the labelled heads {row.jaccard:.2f}"
-        )
+            for row in own.itertuples()
+        ]
     return say(
         f"ACS-Free with heads from the LVLM's own consensus, without one annotation: against random heads it "
         f"{tally(free, 'delta_vs_random')}, against D_c it {tally(free, 'delta_vs_d_c')} columns. Points of Acc@0.5, "

@@ -81,8 +81,8 @@ def label_free_rows(
 ) -> pd.DataFrame:
     """method, images, draws, n, acc50 (0-1) and its paired differences with REFERENCES (delta_vs_<name>), with 95 %
     intervals, of ACS-Free with some heads on the small test objects, the mean over the draws of equally many images;
-    jaccard (0-1) of the heads with `reference`, and heads and coordinates of the first draw. `sets` has one of CHOSEN
-    and some of RANDOM."""
+    jaccard (0-1) of the heads with `reference` (NaN without any), and heads and coordinates of the first draw. `sets`
+    has one of CHOSEN and some of RANDOM."""
     names = [str(place) for place in range(len(sets))]
     free = (replace(acs_free(*each[3:]), name=name) for name, each in zip(names, sets))
     choices = make_choices(e.candidates(), e.run.truth, [SELECTORS["greedy"], *free], e.profile.pool)
@@ -104,22 +104,20 @@ def label_free_rows(
             delta = paired_difference(both, e.small, "own", "other", e.profile.bootstrap)[:3]
             row |= dict(zip((f"delta_vs_{name}", f"delta_vs_{name}_lo", f"delta_vs_{name}_hi"), delta))
         first = rows.iloc[0]
-        row["jaccard"] = np.mean([jaccard(heads, reference) for heads in rows["heads"]])
+        row["jaccard"] = np.mean([jaccard(heads, reference) for heads in rows["heads"]]) if reference else np.nan
         table.append(row | {"heads": str(first["heads"]), "coordinates": str(first["coordinates"])})
     return pd.DataFrame(table)
 
 
 def label_free_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
     """label_free_heads.csv: `label_free_rows` of FREE, LABELLED and RANDOM heads, found on as many training images as
-    `profile.beyond.label_free` says, and of D_c (images: all of train), on every dataset. jaccard is with the labelled
-    heads of all images."""
+    `profile.beyond.label_free` says, and of D_c (images: all of train), on every dataset; without rows of what cannot
+    be told, since no question has both a good box and a miss. jaccard is with the labelled heads of all images."""
     tables = []
     for lvlm in study.profile.lvlms:
         run = study.run(lvlm, study.train_set, "train")
         everything = set(run.queries["query_id"])
-        if LABELLED not in (all_sets := found_sets(run, everything)):
-            raise ValueError(f"{lvlm.name}: no training question has both a good box and a miss; give the profile more")
-        reference = all_sets[LABELLED][0]
+        reference, _ = found_sets(run, everything).get(LABELLED, ((), ()))
         own = [e for e in experiments if e.lvlm == lvlm]
         shape = next(run.candidates()).statistics.shape[2:4]
         sets = sets_by_images(run, study.profile.beyond.label_free, *shape)
