@@ -3,8 +3,10 @@ dataset, Acc@0.5 in 0-1 on small test objects, 95 % intervals."""
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from acs_lib.evaluation.confidence import COVERAGES
 from acs_lib.report.style import (
@@ -46,6 +48,14 @@ KNOCKED = {"acc50": (VERMILLION, "o", "Acc@0.5"), "miou": (BLUE, "s", "mean IoU"
 HANDLE = {"linestyle": "", "color": GREY}
 
 
+def _log(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 @styled
 def zoom(frame: pd.DataFrame) -> Figure:
     """Acc@0.5 against seconds a question (log scale): one look at the whole image, or a second one at a window around
@@ -57,7 +67,7 @@ def zoom(frame: pd.DataFrame) -> Figure:
     looks, shifts = looks_of(ZOOMED), dict(zip(ZOOMED, 1 + offsets(len(ZOOMED), 0.06)))
     figure, grid = panel_grid(frame, 3.6, 3.4, 1.2, xlabel="seconds a question", ylabel=ACCURACY)
     for axes, block in grid:
-        axes.set_xscale("log")
+        _log(axes)
         for (method, budget, times), rows in block.groupby(["method", "budget", "times"], sort=False, dropna=False):
             look = marks(*looks[method][:2], 4 + np.nan_to_num(times)) | {"fillstyle": LOOKS[budget][0]}
             points(axes, rows, "acc50", x=rows["seconds"] * shifts[method], **look)
@@ -152,7 +162,7 @@ def found_heads(frame: pd.DataFrame) -> Figure:
     labels = {"xlabel": "images that heads are found on", "ylabel": f"{ACCURACY}, ACS-Free"}
     figure, grid = panel_grid(frame, 3.6, 3.4, 1.2, **labels)
     for axes, block in grid:
-        axes.set_xscale("log")
+        _log(axes)
         for row in block[block["method"] == label_free.RANDOM].itertuples():
             axes.axhspan(row.acc50_lo, row.acc50_hi, color=LIGHT, zorder=0, label=label_free.RANDOM)
             axes.axhline(row.acc50, **CHANCE)
