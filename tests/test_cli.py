@@ -389,9 +389,9 @@ def test_run_is_the_runner(monkeypatch):
 
 def test_run_and_report_refuse_an_unknown_profile():
     code, _, err = acs("run", "--profile", "smok")
-    assert code == 2 and "unknown profile 'smok'; choose one of ablations, embedded" in err
+    assert code == 2 and "unknown profile 'smok'; choose one of ablations, beyond" in err
     code, _, err = acs("report", "--profile", "smok")
-    assert code == 1 and "unknown profile 'smok'; choose one of ablations, embedded" in err
+    assert code == 1 and "unknown profile 'smok'; choose one of ablations, beyond" in err
 
 
 def test_report_builds_the_page_of_a_finished_run(tmp_path, monkeypatch):

@@ -91,7 +91,11 @@ def test_both_rules_find_the_planted_head_and_random_ones_do_not():
     profile = load_profile("smoke")
     e = Experiment(profile, profile.lvlms[0], profile.datasets[0], run)
     sets = [("label-free", 12, 0, ((2, 1),), (3,)), ("random heads", 0, 0, ((0, 0),), (3,))]
+    sets += [("random heads", 0, 1, ((2, 1),), (3,)), ("D_c", 12, 0, ((2, 1),), (3,))]
     table = study.label_free_rows(e, sets, ((2, 1), (0, 1))).set_index("method")
     assert table.loc["label-free", ["acc50", "delta_vs_greedy", "jaccard"]].tolist() == [1, 1, 0.5]
-    assert table.loc["random heads", "acc50"] < 1 and (table["n"] == 12).all()
+    random = table.loc["random heads", "acc50"]
+    assert 0.5 <= random < 1 and table.loc["random heads", "draws"] == 2, "one of both sets is the planted head"
+    assert table.loc["label-free", ["delta_vs_random", "delta_vs_d_c"]].tolist() == pytest.approx([1 - random, 0])
+    assert table.loc["label-free", "delta_vs_random_hi"] > 1 - random and (table["n"] == 12).all()
     assert (table["acc50_lo"] <= table["acc50"]).all() and (table["acc50"] <= table["acc50_hi"]).all()

@@ -110,7 +110,8 @@ def test_detections_of_each_method_by_hand():
 def test_the_table_by_hand():
     truth = coco.indexed(CONTENT)
     results = {study.GREEDY: RIGHT[:1], "votes": RIGHT, "nothing": []}
-    table = study.precision_rows(truth, results, [1, 2], precision.SMALL, 40).set_index("method")
+    rows, curves = study.precision_tables(truth, results, [1, 2], precision.SMALL, 40)
+    table = rows.set_index("method")
     assert table.loc["votes", ["ap50", "boxes", "objects", "n"]].tolist() == [1, 3, 3, 2]
     assert table.loc["votes", "delta_ap50"] == pytest.approx(1 - 34 / 101) and table.loc["nothing", "ap"] == 0
     assert table.loc[study.GREEDY, ["delta_ap", "delta_ap_lo", "delta_ap_hi"]].tolist() == [0, 0, 0]

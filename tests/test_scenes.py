@@ -97,6 +97,21 @@ def test_a_split_whose_replacement_was_stopped_is_rendered_by_the_next_call(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other"]
 
 
+def test_of_two_processes_that_render_the_same_split_the_first_is_kept(tmp_path, monkeypatch):
+    render, other = scenes.render, []
+
+    def slowly(*arguments, **named):
+        with monkeypatch.context() as patch:  # a whole other process, meanwhile
+            patch.setattr(scenes, "render", render)
+            patch.setattr(scenes.os, "getpid", lambda: 1)
+            other.append(scenes.write_split(tmp_path / "a", "scenes", 1, 5))
+        return render(*arguments, **named)
+
+    monkeypatch.setattr(scenes, "render", slowly)
+    assert other == [] and [scenes.write_split(tmp_path / "a", "scenes", 1, 5)] == other
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_split_reads_back_through_the_coco_loader(tmp_path):
     scenes.write_split(tmp_path / "s", "scenes-shift", 4, 5)
     queries, funnel = coco.load_queries("s", tmp_path / "s/annotations.json", tmp_path / "s/images")

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,10 +240,10 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
     """Render `images` scenes into `folder` (annotations.json in COCO's format, images/*.png) and return the digest.
 
     An existing split with the same settings is kept as it is. The folder is written aside and renamed, and renamed
-    before it is deleted, so it is either whole or absent.
+    before it is deleted, so it is either whole or absent; of processes that render the same one the first is kept.
     """
     folder, world = Path(folder), WORLDS[world_name]
-    aside, old = (folder.with_name(folder.name + suffix) for suffix in (".tmp", ".old"))
+    aside, old = (folder.with_name(folder.name + suffix) for suffix in (f".{os.getpid()}.tmp", ".old"))
     shutil.rmtree(old, ignore_errors=True)
     request = {"world": world_name, "settings": repr(world), "images": images, "seed": seed}
     info = folder / "annotations.json"
@@ -283,5 +284,10 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
             digest.update(np.ascontiguousarray(part).tobytes())
     request["digest"] = digest.hexdigest()
     (aside / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
-    aside.rename(folder)
+    try:
+        aside.rename(folder)
+    except OSError:  # another process was faster
+        if not info.exists():
+            raise
+        shutil.rmtree(aside)
     return request["digest"]

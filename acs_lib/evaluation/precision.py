@@ -17,6 +17,7 @@ from acs_lib.evaluation.bootstrap import image_counts
 
 MEASURES = ("ap", "ap50", "ap_small")  # mean over IoU 0.5 to 0.95; at 0.5; the first of small objects alone
 SMALL = 32**2  # px, the area below which COCO calls an object small
+RECALLS = np.arange(21) / 20
 RESULT = ("image_id", "category_id", "bbox", "score")
 
 
@@ -84,6 +85,17 @@ def measured(matches: COCOeval | None, images: np.ndarray | None = None) -> np.n
     precision = matches.eval["precision"][..., -1]  # [IoU, recall, category, area], the most detections
     picked = (precision[..., 0], precision[:1, ..., 0], precision[..., 1])
     return np.array([part[part > -1].mean() if (part > -1).any() else np.nan for part in picked])
+
+
+def curve(matches: COCOeval | None) -> np.ndarray:
+    """Precision [21] (0-1) at RECALLS and IoU 0.5, as COCO reads it: the highest one at that recall or above, mean over
+    the categories that are there. 0 without a detection."""
+    if matches is None:
+        return np.zeros(len(RECALLS))
+    with contextlib.redirect_stdout(io.StringIO()):
+        matches.accumulate()
+    precision = matches.eval["precision"][0, ::5, :, 0, -1]  # [recall, category]
+    return precision[:, (precision > -1).any(0)].mean(1)
 
 
 def drawn_precision(matches: COCOeval | None, images: int, draws: int) -> np.ndarray:

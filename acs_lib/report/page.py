@@ -57,6 +57,17 @@ TITLES = {  # table stem -> title; the order of the page
     "head_overlap": "Overlap of the heads between data",
     "head_transfer": "Heads found on other data",
     "cost": "Cost",
+    "advice": "What should I use?",
+    "zoom": "A closer look",
+    "instances": "All instances",
+    "instances_curve": "All instances: precision by recall",
+    "risk": "A box with a guarantee",
+    "risk_curve": "A box with a guarantee: risk by coverage",
+    "effort": "Samples only where they are needed",
+    "label_free_heads": "Heads without labels",
+    "intervention": "Heads by intervention",
+    "sinks": "Attention sinks",
+    "sinks_masked": "ACS-Free without sinks",
 }
 FIGURES = (  # the order of the page; others follow
     "main_results",
@@ -68,6 +79,12 @@ FIGURES = (  # the order of the page; others follow
     "regressor",
     "layers",
     "heads",
+    "zoom",
+    "instances_curve",
+    "risk_curve",
+    "effort",
+    "label_free_heads",
+    "intervention",
 )
 
 
@@ -134,7 +151,7 @@ def page_table(path: Path) -> dict | None:
 
 
 def headline(folder: Path, profile: str) -> dict:
-    """{"title", "sentences"} as notebook 06 wrote them; a title alone where it was not run."""
+    """{"title", "sentences"} as notebook 06 or 10 wrote them; a title alone where neither was run."""
     told = folder / "tables" / "headline.json"
     if not told.exists():
         title = f"Small object grounding by attention: results of the profile “{profile}”"

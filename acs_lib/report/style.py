@@ -108,6 +108,11 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
+def told(takeaway: Markdown) -> list[str]:
+    """The text of a takeaway (see report.sentences.say), then its points."""
+    return takeaway.data.removeprefix("**Takeaway.** ").split("\n- ")
+
+
 def save_figure(
     figure: Figure | Image.Image, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
 ) -> None:
@@ -120,7 +125,7 @@ def save_figure(
     where the page finds it for captions and alternative texts.
     """
     if seen is not None:
-        text, *points = seen.data.removeprefix("**Takeaway.** ").split("\n- ")
+        text, *points = told(seen)
         caption = " ".join([caption, text, *(["; ".join(points) + "."] if points else [])])
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)

@@ -120,6 +120,20 @@ def side_by_side(
     return display
 
 
+def at_a_glance(table: pd.DataFrame) -> pd.DataFrame:
+    """advice.csv with a row a way, the highest mean first: method, what it needs, and '<lvlm>, <dataset>' for its
+    Acc@0.5 in % with the 95 % interval, as text; empty where a way is not there."""
+    rows = []
+    for method, part in table.groupby("method", sort=False):
+        first = part.iloc[0]
+        row = {"method": method, "answers": f"{part['answers'].mean():.1f}", "looks": first["looks"]}
+        row |= {"labels": first["labels"]} | {n: "yes" if first[n] else "no" for n in ("training", "attention")}
+        row |= {f"{each.lvlm}, {each.dataset}": estimate(each, "acc50", ".1f", 100) for each in part.itertuples()}
+        rows.append((part["acc50"].mean(), row))
+    rows.sort(key=lambda each: -each[0])
+    return pd.DataFrame([row for _, row in rows]).fillna("")
+
+
 def write_comparison(profile: Profile, folder: Path) -> bool:
     """Write published_and_measured for a profile with LVLMs and data of the paper, whatever of it has been run; returns
     whether it is one."""

@@ -7,12 +7,15 @@ import pandas as pd
 from acs_lib.evaluation.accuracy import accuracy_table
 from acs_lib.evaluation.bootstrap import paired_difference
 from acs_lib.method.baselines.likelihood import P_TRUE
+from acs_lib.study.effort import AUTO
 from acs_lib.study.experiment import Experiment
+from acs_lib.study.label_free import FREE
+from acs_lib.study.zoom import FIVES, ONES
 
 NOTHING, BOXES = "nothing", "annotated boxes"
-RATES = ["acc50", "acc50_lo", "acc50_hi", "delta_vs_greedy", "delta_lo", "delta_hi"]
-ENDS = {"delta_vs_greedy_lo": "delta_lo", "delta_vs_greedy_hi": "delta_hi"}
-COLUMNS = ["lvlm", "dataset", "method", "n", *RATES, "answers", "looks", "labels", "training", "attention"]
+RATES = [rate + end for rate in ("acc50", "delta_vs_greedy") for end in ("", "_lo", "_hi")]
+NEEDS = ["answers", "looks", "labels", "training", "attention"]
+COLUMNS = ["lvlm", "dataset", "condition", "method", "n", *RATES, *NEEDS]
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,36 @@ def effort_advice(table: pd.DataFrame, chosen: pd.DataFrame, rule: str) -> pd.Da
     """COLUMNS of the methods of effort.csv with one rule, such as 'auto'; `chosen`: rows of `chosen_rows`, for what a
     method needs."""
     needs = chosen.drop_duplicates("method").set_index("method")[["looks", "labels", "training", "attention"]]
-    own = table[table["rule"] == rule].join(needs, on="method").rename(columns=ENDS)
+    own = table[table["rule"] == rule].join(needs, on="method")
     labels = own["labels"].where(own["labels"] != NOTHING, "annotated boxes, for the threshold")
     return own.assign(method=own["method"] + ", as many samples as needed", labels=labels)[COLUMNS]
 
 
-def zoom_advice(table: pd.DataFrame, chosen: pd.DataFrame, condition: str, window: str, times: float) -> pd.DataFrame:
-    """COLUMNS of the methods of zoom.csv under one condition, and of the second look's box alone. The objects are those
+def zoom_advice(table: pd.DataFrame, chosen: pd.DataFrame, budget: str, window: str, times: float) -> pd.DataFrame:
+    """COLUMNS of the methods of zoom.csv with one budget, and of the second look's box alone. The objects are those
     that were looked at again, fewer than the others'."""
-    own = table[(table["condition"] == condition) & (table["window"] == window) & (table["times"] == times)]
+    own = table[(table["budget"] == budget) & (table["window"] == window) & (table["times"] == times)]
     needs = chosen.drop_duplicates("method").set_index("method")[["labels", "training", "attention"]]
     known = own[own["method"].isin(needs.index) | (own["method"] == "second look")]
     found = known.join(needs, on="method").fillna({"labels": NOTHING, "training": False, "attention": False})
-    named = found["method"] + f", {condition} answers, {times:g} times closer around the {window} box"
-    return found.rename(columns=ENDS).assign(method=named, looks=2)[COLUMNS]
+    named = found["method"] + f", {budget} answers, {times:g} times closer around the {window} box"
+    return found.assign(method=named, looks=2)[COLUMNS]
+
+
+def every_way(
+    experiments: list[Experiment], label_free: pd.DataFrame, effort: pd.DataFrame, zoom: pd.DataFrame
+) -> pd.DataFrame:
+    """advice.csv: `advice_table` of all ways, from the tables of other studies; of the windows those around the greedy
+    box at the profile's first zoom."""
+    profile = experiments[0].profile
+    chosen = pd.concat([chosen_rows(e) for e in experiments], ignore_index=True)
+    around = "greedy", profile.beyond.zooms[0]
+    return advice_table(
+        chosen,
+        label_free_advice(label_free, FREE, 1 + profile.sampling.samples),
+        effort_advice(effort, chosen, AUTO),
+        *(zoom_advice(zoom, chosen, budget, *around) for budget in (ONES, FIVES)),
+    )
 
 
 def advice_table(*parts: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,14 @@ from acs_lib.runs.local import backend
 from acs_lib.runs.store import Run
 from acs_lib.study.stages import Study, frame_digest, kept
 
+Frames = pd.DataFrame | tuple[pd.DataFrame, ...]
 NEEDS_MAPS = spatial_entropy(()).name  # of the selectors, this one
+
+
+def labelled(frame: pd.DataFrame, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
+    """The frame with leading columns lvlm, dataset and condition ('' for an LVLM without one)."""
+    names = {"lvlm": lvlm.name, "dataset": dataset.name, "condition": lvlm.condition or ""}
+    return frame.assign(**names)[[*names, *frame]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,8 @@ class Experiment:
         return f"{self.lvlm.name} on {self.dataset.name}"
 
     def labelled(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with leading columns lvlm, dataset and condition ('' for an LVLM without one)."""
-        names = {"lvlm": self.lvlm.name, "dataset": self.dataset.name, "condition": self.lvlm.condition or ""}
-        return frame.assign(**names)[[*names, *frame]]
+        """The frame with the names of this experiment."""
+        return labelled(frame, self.lvlm, self.dataset)
 
     def queries(self, size: str | None = None) -> pd.DataFrame:
         """The queries whose image could be read, of one size or of all."""
@@ -129,21 +135,23 @@ def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.Data
     return pd.concat([e.labelled(table(e)) for e in experiments], ignore_index=True)
 
 
-def by_lvlm(study: Study, table: Callable[[Study, list[Experiment]], pd.DataFrame]) -> pd.DataFrame:
-    """A table of a study and its experiments, made of each LVLM alone, one below the other: side by side where their
-    LVLMs are also sampled so (`local.backend`). Every process reads from disk what the study has."""
-    with backend(study.profile.lvlms) as run:
-        parts = run(functools.partial(_of_lvlm, table, study.profile), study.profile.lvlms)
-        return pd.concat(parts, ignore_index=True)
-
-
-def _of_lvlm(table: Callable, profile: Profile, lvlm: LVLMSpec) -> pd.DataFrame:
-    study = Study(profile)
-    return table(study, [resolve(study, lvlm, dataset) for dataset in profile.datasets])
-
-
 def experiments(study: Study, learned: bool = True) -> list[Experiment]:
     """Every (LVLM, dataset) column of a study, resolved; without `learned` the answers alone."""
     if learned:
         return [resolve(study, *column) for column in study.columns]
     return [Experiment(study.profile, *column, study.run(*column, "test")) for column in study.columns]
+
+
+def by_lvlm(study: Study, table: Callable[[Study, list[Experiment]], Frames]) -> Frames:
+    """A table, or several, of a study and its experiments, made of each LVLM alone, one below the other: side by side
+    where their LVLMs are also sampled so (`local.backend`). Every process reads from disk what the study has."""
+    with backend(study.profile.lvlms) as run:
+        parts = list(run(functools.partial(_of_lvlm, table, study.profile), study.profile.lvlms))
+    if isinstance(parts[0], tuple):
+        return tuple(pd.concat(each, ignore_index=True) for each in zip(*parts))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _of_lvlm(table: Callable, profile: Profile, lvlm: LVLMSpec) -> Frames:
+    study = Study(profile.model_copy(update={"lvlms": (lvlm,)}))
+    return table(study, experiments(study))

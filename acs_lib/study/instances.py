@@ -21,7 +21,9 @@ from acs_lib.datasets.splits import data_digest, split_files
 from acs_lib.evaluation.bootstrap import INTERVAL
 from acs_lib.evaluation.precision import (
     MEASURES,
+    RECALLS,
     SMALL,
+    curve,
     drawn_precision,
     evaluated,
     measured,
@@ -34,7 +36,8 @@ from acs_lib.method.baselines import SELECTORS, slug
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.instances import QUESTION, instances, listed
 from acs_lib.method.selection import acs_free
-from acs_lib.profiles import LVLMSpec, Profile
+from acs_lib.profiles import Profile
+from acs_lib.study.experiment import Experiment, labelled
 from acs_lib.study.stages import Study, kept
 
 LIKELIHOOD, MTLA, FREE, LEARNED = "mean token log-prob", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned"
@@ -70,17 +73,17 @@ def scored(found: Candidates, head_set: HeadSet, model: regressor.AttentionIoURe
     return {name: score(found) if len(found) else np.zeros(0) for name, score in known.items()}
 
 
-def listed_boxes(study: Study, lvlm_spec: LVLMSpec, questions: pd.DataFrame, data: str) -> pd.DataFrame:
+def listed_boxes(study: Study, e: Experiment, questions: pd.DataFrame, data: str) -> pd.DataFrame:
     """image_id, category_id, answer (0 is the greedy list), x1, y1, x2, y2 in pixels and SCORES, one row a box that an
-    answer lists; kept in the study's runs. `data`: a digest of the images."""
-    profile, head_set, model = study.profile, study.head_set(lvlm_spec), study.fit(lvlm_spec)
+    answer of the experiment's LVLM lists; kept in the study's runs. `data`: a digest of the images."""
+    profile, head_set, model = study.profile, e.head_set, study.fit(e.lvlm)
     how = profile.sampling.model_copy(update={"max_new_tokens": profile.beyond.list_tokens})
 
     def ask() -> pd.DataFrame:
         from acs_lib.lvlms.load import load_spec  # late: they bring transformers
         from acs_lib.method.sampling import generate
 
-        lvlm, parts = load_spec(lvlm_spec), []
+        lvlm, parts = load_spec(e.lvlm), []
         single, lvlm.question = lvlm.question, QUESTION
         try:
             for (path, width, height), rows in questions.groupby(["image", "width", "height"], sort=False):
@@ -100,8 +103,8 @@ def listed_boxes(study: Study, lvlm_spec: LVLMSpec, questions: pd.DataFrame, dat
         (paths.LIBRARY / name).read_text(encoding="utf-8") for name in ("method/instances.py", "study/instances.py")
     ]
     weights = digest([value.tolist() for value in model.state_dict().values()])
-    key = [lvlm_digest(lvlm_spec), how.model_dump(), head_set.heads, head_set.coordinates, weights, data, code]
-    return kept(paths.runs(profile.name) / lvlm_spec.name / "listed-boxes", digest(key), ask)
+    key = [lvlm_digest(e.lvlm), how.model_dump(), head_set.heads, head_set.coordinates, weights, data, code]
+    return kept(paths.runs(profile.name) / e.lvlm.name / "listed-boxes", digest(key), ask)
 
 
 def results_of(boxes: pd.DataFrame, method: str, answers: int) -> list[dict]:
@@ -124,11 +127,12 @@ def results_of(boxes: pd.DataFrame, method: str, answers: int) -> list[dict]:
     return found
 
 
-def precision_rows(
+def precision_tables(
     truth: COCO, results: Mapping[str, Sequence[dict]], images: Sequence[int], small: float, draws: int
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """method, n (images), objects, boxes, MEASURES (0-1) and the difference of each with GREEDY (delta_<measure>), with
-    95 % intervals over images, paired; of detections in COCO's results format by method, GREEDY among them."""
+    95 % intervals over images, paired; of detections in COCO's results format by method, GREEDY among them. And their
+    curves: method, recall, precision (0-1, at IoU 0.5), n."""
     matches = {name: evaluated(truth, found, images, small) for name, found in results.items()}
     points = {name: measured(found) for name, found in matches.items()}
     drawn = {name: drawn_precision(found, len(images), draws) for name, found in matches.items()}
@@ -147,7 +151,11 @@ def precision_rows(
                 names = (prefix + measure, f"{prefix}{measure}_lo", f"{prefix}{measure}_hi")
                 row |= dict(zip(names, map(float, (point[place], *ends))))
         rows.append(row)
-    return pd.DataFrame(rows)
+    curves = [
+        pd.DataFrame({"method": name, "recall": RECALLS, "precision": curve(found), "n": len(images)})
+        for name, found in matches.items()
+    ]
+    return pd.DataFrame(rows), pd.concat(curves, ignore_index=True)
 
 
 def small_area(content: COCO, profile: Profile) -> float:
@@ -157,10 +165,12 @@ def small_area(content: COCO, profile: Profile) -> float:
     return profile.small * float(np.prod(sizes.pop())) if len(sizes) == 1 else SMALL
 
 
-def instances_table(study: Study, others: Mapping[str, Path] | None = None) -> pd.DataFrame:
-    """instances.csv: `precision_rows` of every LVLM on the images of `profile.beyond.lists`, with METHODS and, where
-    there are files of other detectors' results in COCO's format, with these (name -> file). The detections of METHODS
-    are written beside the LVLM's runs, in the same format.
+def instances_tables(
+    study: Study, experiments: Sequence[Experiment], others: Mapping[str, Path] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """instances.csv and instances_curve.csv: `precision_tables` of the experiments' LVLMs on the images of
+    `profile.beyond.lists`, with METHODS and, where there are files of other detectors' results in COCO's format, with
+    these (name -> file). The detections of METHODS are written beside the LVLM's runs, in the same format.
 
     ValueError for a profile that names no images for it.
     """
@@ -169,16 +179,17 @@ def instances_table(study: Study, others: Mapping[str, Path] | None = None) -> p
         raise ValueError(f"the profile {study.profile.name} names no images to list (beyond: lists)")
     annotations, folder = split_files(dataset, "test")
     truth, data = coco.read_annotations(annotations), data_digest(dataset, "test")
-    questions, tables = list_questions(truth, folder), []
+    questions, tables, curves = list_questions(truth, folder), [], []
     images, draws = sorted(questions["image_id"].unique().tolist()), min(DRAWS, study.profile.bootstrap)
     given = {name: read_results(path) for name, path in (others or {}).items()}
-    for lvlm in study.profile.lvlms:
-        boxes, answers = listed_boxes(study, lvlm, questions, data), study.profile.sampling.samples + 1
+    for lvlm, e in {e.lvlm: e for e in experiments}.items():
+        boxes, answers = listed_boxes(study, e, questions, data), study.profile.sampling.samples + 1
         results = {method: results_of(boxes, method, answers) for method in METHODS}
         target = paths.runs(study.profile.name) / lvlm.name / "detections"
         target.mkdir(parents=True, exist_ok=True)
         for method, found in results.items():
             write_results(target / f"{slug(method)}.json", found)
-        rows = precision_rows(truth, results | given, images, small_area(truth, study.profile), draws)
-        tables.append(rows.assign(lvlm=lvlm.name, dataset=dataset.name)[["lvlm", "dataset", *rows]])
-    return pd.concat(tables, ignore_index=True)
+        found = precision_tables(truth, results | given, images, small_area(truth, study.profile), draws)
+        for frame, kept_in in zip(found, (tables, curves)):
+            kept_in.append(labelled(frame, lvlm, dataset))
+    return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)

@@ -11,7 +11,7 @@ from acs_lib.core.candidates import Candidates, Heads
 from acs_lib.core.files import digest
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.evaluation.accuracy import accuracy_table, hits, make_choices
-from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means
+from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, paired_difference
 from acs_lib.method.baselines import SELECTORS
 from acs_lib.method.baselines.attention import random_heads
 from acs_lib.method.baselines.likelihood import token_entropy
@@ -20,7 +20,7 @@ from acs_lib.method.knockout import knocked_out
 from acs_lib.method.maps import head_statistics, pool_maps
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.method.selection import Selector, over_heads
-from acs_lib.study.experiment import Experiment
+from acs_lib.study.experiment import Experiment, labelled
 from acs_lib.study.stages import Study, kept
 
 NONE, CHOSEN, REST, RANDOM = "none", "D_c", "the other heads of D_c's layers", "random heads"
@@ -100,13 +100,13 @@ def intervention_rows(answers: pd.DataFrame, image_of: pd.Series, draws: int) ->
     return pd.DataFrame(rows)
 
 
-def intervention_table(experiments: list[Experiment]) -> pd.DataFrame:
+def intervention_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
     """intervention.csv: `intervention_rows` on the first `profile.beyond.knocked` small test objects of each column."""
     tables = []
     for e in experiments:
-        queries = e.small.iloc[: e.profile.beyond.knocked]
+        queries = e.small.iloc[: study.profile.beyond.knocked]
         images = queries.set_index("query_id")["image_id"]
-        tables.append(e.labelled(intervention_rows(answered_without(e, queries), images, e.profile.bootstrap)))
+        tables.append(e.labelled(intervention_rows(answered_without(e, queries), images, study.profile.bootstrap)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -175,15 +175,14 @@ def sink_rows(shares: np.ndarray, images: np.ndarray, sink: np.ndarray, draws: i
 
 
 def sink_tables(study: Study, experiments: list[Experiment], answers: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """attention_sinks.csv: `sink_rows` of the training images, where sinks are found; and sinks_masked.csv: ACS-Free as
-    it is and with border or sinks masked, on the small test objects (accuracy_table's columns, and how many cells are
-    masked)."""
+    """sinks.csv: `sink_rows` of the training images, where sinks are found; and sinks_masked.csv: ACS-Free as it is and
+    with border or sinks masked, on the small test objects (accuracy_table's columns, how many cells are masked, and the
+    difference of Acc@0.5 with ACS-Free as it is, delta_vs_free, with its interval)."""
     found, masked, draws = [], [], study.profile.costly_draws
     for lvlm in study.profile.lvlms:
         shares, images = layer_shares(study.run(lvlm, study.train_set, "train"), answers)
         sink = sinks(shares)
-        rows = sink_rows(shares, images, sink, draws).assign(lvlm=lvlm.name, dataset=study.train_set.name)
-        found.append(rows[["lvlm", "dataset", *rows.columns[:-2]]])
+        found.append(labelled(sink_rows(shares, images, sink, draws), lvlm, study.train_set))
         cells = {"ACS-Free, border masked": border(*sink.shape), "ACS-Free, sinks masked": sink}
         for e in (each for each in experiments if each.lvlm == lvlm):
             selectors = [SELECTORS["greedy"], e.selectors["ACS-Free"]]
@@ -191,5 +190,10 @@ def sink_tables(study: Study, experiments: list[Experiment], answers: int = 1000
             choices = make_choices(e.candidates(maps=True), e.run.truth, selectors, e.profile.pool)
             table = accuracy_table(choices, e.small, draws=e.profile.bootstrap).rename(columns={"n_queries": "n"})
             counts = {name: int(each.sum()) for name, each in cells.items()}
-            masked.append(e.labelled(table.assign(masked=table["method"].map(counts).fillna(0).astype(int))))
+            table["masked"] = table["method"].map(counts).fillna(0).astype(int)
+            gains = {name: paired_difference(choices, e.small, name, "ACS-Free", e.profile.bootstrap) for name in cells}
+            for place, end in enumerate(("", "_lo", "_hi")):
+                known = {name: gain[place] for name, gain in gains.items()}
+                table[f"delta_vs_free{end}"] = table["method"].map(known)
+            masked.append(e.labelled(table))
     return pd.concat(found, ignore_index=True), pd.concat(masked, ignore_index=True)

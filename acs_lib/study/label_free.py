@@ -22,6 +22,7 @@ from acs_lib.study.robustness import jaccard
 from acs_lib.study.stages import Study
 
 FREE, LABELLED, RANDOM, CHOSEN = "label-free", "labelled, same rule", "random heads", "D_c"
+REFERENCES = {"greedy": "greedy", "random": RANDOM, "d_c": CHOSEN}  # what heads are set against
 RANDOM_SETS = 5  # of random heads, whose mean is shown
 DRAWS = 5  # of images that heads are found on, where not all of them are taken
 COORDINATES = HeadsSpec.model_fields["coordinates"].default
@@ -78,41 +79,45 @@ def sets_by_images(
 def label_free_rows(
     e: Experiment, sets: Sequence[tuple[str, int, int, Heads, tuple[int, ...]]], reference: Heads
 ) -> pd.DataFrame:
-    """method, images, draws, n, acc50, acc50_lo, acc50_hi (0-1) and delta_vs_greedy with its interval, of ACS-Free with
-    some heads on the small test objects, the mean over the draws of equally many images; jaccard (0-1) of the heads
-    with `reference`, and heads and coordinates of the first draw."""
+    """method, images, draws, n, acc50 (0-1) and its paired differences with REFERENCES (delta_vs_<name>), with 95 %
+    intervals, of ACS-Free with some heads on the small test objects, the mean over the draws of equally many images;
+    jaccard (0-1) of the heads with `reference` (NaN without any), and heads and coordinates of the first draw. `sets`
+    has one of CHOSEN and some of RANDOM."""
     names = [str(place) for place in range(len(sets))]
     free = (replace(acs_free(*each[3:]), name=name) for name, each in zip(names, sets))
     choices = make_choices(e.candidates(), e.run.truth, [SELECTORS["greedy"], *free], e.profile.pool)
     frame, table = pd.DataFrame(sets, columns=["method", "images", "draw", "heads", "coordinates"]), []
-    for (method, images), rows in frame.groupby(["method", "images"], sort=False):
+    groups, means = dict(iter(frame.groupby(["method", "images"], sort=False))), {}
+    for key, rows in groups.items():
         own = choices[choices["method"].isin([names[place] for place in rows.index])]
         mean = own.groupby("query_id", as_index=False)[["iou", "hit"]].mean()
-        mean = mean.assign(method=method, family="acs-free", candidate=-1)
-        both = pd.concat([choices[choices["method"] == "greedy"], mean])
-        rates = accuracy_table(both, e.small, draws=e.profile.bootstrap).set_index("method").loc[method]
-        delta = paired_difference(both, e.small, method, "greedy", e.profile.bootstrap)
+        means[key] = mean.assign(family="acs-free", candidate=-1)
+    known = {method: mean for (method, _), mean in means.items()} | {"greedy": choices[choices["method"] == "greedy"]}
+    for (method, images), rows in groups.items():
+        row = {"method": method, "images": images, "draws": len(rows), "n": len(e.small)}
+        own = means[method, images].assign(method="own")
+        for name, other in REFERENCES.items():
+            both = pd.concat([own, known[other].assign(method="other")])
+            if name == "greedy":
+                rates = accuracy_table(both, e.small, "other", e.profile.bootstrap).set_index("method").loc["own"]
+                row |= rates[["acc50", "acc50_lo", "acc50_hi"]].to_dict()
+            delta = paired_difference(both, e.small, "own", "other", e.profile.bootstrap)[:3]
+            row |= dict(zip((f"delta_vs_{name}", f"delta_vs_{name}_lo", f"delta_vs_{name}_hi"), delta))
         first = rows.iloc[0]
-        table.append({
-            "method": method, "images": images, "draws": len(rows), "n": int(rates["n_queries"]),
-            **rates[["acc50", "acc50_lo", "acc50_hi"]], "delta_vs_greedy": delta.delta, "delta_lo": delta.lo,
-            "delta_hi": delta.hi, "jaccard": np.mean([jaccard(heads, reference) for heads in rows["heads"]]),
-            "heads": str(first["heads"]), "coordinates": str(first["coordinates"]),
-        })  # fmt: skip
+        row["jaccard"] = np.mean([jaccard(heads, reference) for heads in rows["heads"]]) if reference else np.nan
+        table.append(row | {"heads": str(first["heads"]), "coordinates": str(first["coordinates"])})
     return pd.DataFrame(table)
 
 
 def label_free_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
     """label_free_heads.csv: `label_free_rows` of FREE, LABELLED and RANDOM heads, found on as many training images as
-    `profile.beyond.label_free` says, and of D_c (images: all of train), on every dataset. jaccard is with the labelled
-    heads of all images."""
+    `profile.beyond.label_free` says, and of D_c (images: all of train), on every dataset; without rows of what cannot
+    be told, since no question has both a good box and a miss. jaccard is with the labelled heads of all images."""
     tables = []
     for lvlm in study.profile.lvlms:
         run = study.run(lvlm, study.train_set, "train")
         everything = set(run.queries["query_id"])
-        if LABELLED not in (all_sets := found_sets(run, everything)):
-            raise ValueError(f"{lvlm.name}: no training question has both a good box and a miss; give the profile more")
-        reference = all_sets[LABELLED][0]
+        reference, _ = found_sets(run, everything).get(LABELLED, ((), ()))
         own = [e for e in experiments if e.lvlm == lvlm]
         shape = next(run.candidates()).statistics.shape[2:4]
         sets = sets_by_images(run, study.profile.beyond.label_free, *shape)

@@ -76,6 +76,12 @@ def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> pd.
     return frame.assign(image=f"{split}/" + frame["image_id"].astype(str))
 
 
+def middle(alphas: Iterable[float]) -> float:
+    """The one that is told of where one is: of several the middle one."""
+    ordered = sorted(set(alphas))
+    return ordered[len(ordered) // 2]
+
+
 def arrays(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores [n], hit [n] bool and images [n] of a frame, as `evaluation.risk` takes them."""
     return frame["score"].to_numpy(float), frame["hit"].to_numpy(bool), frame["image"].to_numpy()
@@ -170,17 +176,19 @@ def coverage_rows(test: pd.DataFrame, draws: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "coverage", "risk", "risk_lo", "risk_hi", "n"])
 
 
-def risk_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """risk.csv (`risk_rows`) and risk_coverage_absent.csv (`coverage_rows`) of every LVLM and dataset, calibrated on
-    the validation images of the dataset that D_c is from."""
+def risk_tables(study: Study, experiments: Iterable[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """risk.csv (`risk_rows`, and the dataset whose validation images calibrated them, that which D_c is from) and
+    risk_curve.csv (`coverage_rows`) of every LVLM and dataset."""
     tables, curves, draws, spec = [], [], study.profile.costly_draws, study.profile.beyond
-    for lvlm in study.profile.lvlms:
-        known = [asked(study, lvlm, study.train_set, split) for split in ("train", "validation")]
-        for dataset in study.profile.datasets:
-            test, shifted = asked(study, lvlm, dataset, "test"), dataset != study.train_set
-            rows = risk_rows(*known, test, shifted, spec.alphas, spec.delta, draws)
-            for found, kept in ((rows, tables), (coverage_rows(test, draws), curves)):
-                kept.append(found.assign(lvlm=lvlm.name, dataset=dataset.name)[["lvlm", "dataset", *found]])
+    known = {
+        lvlm: [asked(study, lvlm, study.train_set, split) for split in ("train", "validation")]
+        for lvlm in study.profile.lvlms
+    }
+    for e in experiments:
+        test, shifted = asked(study, e.lvlm, e.dataset, "test"), e.dataset != study.train_set
+        rows = risk_rows(*known[e.lvlm], test, shifted, spec.alphas, spec.delta, draws)
+        tables.append(e.labelled(rows.assign(calibrated_on=study.train_set.name)))
+        curves.append(e.labelled(coverage_rows(test, draws)))
     return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
 
 

@@ -30,8 +30,8 @@ PEAK = "attention peak"
 AROUND = ("greedy", "medoid", "ACS-Free", PEAK)  # what the window lies around; 1 + 1 knows the first and last alone
 METHODS = ("sequence log-prob", "self-certainty", "medoid", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned")
 GREEDY, SECOND, ORACLE = "greedy", "second look", "oracle"
-TIMED = 16  # questions that the seconds of a first look are the mean of
-ROW = ["query_id", "condition", "window", "times", "method", "iou", "answers", "tokens", "seconds"]
+TIMED = 16  # questions that the seconds of a look are the mean of
+ROW = ["query_id", "budget", "window", "times", "method", "iou", "answers", "tokens", "seconds"]
 
 
 def centres(first: Candidates, head_set: HeadSet, around: Iterable[str] = AROUND) -> dict[str, np.ndarray]:
@@ -49,11 +49,11 @@ def centres(first: Candidates, head_set: HeadSet, around: Iterable[str] = AROUND
 
 
 def windows(first: Candidates, head_set: HeadSet, times: Iterable[float]) -> dict[tuple[str, str, float], Window]:
-    """(condition, what it lies around, how many times closer) -> window, of one question with at least five samples."""
+    """(budget, what it lies around, how many times closer) -> window, of one question with at least five samples."""
     found, size = {}, (first.width, first.height)
-    for condition, rows, around in ((FIVES, 6, AROUND), (ONES, 1, (GREEDY, PEAK))):
+    for budget, rows, around in ((FIVES, 6, AROUND), (ONES, 1, (GREEDY, PEAK))):
         for name, box in centres(first.first(rows), head_set, around).items():
-            found |= {(condition, name, factor): window_around(box, factor, *size) for factor in times}
+            found |= {(budget, name, factor): window_around(box, factor, *size) for factor in times}
     return found
 
 
@@ -67,31 +67,31 @@ def _best(pool: Candidates, truth: np.ndarray) -> int:
 
 
 def outcomes(
-    first: Candidates, second: Mapping[tuple[str, str, float], tuple[Candidates, float]], truth: np.ndarray,
+    first: Candidates, second: Mapping[tuple[str, str, float], Candidates], truth: np.ndarray,
     selectors: Mapping[str, Selector], seconds: Mapping[str, float],
 ) -> Iterator[tuple]:  # fmt: skip
-    """ROW without the query, of every condition and method on one question: `first` are the greedy and ten sampled
-    answers to the whole image, `second` those to each window with the seconds that they took, mapped back and greedy
-    first; `seconds` those of a first look by condition. Without a window a condition has no row."""
+    """ROW without the query, of every budget and method on one question: `first` are the greedy and ten sampled answers
+    to the whole image, `second` those to each window, mapped back and greedy first; `seconds` those of one look by
+    budget. Without a window a budget has no row."""
     yield TEN, "", np.nan, *_row(first.first(1), truth, 0, GREEDY, seconds[ONES])
     for method, selector in selectors.items():
         yield TEN, "", np.nan, *_row(first, truth, choose(selector.score(first), first.parsed), method, seconds[TEN])
     yield TEN, "", np.nan, *_row(first, truth, _best(first, truth), ORACLE, seconds[TEN])
-    for (condition, around, times), (closer, took) in second.items():
-        rows, more, kind = (6, slice(1, 6), "sampled") if condition == FIVES else (1, slice(1), "all")
+    for (budget, around, times), closer in second.items():
+        rows, more, kind = (6, slice(1, 6), "sampled") if budget == FIVES else (1, slice(1), "all")
         pool = joined(first.first(rows), closer.part(more))
-        where, spent = (condition, around, times), seconds[condition] + took
+        where, spent = (budget, around, times), 2 * seconds[budget]
         for method, selector in selectors.items():
             yield *where, *_row(pool, truth, choose(selector.score(pool), pool.parsed, kind), method, spent)
-        if condition == ONES:
+        if budget == ONES:
             yield *where, *_row(pool, truth, len(pool) - 1 if pool.parsed[-1] else 0, SECOND, spent)
         yield *where, *_row(pool, truth, _best(pool, truth), ORACLE, spent)
 
 
 def looked_again(e: Experiment, model: regressor.AttentionIoURegressor, queries: pd.DataFrame) -> pd.DataFrame:
     """ROW of `outcomes` on some queries of an experiment with ten samples; kept beside its run. ACS-Learned is by one
-    regressor. Seconds are this machine's: of a first look the mean of TIMED questions, of a second one its own share of
-    a batch of all windows."""
+    regressor. Seconds are this machine's, a look's the mean of TIMED questions that are asked alone; a second look, at
+    an image as large, takes as long as a first one with as many answers."""
     selectors = {name: SELECTORS[name] for name in METHODS if name in SELECTORS}
     selectors["ACS-Free"] = acs_free(e.head_set.heads, e.head_set.coordinates)
     selectors["ACS-Learned"] = acs_learned(lambda c: regressor.predicted_iou(model, c))
@@ -114,23 +114,22 @@ def looked_again(e: Experiment, model: regressor.AttentionIoURegressor, queries:
             return read_annotated_image(query.image, query.width, query.height)
 
         took = {}
-        for condition, samples in ((TEN, 10), (FIVES, 5), (ONES, 0)):
+        for budget, samples in ((TEN, 10), (FIVES, 5), (ONES, 0)):
             some, began = queries.iloc[:TIMED], time.perf_counter()
             for query in some.itertuples():
                 ask([picture_of(query)], query, [query_key(query.query_id)], samples)
-            took[condition] = (time.perf_counter() - began) / max(1, len(some))
+            took[budget] = (time.perf_counter() - began) / max(1, len(some))
         asked, rows = queries.set_index("query_id", drop=False), []
         for first in e.candidates(queries, maps=True):
             first, query = first.first(11), asked.loc[first.query_id]
             found = windows(first, e.head_set, e.profile.beyond.zooms)
-            different, second = list(dict.fromkeys(found.values())), {}
+            different, closer = list(dict.fromkeys(found.values())), {}
             if different:
-                picture, began = picture_of(query), time.perf_counter()
+                picture = picture_of(query)
                 keys = [query_key(f"{query.query_id}/{window}") for window in different]
                 answers = ask([cut_out(picture, window) for window in different], query, keys, 5)
-                share = (time.perf_counter() - began) / len(different)
                 closer = {window: mapped_back(c, window, *picture.size) for window, (c, _) in zip(different, answers)}
-                second = {key: (closer[window], share) for key, window in found.items()}
+            second = {key: closer[window] for key, window in found.items()}
             truth = e.run.truth[first.query_id]
             rows += [(first.query_id, *row) for row in outcomes(first, second, truth, selectors, took)]
         return pd.DataFrame(rows, columns=ROW)
@@ -142,14 +141,14 @@ def looked_again(e: Experiment, model: regressor.AttentionIoURegressor, queries:
 
 
 def zoom_rows(looked: pd.DataFrame, queries: pd.DataFrame, draws: int) -> pd.DataFrame:
-    """condition, window, times, method, n, acc50 and miou (0-1), delta_vs_greedy and delta_vs_ten (Acc@0.5 against the
+    """budget, window, times, method, n, acc50 and miou (0-1), delta_vs_greedy and delta_vs_ten (Acc@0.5 against the
     same method on ten samples; of SECOND against greedy), with 95 % intervals over images, paired, and the means of
     answers, tokens (written) and seconds a question. Questions without a window have the outcome of greedy there."""
     images, rows = queries.set_index("query_id")["image_id"], []
-    ten = {name: part.set_index("query_id") for name, part in looked[looked["condition"] == TEN].groupby("method")}
+    ten = {name: part.set_index("query_id") for name, part in looked[looked["budget"] == TEN].groupby("method")}
     greedy = ten[GREEDY]
     codes = pd.factorize(images.loc[greedy.index])[0]
-    for key, part in looked.groupby(["condition", "window", "times", "method"], sort=False, dropna=False):
+    for key, part in looked.groupby(["budget", "window", "times", "method"], sort=False, dropna=False):
         found = part.set_index("query_id").reindex(greedy.index)
         own = ten.get(key[-1], greedy)
         for name in ("iou", "answers", "tokens", "seconds"):
@@ -157,7 +156,7 @@ def zoom_rows(looked: pd.DataFrame, queries: pd.DataFrame, draws: int) -> pd.Dat
         hit, base, same = (hits(each["iou"]) for each in (found, greedy, own.loc[greedy.index]))
         values = np.column_stack([hit, found["iou"], hit - base, hit - same]).astype(float)
         ends = np.quantile(bootstrap_means(values, codes, draws), INTERVAL, axis=0)
-        row = dict(zip(("condition", "window", "times", "method"), key)) | {"n": len(found)}
+        row = dict(zip(("budget", "window", "times", "method"), key)) | {"n": len(found)}
         for name, mean, (lo, hi) in zip(("acc50", "miou", "delta_vs_greedy", "delta_vs_ten"), values.mean(0), ends.T):
             row |= {name: mean, f"{name}_lo": lo, f"{name}_hi": hi}
         rows.append(row | found[["answers", "tokens", "seconds"]].mean().to_dict())
