@@ -87,7 +87,7 @@ def label_free_rows(
     frame, table = pd.DataFrame(sets, columns=["method", "images", "draw", "heads", "coordinates"]), []
     for (method, images), rows in frame.groupby(["method", "images"], sort=False):
         own = choices[choices["method"].isin([names[place] for place in rows.index])]
-        mean = own.groupby("query_id", as_index=False)[["iou", "hit"]].mean()
+        mean = own.groupby("query_id", as_index=False)[["iou", "hit", "hit75"]].mean()
         mean = mean.assign(method=method, family="acs-free", candidate=-1)
         both = pd.concat([choices[choices["method"] == "greedy"], mean])
         rates = accuracy_table(both, e.small, draws=e.profile.bootstrap).set_index("method").loc[method]
