@@ -45,7 +45,7 @@ from acs_lib.report.style import (
 )
 
 GROUP_LOOKS = {  # IoU group -> label, colour, marker, line style, hatch of the band
-    "high": ("high IoU (> 0.6)", BLUE, "o", "-", "////"),
+    "high": ("high IoU (> 0.6)", BLUE, "o", "-", "//"),
     "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
     "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
 }
@@ -312,7 +312,7 @@ def candidates_sweep(frame: pd.DataFrame) -> Figure:
     methods = list(dict.fromkeys(frame["method"]))
     looks, barred = looks_of(methods), [method for method in methods if method.startswith("ACS")]
     shifts = dict(zip(barred, offsets(len(barred), 0.16)))
-    figure, grid = panel_grid(frame, 4.2, 3.7, 1.2, xlabel="sampled candidates N", ylabel="Acc@0.5, small objects")
+    figure, grid = panel_grid(frame, 3.4, 2.9, 1.2, xlabel="sampled candidates N", ylabel="Acc@0.5, small objects")
     for axes, block in grid:
         for method in methods:
             rows = block[block["method"] == method].sort_values("n_samples")

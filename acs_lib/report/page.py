@@ -126,7 +126,7 @@ def page_table(path: Path) -> dict | None:
     for line in lines:
         cells = []
         for column, text in zip(columns, [*line, *[""] * len(header)], strict=False):
-            kind = "number" if column["numeric"] else "text" if len(text) > 28 else ""
+            kind = "" if column["numeric"] else "text" if len(text) > 28 else "w"
             number = _number(text)
             shown = _shown(text) if column["numeric"] else text
             raw = f"{number:.8g}" if column["numeric"] and "," in shown else shown  # what is sorted by
@@ -159,13 +159,19 @@ def _pivot(frame: pd.DataFrame, stem: str, keys: list[str], rate: str, name: str
     columns = [{"name": column, "numeric": column not in keys} for column in wide]
     for line in wide.astype(str).itertuples(index=False):
         cells = [
-            {"raw": text.partition(" ")[0] if column["numeric"] else text, "text": text, "verdict": "",
-             "kind": "number" if column["numeric"] else ""}
+            {"raw": text, "text": text, "verdict": "", "kind": "" if column["numeric"] else "w"}
             for column, text in zip(columns, line)
-        ]  # fmt: skip
+        ]
         rows.append({"cells": cells, "ours": any(text.startswith("ACS") for text in line), "control": False})
     caption = f"{name} in %, 95 % intervals over images."
-    return {"stem": f"{stem}-{rate}", "title": name, "caption": caption, "columns": columns, "rows": rows}
+    return {
+        "stem": f"{stem}-{rate}",
+        "pivot": True,
+        "title": name,
+        "caption": caption,
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def headline(folder: Path, profile: str) -> dict:

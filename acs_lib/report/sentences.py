@@ -213,7 +213,7 @@ HEADLINE = (  # the claims on the page's cards
 def cards(judged: pd.DataFrame) -> list[dict]:
     """The page's headline, from `evidence`: of each claim in HEADLINE its title, what was published, and `parts`, one a
     condition: under, verdict, and rows of (column, estimate with its interval)."""
-    judged, found = judged.assign(lvlm=without_condition(judged)["lvlm"]), []
+    judged, found = judged.assign(lvlm=without_condition(judged)["lvlm"].str.removesuffix("-embedded")), []
     for claim in HEADLINE:
         rows = judged[judged["claim"] == claim]
         parts = [
