@@ -468,7 +468,7 @@ def test_claims_are_stacked_on_a_phone_with_the_verdict_first(report, look):
 @pytest.mark.skipif(not (paths.reference("embedded") / "index.html").is_file(), reason="no published report here")
 def test_published_page_works_offline(look):
     folder = paths.reference("embedded")
-    browser = look(folder / "index.html", 360, "dark")
+    browser = at_queries(look(folder / "index.html", 390, "dark"))
     images, broken = browser.execute_async_script(BROKEN)
     assert images > len(list((folder / "figures").glob("*.png"))) and broken == 0, "the figures and a query"
     counts = {}

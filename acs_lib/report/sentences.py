@@ -253,6 +253,7 @@ def ablation_headline(table: pd.DataFrame, confident: pd.DataFrame, spread: pd.D
     sentences = []
     for (lvlm, method), rows in table[table["method"].str.startswith("ACS")].groupby(["lvlm", "method"], sort=False):
         rows = rows[rows["delta"].notna() & (rows["factor"] != ablations.STANDARD)]
+        rows = rows[(rows["delta_lo"] != 0) | (rows["delta_hi"] != 0)]  # not the same choices under another name
         apart = rows[(rows["delta_lo"] > 0) | (rows["delta_hi"] < 0)].sort_values("delta", kind="stable")
         ends = [apart[apart["delta"] > 0].tail(1), apart[apart["delta"] < 0].head(1)]
         told = [
