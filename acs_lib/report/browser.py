@@ -16,7 +16,7 @@ from acs_lib.study.examples import outcome_cases
 from acs_lib.study.experiment import Experiment
 
 
-def write_browser(experiments: list[Experiment], folder: Path, each: int = 4) -> None:
+def write_browser(experiments: list[Experiment], folder: Path, each: int = 3) -> None:
     """`folder`/browser.json: test queries of every experiment for the page's browser, gained, lost and unchanged ones,
     `each` of a kind by study.examples.middle; the overlay is the selected box's attention in D_c, at the coordinates
     D_c is read at, as `read` says."""

@@ -73,7 +73,6 @@ FIGURES = (  # the order of the notebooks; one of these with an ending ("-plain"
 PIVOTS = {  # table stem -> columns that name a row, rates that are shown an LVLM and dataset beside the other
     "main_results": (["method"], {"acc50": "Acc@0.5", "acc75": "Acc@0.75"}),
     "by_size": (["size", "method"], {"acc50": "Acc@0.5"}),
-    "candidates_sweep": (["method", "n_samples"], {"acc50": "Acc@0.5"}),
 }
 
 
