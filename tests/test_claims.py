@@ -132,7 +132,7 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
     rows = {"greedy": ("control", [0, 0, 0, 1]), "sequence log-prob": ("likelihood", [1, 1, 0, 1]),
             "mean token log-prob": ("likelihood", [1, 1, 0, 1]), "ACS-Free": ("acs-free", [1, 1, 1, 1])}  # fmt: skip
     choices = pd.DataFrame(
-        [(q, method, family, 1, float(hit), float(hit)) for method, (family, hits) in rows.items()
+        [(q, method, family, 1, *[float(hit)] * 3) for method, (family, hits) in rows.items()
          for q, hit in enumerate(hits)],
         columns=CHOICE_COLUMNS,
     )  # fmt: skip
@@ -178,7 +178,7 @@ def test_every_condition_has_its_own_verdicts_and_ranks():
     experiments = []
     for lvlm, flip in zip(lvlms, (False, True)):
         choices = pd.DataFrame(
-            [(q, method, family, 1, float(hit != flip), float(hit != flip))
+            [(q, method, family, 1, *[float(hit != flip)] * 3)
              for method, (family, found) in hits.items() for q, hit in enumerate(found)],
             columns=CHOICE_COLUMNS,
         )  # fmt: skip

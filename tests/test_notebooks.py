@@ -30,7 +30,7 @@ MACHINE_PATH = re.compile(rf"{re.escape(str(paths.ROOT))}\b|(?<![\w.:/])/(?:home
 EMBEDDED_DATA = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
 CUT = re.compile(r"\d+ rows × \d+ columns|\.\.\.</td>")  # pandas left out rows, columns or the end of a text
 MAIN_COLUMNS = (
-    "lvlm,dataset,method,family,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi,"
+    "lvlm,dataset,condition,method,family,n_queries,acc50,acc50_lo,acc50_hi,acc75,acc75_lo,acc75_hi,miou,miou_lo,miou_hi,"
     "delta_vs_greedy,p_value,published_acc50"
 )
 TABLES = (

@@ -164,6 +164,16 @@ def test_entropy_intervals_are_over_images():
     assert (table["mean"].iloc[0], table["mean_lo"].iloc[0], table["mean_hi"].iloc[0]) == (1.75, 1, 4)
 
 
+def test_entropy_of_the_discriminative_heads_alone():
+    entropy = np.zeros((2, 4, 2, 2))
+    entropy[0, :2, 0, 1], entropy[0, :2, 1, 0], entropy[0, 2:] = 1, 3, 9  # of the good answer, at x1 and y1; elsewhere
+    head_set = heads.HeadSet("mine", "scenes", ((0, 1), (1, 0)), (0, 1))
+    table = results.entropy_by_head(entropy, np.array([0.8, 0.0]), np.arange(2), np.ones((2, 2), int), head_set)
+    means = table.set_index(["heads", "group"])["mean"]
+    assert means["0, 1"].to_dict() == {"high": 1, "zero": 0} and means["1, 0"].to_dict() == {"high": 3, "zero": 0}
+    assert means["R"].to_dict() == {"high": 2, "zero": 0}
+
+
 def test_head_sets_and_regressors_belong_to_one_lvlm(tmp_path, model):
     head_set = heads.HeadSet("mine", "scenes", ((1, 1), (0, 1)))
     head_set.save(tmp_path / "heads.json")

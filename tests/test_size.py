@@ -110,8 +110,11 @@ def test_the_gain_is_told_for_rare_and_for_common_categories():
         correlations[[column, f"{column}_lo", f"{column}_hi"]] = 0.5, 0.4, 0.6
     said = sentences.say_size(e.labelled(table), e.labelled(correlations)).data
     assert "common +0.0 [+0.0, +0.0] (n = 1)" in said and "ACS-Learned r = +0.70, +0.50 [+0.40, +0.60]" in said
-    figure = figures_beyond_paper.size_and_category(e.labelled(table))
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(gains)
+    (axes,) = figures_beyond_paper.gains_by_category(e.labelled(table)).axes
+    rows = [f"{group}: {name}" for group in ("rare", "common") for name in figures_beyond_paper.SIZED]
+    assert [label.get_text() for label in axes.get_yticklabels()] == rows and axes.get_title().endswith("scenes")
+    (gained,) = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "*"]
+    assert gained == [[100, 0], [0, 3]], "points, the rare categories first"
 
 
 def test_photographs_have_no_rare_categories():

@@ -71,8 +71,10 @@ def bootstrap_p(differences: np.ndarray) -> np.ndarray:
 
 
 def per_query(choices: pd.DataFrame, queries: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], np.ndarray]:
-    """({'hit', 'iou'}: [queries, methods], image code [queries]); ValueError unless every method has every query."""
-    wide = {value: choices.pivot(index="query_id", columns="method", values=value) for value in ("hit", "iou")}
+    """({'hit', 'hit75', 'iou'}: [queries, methods], image code [queries]); ValueError unless every method has every
+    query."""
+    values = ("hit", "hit75", "iou")
+    wide = {value: choices.pivot(index="query_id", columns="method", values=value) for value in values}
     missing = wide["hit"].isna().sum()
     if missing.any():
         raise ValueError(f"every method needs every query; missing: {missing[missing > 0].to_dict()}")

@@ -1,5 +1,6 @@
 """Figures of confidence, analyses, ablations and cost, in the style of acs_lib.report.figures."""
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 
@@ -22,6 +23,7 @@ from acs_lib.report.style import (
     METHOD_LOOKS,
     ORANGE,
     VERMILLION,
+    forest,
     formula,
     legend_below,
     looks_of,
@@ -48,12 +50,7 @@ SCORES = {  # score -> colour, marker, size
     "entropy, D_c": (GREEN, "P", 8),
     "ACS-Learned": (VERMILLION, "*", 10),
 }
-SIZED = {  # method -> colour, marker
-    "box area, small first": (GREY, "o"),
-    "box size, learned": (BLUE, "s"),
-    "ACS-Free": (GREEN, "P"),
-    "ACS-Learned": (VERMILLION, "*"),
-}
+SIZED = {"ACS-Learned": (VERMILLION, "*"), "ACS-Free": (GREEN, "P"), "box size, learned": (BLUE, "s")}  # as marks
 ABLATED = ("greedy", "ACS-Free", "ACS-Learned")
 ROWS = 8  # values of a factor that stand one below the other; more numbers than that go along a line
 
@@ -226,23 +223,20 @@ def size_effect(frame: pd.DataFrame) -> Figure:
 
 
 @styled
-def size_and_category(frame: pd.DataFrame) -> Figure:
-    """What choosing brings over greedy decoding (points of Acc@0.5), by size alone and by attention, for the categories
-    that occur small only and for the others (no figure of the paper).
+def gains_by_category(frame: pd.DataFrame) -> Figure:
+    """What choosing brings over greedy decoding (points of Acc@0.5, paired 95 % intervals) in rare categories, which
+    occur small only, and in common ones: by attention, and by size alone (no figure of the paper).
 
-    frame: size_and_category.csv: columns categories, method, delta_vs_greedy, _lo, _hi (0-1), and lvlm, dataset
-        (a panel each)
+    frame: size_and_category.csv: columns categories, method, delta_vs_greedy, _lo, _hi (-1 to 1), lvlm, dataset,
+        condition; without groups of categories (data that is not rendered) all objects are one
     """
-    frame = frame[frame["method"].isin(SIZED)]
-    frame = frame.assign(**{f"gain{end}": 100 * frame[f"delta_vs_greedy{end}"] for end in ("", "_lo", "_hi")})
-    labels = {"xlabel": "Acc@0.5 against greedy (points)", "ylabel": "categories"}
-    figure, grid, places = row_grid(frame, "categories", 3.6, 0.6, 1.9, **labels)
-    for axes, block in grid:
-        axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
-        for shift, (method, look) in zip(offsets(len(SIZED), 0.18), SIZED.items()):
-            rows = block[block["method"] == method]
-            points(axes, rows, "gain", y=rows["categories"].map(places) + shift, label=method, **marks(*look))
-    return legend_below(figure)
+    groups = [name for name in dict.fromkeys(frame["categories"]) if name != "all"] or ["all"]
+    order = {(group, method): place for place, (group, method) in enumerate(itertools.product(groups, SIZED))}
+    rows = frame[frame["categories"].isin(groups) & frame["method"].isin(SIZED)]
+    place = [order[key] for key in zip(rows["categories"], rows["method"])]
+    rows = rows.assign(row=rows["categories"].str.split(",").str[0] + ": " + rows["method"], place=place)
+    rows = rows.sort_values("place", kind="stable")
+    return forest(rows, "delta_vs_greedy", SIZED, "Acc@0.5 against greedy (points)")
 
 
 @styled

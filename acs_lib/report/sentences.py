@@ -13,9 +13,10 @@ from acs_lib.core.files import write_text
 from acs_lib.evaluation import published
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.bootstrap import estimate
-from acs_lib.evaluation.claims import LEVEL, lower_for_good, seeds_told
+from acs_lib.evaluation.claims import LEVEL, lower_for_good, seeds_told, verdict
 from acs_lib.evaluation.confidence import PUBLISHED_AUROC
 from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
+from acs_lib.report.style import without_condition
 from acs_lib.study import ablations
 from acs_lib.study.experiment import Experiment
 from acs_lib.study.results import CONTROLS, unfiltered
@@ -201,27 +202,87 @@ def say_statistics(table: pd.DataFrame, shape: tuple[int, ...]) -> Markdown:
     )
 
 
-def headline(main: pd.DataFrame, compared: pd.DataFrame, spread: pd.DataFrame, folder: Path) -> Markdown:
-    """Write `folder`/tables/headline.json for the page and show the same sentences; main: main_results.csv, compared:
-    `comparisons`, spread: `seed_spread` of the regressor."""
-    sentences, seeds = [], spread[spread["source"] == "regressor"].set_index(["lvlm", "dataset"])
-    for (lvlm, dataset), rows in main.groupby(["lvlm", "dataset"], sort=False):
-        rows = rows.set_index("method")
-        acc = rows["acc50"]
-        sentences.append(
-            f"Measured on {dataset} with {lvlm}, {rows['n_queries'].iloc[0]} small objects: "
-            f"greedy {acc['greedy']:.1%}, ACS-Free {acc['ACS-Free']:.1%}, "
-            f"ACS-Learned {acc['ACS-Learned']:.1%} (in %: mean of "
-            f"{seeds_told(seeds.loc[(lvlm, dataset)], 'acc50', '.1f')}), oracle {acc[ORACLE]:.1%}."
-        )
+HEADLINE = (  # the claims on the page's cards
+    "Attention predicts the box's IoU",
+    "ACS-Learned beats greedy decoding on small objects",
+    "ACS-Learned beats the best sampling baseline",
+    "ACS-Free beats greedy decoding",
+)
+
+
+def cards(judged: pd.DataFrame) -> list[dict]:
+    """The page's headline, from `evidence`: of each claim in HEADLINE its title, what was published, and `parts`, one a
+    condition: under, verdict, and rows of (column, estimate with its interval)."""
+    judged, found = judged.assign(lvlm=without_condition(judged)["lvlm"].str.removesuffix("-embedded")), []
+    for claim in HEADLINE:
+        rows = judged[judged["claim"] == claim]
+        parts = [
+            {
+                "under": WITH[condition].strip(),
+                "verdict": verdict(part["sign"]),
+                "rows": [[f"{row.lvlm}, {row.dataset}", row.measured.partition(" (")[0]] for row in part.itertuples()],
+            }
+            for condition, part in rows.groupby("condition", sort=False)
+        ]
+        found.append({"title": claim, "published": rows["published"].iloc[0], "parts": parts})
+    return found
+
+
+def headline(judged: pd.DataFrame, compared: pd.DataFrame, folder: Path) -> Markdown:
+    """Write `folder`/tables/headline.json for the page and show the same in words; judged: `evidence`, compared:
+    `comparisons`."""
+    found = cards(judged)
     told = ", ".join(
         f"{name} {published.SMALL_OBJECTS[name][0]:.1f}%" for name in ("greedy", "ACS-Free", "ACS-Learned")
     )
-    sentences.append(f"Published ({' on '.join(published.COLUMNS[0])}): {told}.")
+    sentences = [f"Published ({' on '.join(published.COLUMNS[0])}, small objects): {told}."]
     sentences += [planted(compared)] if planted(compared) else []
     title = "Self-Improving Small Object Grounding in LVLMs, reproduced step by step"
-    write_text(Path(folder) / "tables" / "headline.json", json.dumps({"title": title, "sentences": sentences}))
-    return say("in short:", sentences)
+    _write_headline(folder, title, sentences, found)
+    verdicts = [
+        f"{card['title']}: " + "; ".join(f"{part['verdict']} {part['under']}".strip() for part in card["parts"])
+        for card in found
+    ]
+    return say("in short:", verdicts + sentences)
+
+
+def ablation_headline(table: pd.DataFrame, confident: pd.DataFrame, spread: pd.DataFrame, folder: Path) -> Markdown:
+    """Write `folder`/tables/headline.json for the page of the ablations and show the same: how many changes move a
+    method, and the largest gain and loss, from `ablation_table`; the best score as confidence, from
+    `confidence_tables`; the luck of sampling, from `seed_spread`."""
+    sentences = []
+    for (lvlm, method), rows in table[table["method"].str.startswith("ACS")].groupby(["lvlm", "method"], sort=False):
+        rows = rows[rows["delta"].notna() & (rows["factor"] != ablations.STANDARD)]
+        rows = rows[(rows["delta_lo"] != 0) | (rows["delta_hi"] != 0)]  # not the same choices under another name
+        apart = rows[(rows["delta_lo"] > 0) | (rows["delta_hi"] < 0)].sort_values("delta", kind="stable")
+        ends = [apart[apart["delta"] > 0].tail(1), apart[apart["delta"] < 0].head(1)]
+        told = [
+            f"most {word} by {row.factor} = {row.value} ({_points(row, 'delta')})"
+            for word, end in zip(("gained", "lost"), ends)
+            for row in end.itertuples()
+        ]
+        sentences.append(
+            f"{lvlm}, {method}: {len(apart)} of {len(rows)} changes are told apart from the profile's own setting"
+            + "".join(f"; {part}" for part in told) + "."
+        )  # fmt: skip
+    for (lvlm, dataset), rows in confident[confident["answers"] == "all"].groupby(["lvlm", "dataset"], sort=False):
+        best = rows.nlargest(1, "auroc")
+        sentences += [
+            f"{lvlm} on {dataset}: {row.method} tells right boxes best, AUROC {estimate(row, 'auroc')}."
+            for row in best.itertuples()
+        ]
+    sentences += [
+        f"{row['lvlm']} on {row['dataset']}: over the seeds of sampling ACS-Learned's Acc@0.5 is "
+        f"{row['acc50_mean']:.1%}, SD {100 * row['acc50_sd']:.1f} points."
+        for _, row in spread[(spread["source"] == "sampling") & (spread["method"] == "ACS-Learned")].iterrows()
+    ]
+    _write_headline(folder, "What the method depends on: ablations and analyses", sentences, [])
+    return say(f"in short, in {POINTS} of Acc@0.5 with paired 95 % intervals:", sentences)
+
+
+def _write_headline(folder: Path, title: str, sentences: list[str], found: list[dict]) -> None:
+    content = {"title": title, "sentences": sentences, "cards": found}
+    write_text(Path(folder) / "tables" / "headline.json", json.dumps(content))
 
 
 def say_ranked(table: pd.DataFrame) -> Markdown:

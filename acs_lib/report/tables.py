@@ -67,6 +67,17 @@ def read_table(folder: str | Path, stem: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def pivoted(table: pd.DataFrame, rows: list[str], value: str) -> pd.DataFrame:
+    """A rate with its interval as text in %, '49.1 [45.6, 52.7]': a row for each combination of the columns `rows`, a
+    column an LVLM and dataset, both in the table's order; empty where there is none."""
+    texts = [estimate(row, value, ".1f", 100) for row in table.itertuples()]
+    table, wide = table.assign(text=texts), table[rows].drop_duplicates()
+    for (lvlm, dataset), part in table.groupby(["lvlm", "dataset"], sort=False):
+        cells = part[[*rows, "text"]].rename(columns={"text": f"{lvlm}, {dataset}"})
+        wide = wide.merge(cells, on=rows, how="left")
+    return wide.fillna("").reset_index(drop=True)
+
+
 def measured_text(row) -> str:
     """Acc@0.5 of a row of main_results.csv with its interval as text in %."""
     return f"{estimate(row, 'acc50', '.1f', 100)}, n = {row.n_queries}"

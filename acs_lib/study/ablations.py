@@ -186,7 +186,7 @@ def choices_by_method(e: Experiment, selectors: Iterable[Selector], candidates: 
     IoUs and hits."""
     choices = make_choices(candidates, e.run.truth, [SELECTORS["greedy"], *selectors], e.profile.pool)
     groups = choices.groupby(["query_id", "method", "family"], sort=False, as_index=False)
-    return groups.agg(candidate=("candidate", "first"), iou=("iou", "mean"), hit=("hit", "mean"))
+    return groups.agg({"candidate": "first", "iou": "mean", "hit": "mean", "hit75": "mean"})
 
 
 def rows(

@@ -90,7 +90,7 @@ def label_free_rows(
     groups, means = dict(iter(frame.groupby(["method", "images"], sort=False))), {}
     for key, rows in groups.items():
         own = choices[choices["method"].isin([names[place] for place in rows.index])]
-        mean = own.groupby("query_id", as_index=False)[["iou", "hit"]].mean()
+        mean = own.groupby("query_id", as_index=False)[["iou", "hit", "hit75"]].mean()
         means[key] = mean.assign(family="acs-free", candidate=-1)
     known = {method: mean for (method, _), mean in means.items()} | {"greedy": choices[choices["method"] == "greedy"]}
     for (method, images), rows in groups.items():

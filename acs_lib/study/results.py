@@ -13,7 +13,7 @@ from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, sa
 from acs_lib.method import regressor
 from acs_lib.method.baselines import FUSIONS, SELECTORS
 from acs_lib.method.heads import IOU_GROUPS, HeadSet, in_group, select_heads
-from acs_lib.method.selection import ALL_HEADS
+from acs_lib.method.selection import ALL_HEADS, over_heads
 from acs_lib.profiles import DatasetSpec, LVLMSpec
 from acs_lib.runs.store import Run
 from acs_lib.study.experiment import Experiment, stacked
@@ -168,16 +168,21 @@ def unfiltered(head_set: HeadSet, table: pd.DataFrame) -> list[Heads]:
 
 def entropy_table(experiments: list[Experiment]) -> pd.DataFrame:
     """entropy_by_layer.csv: small objects of every test split, sampled and greedy answers together."""
+    return stacked(experiments, lambda e: entropy_by_layer(*_entropy_of_small(e)))
 
-    def by_layer(e: Experiment) -> pd.DataFrame:
-        records, image_of = e.run.records(), e.small.set_index("query_id")["image_id"]
-        kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
-        images, names = pd.factorize(records["query_id"][kept].map(image_of))
-        counts = image_counts(max(1, len(names)), e.profile.costly_draws)
-        entropy, iou = e.run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept]
-        return entropy_by_layer(entropy, iou, images, counts)
 
-    return stacked(experiments, by_layer)
+def head_entropy_table(experiments: list[Experiment]) -> pd.DataFrame:
+    """entropy_by_head.csv: the same answers' entropy in the heads of D_c alone."""
+    return stacked(experiments, lambda e: entropy_by_head(*_entropy_of_small(e), e.head_set))
+
+
+def _entropy_of_small(e: Experiment) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """entropy [n, 4, layers, heads], iou [n], images [n] and counts [draws, m], as `entropy_by_layer` takes them."""
+    records, image_of = e.run.records(), e.small.set_index("query_id")["image_id"]
+    kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
+    images, names = pd.factorize(records["query_id"][kept].map(image_of))
+    counts = image_counts(max(1, len(names)), e.profile.costly_draws)
+    return e.run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept], images, counts
 
 
 def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
@@ -187,21 +192,38 @@ def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, c
     entropy [n, 4, layers, heads] in nats, iou [n], images [n] codes 0..m-1; counts [draws, m] how often each draw holds
     each image.
     """
-    per_layer = entropy.mean(-1)
+    layers = entropy.shape[2]
+    found = _by_group(entropy.mean(-1).reshape(len(entropy), -1), iou, images, counts)
+    found.insert(0, "coordinate", [COORDINATES[place // layers] for place in found["place"]])
+    found.insert(1, "layer", found.pop("place") % layers)
+    return found
+
+
+def entropy_by_head(
+    entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray, head_set: HeadSet
+) -> pd.DataFrame:
+    """heads, group and the statistics of `entropy_by_layer`, of the entropy of each head of D_c ('3, 5': layer and
+    head) at D_c's coordinates, and of their mean, which is R."""
+    sets = {f"{layer}, {head}": ((layer, head),) for layer, head in head_set.heads} | {"R": head_set.heads}
+    values = [over_heads(entropy, heads, head_set.coordinates) for heads in sets.values()]
+    found, names = _by_group(np.column_stack(values), iou, images, counts), list(sets)
+    found.insert(0, "heads", [names[place] for place in found.pop("place")])
+    return found
+
+
+def _by_group(values: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
+    """place (column of values [n, k]), group, mean with its interval, quartiles and n, group after group."""
     table = []
     for group in IOU_GROUPS:
         kept = in_group(iou, group)
-        chosen, place = per_layer[kept], images[kept]
-        answers = counts @ np.bincount(place, minlength=counts.shape[1])
-        for index, coordinate in enumerate(COORDINATES):
-            for layer in range(per_layer.shape[2]):
-                values = chosen[:, index, layer]
-                if len(values):
-                    q25, mean, q75 = np.quantile(values, 0.25), values.mean(), np.quantile(values, 0.75)
-                    sums = counts @ np.bincount(place, values, minlength=counts.shape[1])
-                    lo, hi = np.quantile(sums[answers > 0] / answers[answers > 0], (0.025, 0.975))
-                    table.append((coordinate, layer, group, mean, lo, hi, q25, q75, len(values)))
-    names = ["coordinate", "layer", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
+        chosen, image = values[kept], images[kept]
+        answers = counts @ np.bincount(image, minlength=counts.shape[1])
+        for place, column in enumerate(chosen.T if len(chosen) else ()):
+            sums = counts @ np.bincount(image, column, minlength=counts.shape[1])
+            lo, hi = np.quantile(sums[answers > 0] / answers[answers > 0], (0.025, 0.975))
+            ends = np.quantile(column, (0.25, 0.75))
+            table.append((place, group, column.mean(), lo, hi, *ends, len(column)))
+    names = ["place", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
     return pd.DataFrame(table, columns=names)
 
 

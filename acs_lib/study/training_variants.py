@@ -57,7 +57,7 @@ def variant_row(seeds: list[Experiment]) -> dict:
     e, first = seeds[0], seeds[0].choices_on("small")
     learned = pd.concat([found.choose(["ACS-Learned"], found.small) for found in seeds])
     learned = learned[learned["method"] == "ACS-Learned"].groupby(["query_id", "method", "family"], sort=False)
-    learned = learned[["iou", "hit"]].mean().reset_index()
+    learned = learned[["iou", "hit", "hit75"]].mean().reset_index()
     choices = pd.concat([first[first["method"] != "ACS-Learned"], learned])
     small, sampling = e.small, e.profile.sampling
     row = {"lvlm": e.lvlm.name, "dataset": e.dataset.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
