@@ -18,6 +18,7 @@ LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "obje
 NOT_FETCHED = {"next", "prev", "canonical", "index", "search", "author"}  # of links
 OUTSIDE = re.compile(r"""(?:url\(|@import\s)\s*["']?((?:[a-z]+:)?//[^)"']*)""")  # of style sheets
 
+
 def is_elsewhere(address: str) -> bool:
     return bool(urlsplit(address).netloc)
 
