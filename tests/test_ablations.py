@@ -329,9 +329,10 @@ def test_stored_ablations_of_a_planted_study(study):
     assert heads["acc50"]["1"] == base["ACS-Free"]
     assert heads["delta"].tolist() == pytest.approx((heads["acc50"] - base["ACS-Free"]).tolist())
     assert table["delta"].isna().tolist() == table["factor"].isin(["threshold of small", "applied to size"]).tolist()
-    panels = [axes.get_title() for axes in figures.ablation_panels(table).axes if axes.axison]
-    factors = set(values.index) - {"as the profile has it"}
-    assert set(panels) == {factor.replace("D_c", "$D_c$") for factor in factors}
+    (axes,) = figures.ablation_forest(table).axes
+    told = {label.get_text().partition(":")[0] for label in axes.get_yticklabels() if ":" in label.get_text()}
+    factors = set(values.index) - {"as the profile has it", "threshold of small", "applied to size"}
+    assert told == {factor.replace("D_c", "$D_c$") for factor in factors}, "those of the same queries"
 
 
 def test_heads_and_regressor_of_either_dataset_are_applied_to_both(study):

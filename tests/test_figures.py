@@ -443,26 +443,19 @@ def points(axes) -> list[tuple[float, float, str]]:
     return [(float(x), float(y), line.get_markerfacecolor()) for line in lines for x, y in line.get_xydata()]
 
 
-def test_ablations_stand_at_their_ticks_and_fill_what_is_told_apart():
-    heads, _, sizes, empty = figures_beyond_paper.ablation_panels(ablations_frame()).axes
-    assert heads.get_title() == "heads in $D_c$" and not empty.axison
-    assert [label.get_text() for label in heads.get_yticklabels()] == ["1", "2"]
-    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, METHOD_LOOKS["ACS-Free"][0])]
-    assert {round(y, 2) for _, y, _ in points(sizes)} == {-0.1, 0.1, 0.9, 1.1}, "two methods, side by side"
-    assert heads.get_xlabel() == sizes.get_xlabel() == "Acc@0.5"
-
-
-def test_greedy_of_the_profile_is_drawn_where_the_queries_are_its_own():
-    heads, samples, sizes, _ = figures_beyond_paper.ablation_panels(ablations_frame()).axes
-    dashed = [[line for line in axes.lines if line.get_linestyle() == "--"] for axes in (heads, samples, sizes)]
-    assert [len(found) for found in dashed] == [1, 1, 0]
-    assert list(dashed[0][0].get_xdata()) == list(dashed[1][0].get_ydata()) == [0.5, 0.5]
-
-
-def test_many_numbers_go_along_a_line():
-    _, samples, _, _ = figures_beyond_paper.ablation_panels(ablations_frame()).axes
-    assert [(x, y) for x, y, _ in points(samples)] == [(n, 0.53) for n in range(1, 21)]
-    assert (samples.get_xlabel(), samples.get_ylabel()) == ("samples", "Acc@0.5")
+def test_ablations_are_a_forest_of_paired_differences():
+    frame = ablations_frame()
+    both = pd.concat([frame.assign(lvlm="a"), frame.assign(lvlm="b")])
+    first, second = figures_beyond_paper.ablation_forest(both).axes
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == ["heads in $D_c$: 1", "2", "samples: 1", "4", "6", "9", "12", "15", "17", "20"]
+    ticks, green = dict(zip(names, first.get_yticks())), METHOD_LOOKS["ACS-Free"][0]
+    found = {(round(y - 0.18, 2), x): face for x, y, face in points(second)}
+    assert found[round(ticks["2"], 2), 5.0] == green
+    assert found[round(ticks["heads in $D_c$: 1"], 2), 0.0] == "white"
+    assert len(found) == len(names), "no row where the queries are others"
+    gaps = np.diff(first.get_yticks())
+    assert gaps[1] > gaps[0] == gaps[2], "factors stand apart"
 
 
 def test_risk_has_intervals_at_coverages_of_each_methods_own():

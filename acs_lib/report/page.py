@@ -79,7 +79,7 @@ FIGURES = (  # the order of the notebooks; one of these with an ending ("-plain"
     "main_results", "differences", "by_size", "large_and_small", "candidates_sweep", "gained", "lost",  # 06
     "your_own_image",  # 07
     "ranked_right", "gains_by_category", "partial_correlation", "training_variants",  # 08
-    "ablations", "confidence", "risk_coverage", "reliability", "head_stability", "head_transfer", "cost",  # 09
+    "ablations", "confidence", "risk_coverage", "reliability", "head_stability", "head_transfer", "cost",  # 09, 11
     "zoom", "instances_curve", "risk_curve", "effort", "label_free_heads", "intervention",  # 10
 )  # fmt: skip
 PIVOTS = {  # table stem -> columns that name a row, rates that are shown an LVLM and dataset beside the other
@@ -186,7 +186,7 @@ def _pivot(frame: pd.DataFrame, stem: str, keys: list[str], rate: str, name: str
 
 
 def headline(folder: Path, profile: str) -> dict:
-    """{"title", "sentences", "cards"} (see report.sentences.cards) as notebook 06, 09 or 10 wrote them; a title alone
+    """{"title", "sentences", "cards"} (see report.sentences.cards) as notebook 06, 10 or 11 wrote them; a title alone
     where none was run."""
     told = folder / "tables" / "headline.json"
     if not told.exists():
