@@ -1,6 +1,8 @@
 """What an embedded LVLM was taught, measured on research images: neither test nor training images of any profile.
 
-    python -m benchmarks.bars data/embedded/internvl-plain
+    python -m benchmarks.bars data/embedded/internvl-plain data/embedded/internvl
+
+writes reports/benchmarks/bars.csv, a row an LVLM.
 
 Greedy answers only: Acc@0.5 for small and large objects, how many answers hold a box, how often an object that is there
 is answered by none and one that is absent is not, AP at IoU 0.5 of lists, and how often a question whether a box is
@@ -21,7 +23,9 @@ import typer
 from PIL import Image
 from pycocotools.cocoeval import COCOeval
 
+from acs_lib import paths
 from acs_lib.core import boxes as bx
+from acs_lib.core.files import replacing
 from acs_lib.datasets.coco import indexed
 from acs_lib.embedded import scenes
 from acs_lib.embedded.models import TINY
@@ -135,17 +139,23 @@ def right(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
 
 
 def main(
-    weights: Annotated[Path, typer.Argument(help="The LVLM's folder.", exists=True, file_okay=False)],
+    weights: Annotated[list[Path], typer.Argument(help="Folders of LVLMs.", exists=True, file_okay=False)],
     world: Annotated[str, typer.Option(help="The world of the research images.")] = "scenes",
     images: int = 200,
+    out: Annotated[Path, typer.Option(help="The table.")] = paths.REPORTS / "benchmarks" / "bars.csv",
 ) -> None:
     torch.manual_seed(0)
-    lvlm = load_checkpoint(weights, dtype="float32")
-    look = scenes.WORLDS[world]
-    many = replace(look, repeats=0.4)
-    found = {**single(lvlm, look, images), **absent(lvlm, look, images // 2), **right(lvlm, look, images // 4),
-             **lists(lvlm, many, images // 2)}  # fmt: skip
-    typer.echo(pd.Series(found).round(3).to_string())
+    look, rows = scenes.WORLDS[world], []
+    for folder in weights:
+        lvlm = load_checkpoint(folder, dtype="float32")
+        rows.append({
+            "lvlm": folder.name, "world": world, **single(lvlm, look, images), **absent(lvlm, look, images // 2),
+            **right(lvlm, look, images // 4), **lists(lvlm, replace(look, repeats=0.4), images // 2),
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    with replacing(out) as aside:
+        table.to_csv(aside, index=False)
+    typer.echo(table.round(3).T.to_string(header=False))
 
 
 if __name__ == "__main__":

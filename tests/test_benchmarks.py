@@ -175,10 +175,12 @@ def test_a_profiles_run_begins_with_nothing_and_a_failed_one_is_told(tmp_path, m
         profiles.seconds(tmp_path, "smoke", busy=True)
 
 
-def test_the_bars_of_an_lvlm_that_was_not_trained(untrained, capsys):
+def test_the_bars_of_an_lvlm_that_was_not_trained(untrained, tmp_path):
     """Every measure is there, of as many questions as are asked, and lies in 0-1 where it is a share."""
-    bars.main(Path(untrained.model.name_or_path), "clear", images=4)
-    found = {name: float(value) for name, value in map(str.split, capsys.readouterr().out.splitlines())}
+    folder = Path(untrained.model.name_or_path)
+    bars.main([folder], "clear", images=4, out=tmp_path / "bars.csv")
+    (found,) = pd.read_csv(tmp_path / "bars.csv").to_dict("records")
+    assert (found["lvlm"], found["world"]) == (folder.name, "clear")
     assert found["n_absent"] == 4 and found["n_right"] == 4 and found["n_small"] > 0
     shares = {"answered", "acc50_small", "none_small", "none_absent", "right", "ap50_lists"}
     assert shares <= set(found) and all(0 <= found[name] <= 1 for name in shares)
