@@ -75,7 +75,7 @@ def single(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
         hit = box is not None and float(bx.iou(box, truth)) >= 0.5
         rows.append((share, box is not None, hit, not any(map(str.isdigit, text))))
     frame = pd.DataFrame(rows, columns=["share", "parsed", "hit", "none"])
-    small, large = frame[frame["share"] < SMALL], frame[frame["share"] > LARGE]
+    small, large = frame[frame["share"] <= SMALL], frame[frame["share"] > LARGE]
     found = {"n_small": len(small), "n_large": len(large), "answered": (frame["parsed"] | frame["none"]).mean()}
     for name, part in {"small": small, "large": large}.items():
         found |= {f"acc50_{name}": part["hit"].mean(), f"none_{name}": part["none"].mean()}

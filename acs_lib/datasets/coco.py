@@ -34,11 +34,8 @@ ABSENT = {"objects365_v2_00908726.jpg", "objects365_v1_00320532.jpg", "objects36
 
 
 def size_bin(area_fraction: float, small: float = 0.01, large: float = 0.05) -> str:
-    """'small' below `small`, 'large' above `large`, else 'medium'; shares of the image's area. Where one threshold is
-    both, nothing is medium, and what lies on it is small."""
-    if area_fraction > large:
-        return "large"
-    return "small" if area_fraction < small or small == large else "medium"
+    """'small' up to and with `small`, 'large' above `large`, else 'medium'; shares of the image's area."""
+    return "small" if area_fraction <= small else "large" if area_fraction > large else "medium"
 
 
 # what an entry needs: whole numbers (1.0 is one), and a text that is not empty

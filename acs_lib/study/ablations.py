@@ -10,7 +10,6 @@ the same queries (NaN where the queries are what is changed). Each ACS-Learned i
 seeds as `profile.seeds.regressor` names: one seed's luck is as large as many a change.
 """
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -170,15 +169,15 @@ def counts_of_heads(layer_scores: np.ndarray, head_scores: np.ndarray, head_set:
 
 
 def small_parts(queries: pd.DataFrame, photographs: bool) -> dict[str, pd.DataFrame]:
-    """Threshold -> the queries below it, of photographs those on it, too: SMALL, and COCO's 32 x 32 px; in rendered
-    scenes, whose images are smaller, the share of the image that these are in COCO's most frequent size of image."""
-    area, below = queries["area_fraction"], operator.le if photographs else operator.lt
+    """Threshold -> the queries up to and with it: SMALL, and COCO's 32 x 32 px; in rendered scenes, whose images are
+    smaller, the share of the image that these are in COCO's most frequent size of image."""
+    area = queries["area_fraction"]
     if photographs:
-        found = {"COCO's 32^2 px": queries[below(area, COCO_SMALL / (queries["width"] * queries["height"]))]}
+        found = {"COCO's 32^2 px": queries[area <= COCO_SMALL / (queries["width"] * queries["height"])]}
     else:
         share = COCO_SMALL / COCO_IMAGE
-        found = {f"{100 * share:.2f} % (COCO's 32^2)": queries[below(area, share)]}
-    return found | {value: queries[below(area, share)] for value, share in SMALL.items()}
+        found = {f"{100 * share:.2f} % (COCO's 32^2)": queries[area <= share]}
+    return found | {value: queries[area <= share] for value, share in SMALL.items()}
 
 
 def choices_by_method(e: Experiment, selectors: Iterable[Selector], candidates: Iterable[Candidates]) -> pd.DataFrame:
