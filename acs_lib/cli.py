@@ -51,7 +51,14 @@ def report_user_errors(stopped: str = "stopped", advice: str = "") -> Iterator[N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of packages: no news for a user
-            warnings.showwarning = lambda message, *where: complain(f"warning: {message}")
+            told = set()
+
+            def tell(message, *where) -> None:
+                if str(message) not in told:  # of many images alike
+                    told.add(str(message))
+                    complain(f"warning: {message}")
+
+            warnings.showwarning = tell
             yield
     except (typer.Exit, BrokenPipeError):
         raise

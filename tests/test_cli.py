@@ -417,21 +417,28 @@ def test_calibrate_takes_over_from_a_finished_run(tmp_path, monkeypatch):
         found.mkdir(parents=True)
         HeadSet(spec.name, "scenes", ((number, 2),)).save(found / "head_set.json")
         (found / "regressor-0.safetensors").write_bytes(b"weights")
+
+    def thresholds(profile):
+        for lvlm in profile.lvlms:
+            (tmp_path / "smoke" / lvlm.name / "risk.json").write_text(lvlm.name)
+
+    monkeypatch.setattr("acs_lib.study.calibrate.fit_thresholds", thresholds)
     code, out, _ = acs("calibrate", "--profile", "smoke")
     assert code == 0
     names = [os.path.basename(line) for line in out.splitlines()]
-    assert names == ["head_set.json", "regressor.safetensors"] * len(lvlms)
+    assert names == ["head_set.json", "regressor.safetensors", "risk.json"] * len(lvlms)
     for number, spec in enumerate(lvlms):
         folder = tmp_path / "embedded" / os.path.basename(spec.source)
         assert HeadSet.load(folder / "head_set.json", spec.name).heads == ((number, 2),)
         assert (folder / "regressor.safetensors").read_bytes() == b"weights"
+        assert (folder / "risk.json").read_text() == spec.name
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "give --annotations and --images, or --profile"),
-        (["--annotations", "a.json"], 2, "give --annotations and --images, or --profile"),
+        ([], 2, "give --images with --annotations or with --object, or --profile"),
+        (["--annotations", "a.json"], 2, "give --images with --annotations or"),
         (["--profile", "smoke", "--annotations", "a.json"], 2, "or --profile"),
         (["--profile", "paper", "--out", "x"], 2, "profile paper has 2 LVLMs; leave --out away"),
         (["--profile", "smok"], 1, "unknown profile 'smok'"),

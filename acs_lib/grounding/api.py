@@ -72,7 +72,7 @@ def _calibrated(lvlm: LVLM, file_name: str) -> Path | None:
 def calibrated_with(lvlm: LVLM, head_set: Path | None, regressor: Path | None) -> dict[str, str | None]:
     """SHA-256 of the files of D_c and of the regressor, as given or as found beside the LVLM; None without one."""
     files = head_set or _calibrated(lvlm, "head_set.json"), regressor or _calibrated(lvlm, "regressor.safetensors")
-    return {name: file and file_digest(file) for name, file in zip(("head_set", "regressor"), files)}
+    return {name: file_digest(file) if file else None for name, file in zip(("head_set", "regressor"), files)}
 
 
 def _check_belongs(what: str, found: HeadSet | AttentionIoURegressor, given: object, lvlm: LVLM) -> None:

@@ -25,7 +25,8 @@ def read_kept(path: Path, asked: dict) -> dict[tuple[str, str], dict]:
 
     ValueError where a line is no answer, or was asked for with other settings than `asked`.
     """
-    answers, end = {}, 0
+    answers: dict[tuple[str, str], dict] = {}
+    end = 0
     if not path.exists():
         return answers
     with path.open("rb") as file:
