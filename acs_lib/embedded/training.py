@@ -87,6 +87,7 @@ RECIPE = (  # of both families
         "answers", "train", steps=1200, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
     ),
     TrainingStage("answers", "train", steps=1300, lr=1.2e-3, constant=0.0, seed=3),
+    TrainingStage("answers", "train", steps=1000, lr=1e-3, constant=0.2, seed=6),
 )
 
 
