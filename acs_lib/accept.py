@@ -67,6 +67,10 @@ def accept(name: str) -> list[str]:
         _copy(report, aside, COMPARED if tested else REPORT, written)
         differences = compare.folders(reference / "tables", aside / "tables")
         if not tested:
+            manifest = json.loads((aside / "manifest.json").read_text(encoding="utf-8"))
+            write_text(
+                aside / "manifest.json", json.dumps(manifest | {"compared": None}, indent=1)
+            )  # it is the one now
             page.build(name, aside)
             (aside / "browser.json").unlink(missing_ok=True)  # the page holds it
         _rename(aside, reference)

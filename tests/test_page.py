@@ -113,7 +113,8 @@ def report(tmp_path):
     queries = [query(i, outcome, NASTY if i == 0 else "ball") for i, outcome in enumerate(outcomes)]
     queries += [query(9, "lost", of=OTHER)]
     (tmp_path / "browser.json").write_text(json.dumps(queries))
-    manifest = {"git": {"commit": "abc123"}, "seeds": [1, 2], "wall": [{"name": "01"}]}
+    compared = {"said": "every table as the reference's", "differences": []}
+    manifest = {"git": {"commit": "abc123"}, "seeds": [1, 2], "wall": [{"name": "01"}], "compared": compared}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
 
@@ -126,7 +127,7 @@ def test_page_holds_everything(report):
     assert page.rows["table-main_results"] == 4 and page.rows["table-claims"] == 1
     assert page.rows["table-heads"] == 100 and "100 rows" in text
     assert len(page.all("figure")) == 3 and "Sampling candidates" in text
-    for part in ("git.commit", "abc123", "wall[0].name", "reproduced", OTHER):
+    for part in ("git.commit", "abc123", "wall[0].name", "reproduced", OTHER, "reference: every table as"):
         assert part in text
     assert page.all("h1") and "results of the profile “smoke”" in text and "In short" not in text
     assert {"tables/heads.csv", "figures/main_results.pdf", "notebooks/01_candidate_sampling.html"} <= set(page.links)

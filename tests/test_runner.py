@@ -538,6 +538,7 @@ def test_a_run_leaves_the_checkout_clean_and_accept_alone_changes_it(checkout):
     else:
         assert changed == [*(f" M notebooks/{name}.ipynb" for name in names if checkout == "tiny"), *kept]
         assert "figures/main.png" not in (paths.reference("tiny") / "index.html").read_text(), "the page holds it"
+        assert json.loads((paths.reference("tiny") / "manifest.json").read_text())["compared"] is None
     commit()
 
     result = invoke()

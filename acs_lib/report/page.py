@@ -285,6 +285,8 @@ def render(profile: str, folder: Path) -> str:
     tables = {stem: table for stem, table in tables.items() if table}
     claims = tables.pop("claims", None)
     browser, manifest = folder / "browser.json", folder / "manifest.json"
+    known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    compared = known.get("compared")
     story = headline(folder, profile)
     parts = {
         "claims": claims,
@@ -292,7 +294,7 @@ def render(profile: str, folder: Path) -> str:
         "queries": read_queries(browser) if browser.exists() else [],
         "tables": list(tables.values()),
         "notebooks": read_notebooks(folder),
-        "provenance": _flat(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.exists() else [],
+        "provenance": _flat(known),
     }
     names = {"headline": "In short", "claims": "Claims", "queries": "Queries"}
     sections = [("headline", names["headline"])] if story["sentences"] or story["cards"] else []
@@ -303,6 +305,7 @@ def render(profile: str, folder: Path) -> str:
         title=f"acs-kit: {profile}",
         profile=profile,
         headline=story,
+        against=compared["said"] if compared else None,
         sections=sections,
         tall=TALL,
         outcomes=OUTCOMES,
