@@ -30,6 +30,7 @@ COPIES = Path("tests", "notebooks")  # below the project's root
 COMPARED = ("tables/*.csv",)
 LONG = 100  # lines of a table in Markdown: longer ones are read on the page, and kept as CSV alone
 REPORT = (*COMPARED, "tables/*.md", "tables/*.json", "figures/*.png", "figures/*.json", "manifest.json", "browser.json")
+PRECISE = re.compile(r"(?<![\w.])-?\d+\.\d{7,}(?:e[-+]?\d+)?(?!\w)")  # a number with more digits than are compared
 INLINE_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 
 
@@ -68,9 +69,8 @@ def accept(name: str) -> list[str]:
         differences = compare.folders(reference / "tables", aside / "tables")
         if not tested:
             manifest = json.loads((aside / "manifest.json").read_text(encoding="utf-8"))
-            write_text(
-                aside / "manifest.json", json.dumps(manifest | {"compared": None}, indent=1)
-            )  # it is the one now
+            manifest["compared"] = None  # it is the reference now
+            write_text(aside / "manifest.json", json.dumps(manifest, indent=1))
             page.build(name, aside)
             (aside / "browser.json").unlink(missing_ok=True)  # the page holds it
         _rename(aside, reference)
@@ -134,13 +134,24 @@ def _default_profile(notebook: Path) -> str:
 
 def _copy(report: Path, folder: Path, patterns: tuple[str, ...], written: set[Path]) -> None:
     """Copy what the patterns match and this run has written (an earlier one may have left other tables), pictures in
-    few bytes, and no long table in Markdown."""
+    few bytes, numbers of CSV tables with six significant digits, and no long table in Markdown."""
     for path in (path for pattern in patterns for path in sorted(report.glob(pattern)) if path in written):
         if path.suffix == ".md" and path.read_text(encoding="utf-8").count("\n") > LONG:
             continue
         target = folder / path.relative_to(report)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(small_png(path.read_bytes()) if path.suffix == ".png" else path.read_bytes())
+        content = path.read_bytes()
+        if path.suffix == ".png":
+            content = small_png(content)
+        elif path.suffix == ".csv":
+            content = six_digits(content.decode("utf-8")).encode("utf-8")
+        target.write_bytes(content)
+
+
+def six_digits(text: str) -> str:
+    """The text of a table with numbers of more than six decimals rounded to six significant digits: what another
+    processor moves (docs/processors.md) is no part of a reference."""
+    return PRECISE.sub(lambda number: f"{float(number[0]):.6g}", text)
 
 
 def _rename(aside: Path, folder: Path) -> None:

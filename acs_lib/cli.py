@@ -777,7 +777,7 @@ def calibrate(
         from acs_lib.study.calibrate import find_label_free, fit_heads, fit_thresholds, make_profile, publish
 
         if objects:
-            spec, (files, _) = lvlm_spec(lvlm), _images([str(images)])
+            spec, (files, _) = asked_with(lvlm_spec(lvlm), question), _images([str(images)])
             _check_sampling(temperature, top_p)
             _note(spec)
             how = profiles.sampling_of(spec.name, samples, temperature, top_p, seed)
@@ -888,9 +888,8 @@ def compare(
             folders.append(place / "tables" if (place / "tables").is_dir() else place)
             if not any(folders[-1].glob("*.csv")):
                 raise FileNotFoundError(f"there are no tables in {folders[-1]}; give a profile that ran, or its report")
-        differences = comparing.folders(*folders)
-        typer.echo(comparing.summary(*folders))
-        for line in differences:
+        said, differences = comparing.summary(*folders)
+        for line in (said, *differences):
             typer.echo(line)
     raise typer.Exit(int(bool(differences)))
 

@@ -305,7 +305,7 @@ def compared(name: str) -> dict | None:
     reference, found = paths.reference(name) / "tables", paths.reports(name) / "tables"
     if not reference.is_dir():
         return None
-    return {"said": compare.summary(reference, found), "differences": compare.folders(reference, found)}
+    return dict(zip(("said", "differences"), compare.summary(reference, found)))
 
 
 def make_manifest(profile: Profile, stages: list[NotebookStage], began: dict) -> dict:

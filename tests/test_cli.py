@@ -434,6 +434,27 @@ def test_calibrate_takes_over_from_a_finished_run(tmp_path, monkeypatch):
         assert (folder / "risk.json").read_text() == spec.name
 
 
+def test_heads_without_annotations_are_found_by_the_question_that_is_given(tmp_path, monkeypatch):
+    found = []
+
+    def find(spec, files, objects, how, out):
+        found.append((spec.question, [file.name for file in files], objects, how.samples, out))
+        return (
+            tmp_path / "head_set.json",
+            HeadSet(spec.name, "x", ((1, 2),)),
+            dict.fromkeys(("answers", "questions", "high", "zero"), 3),
+        )
+
+    monkeypatch.setattr("acs_lib.study.calibrate.find_label_free", find)
+    code, out, err = acs(
+        "calibrate", "--images", SCENES[0].parent, "-o", "dog", "--question", "Where is {object}?", *FEW
+    )
+    assert (code, out.strip()) == (0, str(tmp_path / "head_set.json")) and "((1, 2),)" in err
+    ((question, files, objects, samples, folder),) = found
+    assert (question, objects, samples, folder) == ("Where is {object}?", ["dog"], int(FEW[1]), None)
+    assert files == sorted(path.name for path in SCENES[0].parent.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

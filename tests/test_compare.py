@@ -86,6 +86,8 @@ def test_a_row_is_known_by_its_words_and_by_the_numbers_that_name_it():
     (told,) = compare.tables(sweep, sweep.assign(acc50=[0.1, 0.23, 0.3]))
     assert told.startswith("row a, 2, acc50: 0.23")
     assert compare.tables(sweep, sweep.assign(n_samples=[1, 3, 1]))[0] == "row a, 2 is missing"
+    bins = pd.DataFrame({"from": [0.3, 0.6], "n": [20, 40], "iou": [0.2, 0.5]})  # as a reference's six digits are
+    assert compare.tables(bins, bins.assign(**{"from": [0.1 * 3, 0.1 * 6]})) == []
 
 
 def test_a_rate_over_part_of_the_queries_is_one_of_few():
@@ -276,17 +278,18 @@ def two_runs(tmp_path, table):
 def test_a_run_is_summed_up_against_its_reference(two_runs):
     folders, table, judged, fits = two_runs
     same = "every table as the reference's, up to rounding; all 2 verdicts on the paper's claims the same"
-    assert compare.summary(*folders) == f"{same}; Acc@0.5 the same; r the same"
+    assert compare.summary(*folders)[0] == f"{same}; Acc@0.5 the same; r the same"
     table.assign(acc50=table["acc50"] + [0, 0, 0, 0.02, 0]).to_csv(folders[1] / "main_results.csv", index=False)
     fits.assign(pearson=[0.9, 0.704]).to_csv(folders[1] / "regressor.csv", index=False)
     steps = "Acc@0.5 within 2 points (the largest step: one, ACS-Learned); r within 0.004 (the largest step: one, test)"
-    assert compare.summary(*folders) == f"{same}; {steps}"
+    assert compare.summary(*folders)[0] == f"{same}; {steps}"
     judged.assign(sign=[1, -1]).to_csv(folders[1] / "evidence.csv", index=False)
-    said = compare.summary(*folders)
-    assert said.startswith("1 differences beyond rounding; 1 of 2 verdicts on the paper's claims differ, the first: ")
+    said, (difference,) = compare.summary(*folders)
+    assert difference.startswith("evidence.csv: ")
+    assert said.startswith("differences beyond rounding: 1; 1 of 2 verdicts on the paper's claims differ, the first: ")
     assert "one, x, habit, B" in said
     (folders[1] / "evidence.csv").unlink()
-    assert "verdicts" not in compare.summary(*folders), "a run without the claims"
+    assert "verdicts" not in compare.summary(*folders)[0], "a run without the claims"
 
 
 def test_acs_compare(two_runs, tmp_path):

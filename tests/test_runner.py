@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
-from acs_lib.accept import REPORT, _copy
+from acs_lib.accept import REPORT, _copy, six_digits
 from acs_lib.core import progress
 from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.profiles import load_profile
@@ -548,6 +548,12 @@ def test_a_run_leaves_the_checkout_clean_and_accept_alone_changes_it(checkout):
     told = "against the committed reference: every table as the reference's, up to rounding"
     assert told in result.output and told.endswith(manifest["compared"]["said"])
     assert git("status", "--porcelain") == []
+
+
+def test_a_reference_keeps_six_digits():
+    text = 'n,x,p,told\n1000,0.49288765432,-1.2345678e-05,"0.123456 to 12345678"\n3,0.5,0.0000001234567,a_0.12345678\n'
+    rounded = 'n,x,p,told\n1000,0.492888,-1.23457e-05,"0.123456 to 12345678"\n3,0.5,1.23457e-07,a_0.12345678\n'
+    assert six_digits(text) == rounded == six_digits(rounded)
 
 
 @pytest.mark.parametrize("checkout", ["tiny"], indirect=True)

@@ -27,14 +27,15 @@ class Lines:
         self.began = self.told = time.time()
 
     def update(self, count: int = 1) -> None:
+        """So many more are done."""
         self.done += count
         now = time.time()
         if now - self.told >= EVERY and self.done > self.before:
             self.told = now
             ends = now + (now - self.began) * (self.total - self.done) / (self.done - self.before)
             clock = time.strftime("%H:%M" if ends - now < 12 * 3600 else "%d %b %H:%M", time.localtime(ends))
-            line = f"{self.what}: {self.done} of {self.total} {self.unit}, ends about {clock}"
-            print(line, file=self.file, flush=True)
+            self.file.write(f"{self.what}: {self.done} of {self.total} {self.unit}, ends about {clock}\n")
+            self.file.flush()
 
     def __enter__(self) -> "Lines":
         return self

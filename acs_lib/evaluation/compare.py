@@ -41,6 +41,7 @@ WITHIN = re.compile("^within_query")
 END = re.compile("(^|_)(lo|hi)$")
 LOWER = re.compile("(?<![^_])lo(west)?$")  # the upper one is hi or highest
 NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?%?)(?!\w)")
+COLUMNS = ("lvlm", "dataset", "condition")  # what a number is about
 MOVED, MOST_MOVED, FEW_ROWS = 0.001, 0.75, 8  # of a column
 
 
@@ -123,7 +124,8 @@ def tables(reference: pd.DataFrame, found: pd.DataFrame) -> list[str]:
 
 
 def _by_name(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The frame with `names`, and the place among rows that are equal in them, as index."""
+    """The frame with `names`, and the place among rows that are equal in them, as index; 0.1 + 0.2 is 0.3 there."""
+    frame = frame.assign(**frame[names].round(6))
     place = frame.groupby(names, dropna=False).cumcount() if names else pd.Series(range(len(frame)), frame.index)
     return frame.set_index(pd.MultiIndex.from_frame(frame[names].assign(place=place))).drop(columns=names)
 
@@ -171,21 +173,19 @@ def folders(reference: Path, found: Path) -> list[str]:
     return differences
 
 
-def summary(reference: Path, found: Path) -> str:
-    """One sentence: did the run in the table folder `found` reproduce the one in `reference`? It counts the verdicts on
-    the paper's claims that are others (evidence.csv), names the largest steps of Acc@0.5 (main_results.csv) and of r on
-    test images (regressor.csv), and says how much moved by more than it may."""
+def summary(reference: Path, found: Path) -> tuple[str, list[str]]:
+    """One sentence, and the differences of `folders`: did the run in the table folder `found` reproduce the one in
+    `reference`? It says how many numbers moved by more than they may, counts the verdicts on the paper's claims that
+    are others (evidence.csv), and names the largest steps of Acc@0.5 in points (main_results.csv) and of r
+    (regressor.csv)."""
     other = folders(reference, found)
     parts = [
-        f"{len(other)} differences beyond rounding" if other else "every table as the reference's, up to rounding",
+        f"differences beyond rounding: {len(other)}" if other else "every table as the reference's, up to rounding",
         _verdicts(reference, found),
         _largest(reference, found, "main_results", "acc50", ["method"], "Acc@0.5", 100, " points"),
         _largest(reference, found, "regressor", "pearson", ["split"], "r", 1, ""),
     ]
-    return "; ".join(filter(None, parts))
-
-
-COLUMNS = ("lvlm", "dataset", "condition")
+    return "; ".join(filter(None, parts)), other
 
 
 def _pair(reference: Path, found: Path, stem: str, value: str, names: Iterable[str]) -> pd.DataFrame | None:
@@ -198,11 +198,11 @@ def _pair(reference: Path, found: Path, stem: str, value: str, names: Iterable[s
         frame = pd.read_csv(path)
         keys = [name for name in (*COLUMNS, *names) if name in frame]
         both.append(frame[[*keys, value]].fillna(dict.fromkeys(keys, "")))
-    keys = [name for name in both[0] if name != value and name in both[1]]
-    return both[0].merge(both[1], on=keys)
+    return both[0].merge(both[1], on=[name for name in both[0] if name != value and name in both[1]])
 
 
 def _verdicts(reference: Path, found: Path) -> str:
+    """How many verdicts are others; nothing where a run has none."""
     pair = _pair(reference, found, "evidence", "sign", ["claim"])
     if pair is None or pair.empty:
         return ""
@@ -217,6 +217,7 @@ def _verdicts(reference: Path, found: Path) -> str:
 def _largest(
     reference: Path, found: Path, stem: str, value: str, names: list[str], called: str, scale: float, unit: str
 ) -> str:
+    """The largest step of a column times `scale`, and in which row it is; nothing where a run has no such table."""
     pair = _pair(reference, found, stem, value, names)
     if pair is None or pair.empty:
         return ""

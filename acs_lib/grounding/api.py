@@ -412,7 +412,7 @@ def ground(
     if effort not in (ALL, AUTO):
         raise ValueError(f"effort is {ALL!r} or {AUTO!r}, not {effort!r}")
     if sum([zoom is not None, risk is not None, effort == AUTO]) > 1:
-        raise ValueError("zoom, risk and effort were each measured alone; take one of them")
+        raise ValueError("thresholds of risk and effort hold for one look, risk's for all samples; take one of them")
     picture = read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
@@ -449,9 +449,8 @@ def ground(
             texts[name] = ["" if record["failure"] else record["text"] for record in records]
             found[name] = _chosen(lvlm, picture, settings, method, found_heads, model, candidates, records)
             if promise is not None:
-                found[name] = replace(found[name], promise=promise)
-                if not found[name].score >= promise[1]:
-                    found[name] = replace(found[name], box=None)
+                kept = found[name].box if found[name].score >= promise[1] else None
+                found[name] = replace(found[name], promise=promise, box=kept)
             if zoom is not None and (box := found[name].box) is not None:
                 window = window_around(box, zoom, *picture.size)
                 closer = cut_out(picture, window)

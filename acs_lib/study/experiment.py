@@ -130,6 +130,11 @@ def resolve(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec) -> Experiment:
     return Experiment(study.profile, lvlm, dataset, run, predictions, study.head_set(lvlm), asked, run.folder)
 
 
+def by_first_regressor(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, run: Run) -> Experiment:
+    """The experiment of any run by the first regressor, which is the one that `ground` has."""
+    return Experiment(study.profile, lvlm, dataset, run, study.predicted(lvlm, run, [0]), study.head_set(lvlm))
+
+
 def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.DataFrame]) -> pd.DataFrame:
     """A table of every experiment, with leading columns lvlm, dataset and condition, one below the other."""
     return pd.concat([e.labelled(table(e)) for e in experiments], ignore_index=True)
