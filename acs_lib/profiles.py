@@ -29,8 +29,8 @@ class LVLMSpec(Strict):
     condition: of an embedded LVLM, whether it was taught the habit or is its control, the one from before, whose name
     is the other's with -plain.
 
-    Of its image processor a profile can set max_tiles (InternVL: tiles that an image is cut into) or max_pixels (Qwen:
-    of the resized image); without them it is as the checkpoint has it.
+    Of its image processor a profile can set max_tiles (InternVL, LFM2-VL: tiles that an image is cut into) or
+    max_pixels (Qwen: of the resized image); without them it is as the checkpoint has it.
     """
 
     name: str

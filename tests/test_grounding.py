@@ -659,7 +659,7 @@ def test_lvlms_go_by_name_folder_or_hub_name(tmp_path):
         ({}, "it has no config.json that names a model type; give a folder that holds the model"),
         (
             {"config.json": '{"model_type": "bert"}'},
-            "no adapter for the model type 'bert', only for internvl, qwen2_vl",
+            "no adapter for the model type 'bert', only for internvl, lfm2_vl, qwen2_vl",
         ),
         ({"config.json": '{"auto_map": {}, "model_type": "internvl_chat"}'}, "InternVL: names that end in -HF"),
         ({"config.json": "no json"}, r"not a valid JSON file\); give a folder"),

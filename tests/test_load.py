@@ -94,6 +94,6 @@ def test_the_reason_is_the_first_line_that_says_something(copy, monkeypatch):
     def needs_more(*_, **__):
         raise ImportError("\nIt requires the Torchvision library.\nCheck out the instructions")
 
-    monkeypatch.setattr("acs_lib.lvlms.load.AutoImageProcessor.from_pretrained", needs_more)
+    monkeypatch.setattr("transformers.AutoImageProcessor.from_pretrained", needs_more)
     with pytest.raises(ValueError, match=r"\(It requires the Torchvision library\); install what is missing"):
         load_checkpoint(copy())

@@ -118,7 +118,7 @@ def test_rows_equal_eager_attention(untrained):
 def force(lvlm, prompt, ids):
     """Rows [layers, heads, image tokens] of each forced token but the last."""
     output = lvlm.model(**prompt.inputs, use_cache=True)
-    reader = Rows(prompt.grid.cells.flatten()[None], 1, lvlm.layers, lvlm.heads)
+    reader = Rows(prompt.grid.cells.flatten()[None], 1, lvlm.attention_layers, lvlm.heads)
     found = []
     for token in ids[:-1]:
         with reading(reader):
@@ -131,7 +131,7 @@ def force(lvlm, prompt, ids):
 
 def test_a_layer_that_gives_nothing_is_an_error(untrained):
     with pytest.raises(RuntimeError, match=r"layers \[0, 1, 2, 3, 4, 5\]"):
-        Rows(torch.arange(4)[None], 1, 6, 8).take()
+        Rows(torch.arange(4)[None], 1, range(6), 8).take()
 
 
 def test_draw_inverts_the_cumulative_distribution():

@@ -10,19 +10,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from acs_lib.core import boxes as bx
-from acs_lib.lvlms.attention_rows import attach
+from acs_lib.lvlms.attention_rows import attach, attention_layers
 
 NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"  # one number of an answer, as a group
 COMMA = r"\s*,\s*"
 QUESTION = "Detect the {object} in the image."
 NO_BOX = "no box in the answer"
+FAR = 100  # times the image's size
 _NAMED = rf"(?:[xy][12]?\s*[:=]\s*)?{NUMBER}"  # a number, with its name or without
 _POINT = rf"\(\s*{_NAMED}{COMMA}{_NAMED}\s*\)"
 WORDS = (  # a box in other words than the family's: four numbers in one pair of brackets (JSON's, too); two corners
@@ -82,6 +84,12 @@ class Prompt:
     def length(self) -> int:
         return len(self.ids)
 
+    @property
+    def by_token(self) -> list[str]:
+        """The names of the inputs that hold a value a token; the others are about the image."""
+        shape = self.inputs["input_ids"].shape
+        return [name for name, value in self.inputs.items() if value.shape == shape and not name.startswith("pixel")]
+
 
 @dataclass(frozen=True)
 class ParsedAnswer:
@@ -105,6 +113,7 @@ class LVLM(ABC):
 
     image_token: str  # text of one image token
     model_types: tuple[str, ...]  # `config.model_type`s that this adapter serves
+    image_processors: Any = AutoImageProcessor  # whose `from_pretrained` reads a checkpoint's image processor
     box_pattern: re.Pattern[str]  # four groups: x1, y1, x2, y2
     makers_question: str | None = None  # how its makers ask for a box, with {object}; None where they say nothing
     limits: tuple[str, ...] = ()  # the settings that `limit` takes: max_tiles, max_pixels
@@ -112,8 +121,8 @@ class LVLM(ABC):
     digest: str | None = None  # see load.loaded_digest
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor,
-        name: str, question: str = QUESTION,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: Any, name: str,
+        question: str = QUESTION,
     ):  # fmt: skip
         self.model, self.tokenizer, self.image_processor = model.eval(), tokenizer, image_processor
         self.name, self.question = name, question
@@ -163,14 +172,16 @@ class LVLM(ABC):
         images = {id(prompt.inputs["pixel_values"]): prompt.inputs for prompt in prompts}
         place = {image: index for index, image in enumerate(images)}
         order = [place[id(prompt.inputs["pixel_values"])] for prompt in prompts]
-        names = [name for name in ("pixel_values", "image_grid_thw") if name in prompts[0].inputs]
+        names = [name for name in prompts[0].inputs if name not in prompts[0].by_token]
         inputs = {name: torch.cat([one[name] for one in images.values()]).to(self.model.device) for name in names}
         output = self.model.model.get_image_features(**inputs, return_dict=True)
-        parts, joined = output.pooler_output, isinstance(output.pooler_output, torch.Tensor)
-        if joined:  # by tile
-            parts = parts.split([len(one["pixel_values"]) for one in images.values()])
-        chosen = [parts[index] for index in order]
-        output.pooler_output = torch.cat(chosen) if joined else tuple(chosen)
+        parts, tiles = output.pooler_output, [len(one["pixel_values"]) for one in images.values()]
+        places: list[int] = order
+        if len(parts) == sum(tiles):  # one a tile
+            ends = np.cumsum(tiles)
+            places = [place for index in order for place in range(ends[index] - tiles[index], ends[index])]
+        joined = isinstance(parts, torch.Tensor)
+        output.pooler_output = parts[places] if joined else tuple(parts[place] for place in places)
         if getattr(output, "deepstack_features", None):  # of Qwen3-VL, by layer
             output.deepstack_features = [[layer[index] for index in order] for layer in output.deepstack_features]
         return {"image": output}
@@ -206,8 +217,9 @@ class LVLM(ABC):
 
         What stands before the last `</think>` or `<answer>` is no answer. A box is looked for in the family's own
         format first, then in other words (`WORDS`), though not in a thought without an end; its units are the
-        family's all the same. One that is not complete, is empty inside the image, or holds numbers from 0 to 1 where
-        the family writes others, is passed over. The failure is that of the first complete one, or NO_BOX.
+        family's all the same. One that is not complete, is empty inside the image, or holds numbers of other units
+        (from 0 to 1 where the family writes others, or far outside the image), is passed over. The failure is that of
+        the first complete one, or NO_BOX.
         """
         failure = ""
         for found in self._boxes(text, prompt):
@@ -236,8 +248,11 @@ class LVLM(ABC):
         for match in matches:
             spans = tuple(match.span(group) for group in (1, 2, 3, 4))
             numbers = np.array([float(group[:12]) for group in match.groups()])
-            box = bx.clip(self.to_pixels(numbers, prompt), prompt.width, prompt.height)
-            if not bx.area(box) > 0:
+            pixels = self.to_pixels(numbers, prompt)
+            box = bx.clip(pixels, prompt.width, prompt.height)
+            if (pixels > FAR * np.array([prompt.width, prompt.height] * 2)).any():
+                yield ParsedAnswer(spans=spans, failure="its numbers lie far outside the image: not this LVLM's units")
+            elif not bx.area(box) > 0:
                 yield ParsedAnswer(spans=spans, failure="the box is empty inside the image")
             elif numbers.max() <= 1 and (self.to_pixels(np.ones(4), prompt) < [prompt.width, prompt.height] * 2).any():
                 yield ParsedAnswer(spans=spans, failure="its numbers go from 0 to 1, which are not this LVLM's units")
@@ -286,9 +301,14 @@ class LVLM(ABC):
         """Ids of the tokens that end an answer."""
         return torch.tensor(self.model.generation_config.eos_token_id).reshape(-1)
 
+    @functools.cached_property
+    def attention_layers(self) -> list[int]:
+        """The text model's layers that have rows. Maps, D_c and tables count these alone: layer k is the k-th."""
+        return attention_layers(self.model.config.get_text_config())
+
     @property
     def layers(self) -> int:
-        return self.model.config.get_text_config().num_hidden_layers
+        return len(self.attention_layers)
 
     @property
     def heads(self) -> int:

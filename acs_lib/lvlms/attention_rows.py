@@ -12,37 +12,45 @@ multiplied with the keys, and only the image columns of the softmax are kept: ro
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "acs_sdpa"
 
 
+def attention_layers(text: PreTrainedConfig) -> list[int]:
+    """Which layers of a text model are attention, counted from 0: all, but of a hybrid's short convolutions."""
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    return [layer for layer, kind in enumerate(kinds[: text.num_hidden_layers]) if kind != "conv"]
+
+
 class Rows:
     """The attention rows of the tokens that are being decoded.
 
     columns: [batch, m] positions of the image tokens among the keys
+    layers: the text model's layers that are read, in the order that they have in `values`
     values: [batch, tokens, layers, heads, m] float32 after each forward pass of `tokens` tokens; raw attention, 0-1
     chosen: where only some tokens of a pass are read, their places in it [n], and for each the place [n] in `values`
         where its row is added
     """
 
     def __init__(
-        self, columns: torch.Tensor, tokens: int, layers: int, heads: int,
+        self, columns: torch.Tensor, tokens: int, layers: Sequence[int], heads: int,
         chosen: tuple[torch.Tensor, torch.Tensor] | None = None,
     ):  # fmt: skip
         batch, m = columns.shape
         self.columns, self.chosen = columns, chosen
         make = torch.empty if chosen is None else torch.zeros
-        self.values = make(batch, tokens, layers, heads, m, device=columns.device)
-        self.missing = self.layers = frozenset(range(layers))
+        self.values = make(batch, tokens, len(layers), heads, m, device=columns.device)
+        self.place = {layer: place for place, layer in enumerate(layers)}
+        self.missing = self.layers = frozenset(layers)
 
     def add(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
@@ -62,9 +70,9 @@ class Rows:
         columns = self.columns.to(scores.device)[:, None, None].expand(*query.shape[:3], -1)
         rows = scores.softmax(-1).gather(-1, columns).transpose(1, 2)
         if self.chosen is None:
-            self.values[:, :, layer] = rows
+            self.values[:, :, self.place[layer]] = rows
         else:
-            self.values[:, :, layer].index_add_(1, self.chosen[1], rows)
+            self.values[:, :, self.place[layer]].index_add_(1, self.chosen[1], rows)
         self.missing -= {layer}
 
     def take(self) -> torch.Tensor:
@@ -97,7 +105,7 @@ class _Decoded(Rows):
     what a layer's cache has dropped, since it sees a window alone, is 0."""
 
     def __init__(self, columns: torch.Tensor, layers: int, heads: int):
-        super().__init__(columns, 1, layers, heads)
+        super().__init__(columns, 1, range(layers), heads)
         self.values.fill_(torch.nan)
         self.passed = [0] * layers  # tokens
 

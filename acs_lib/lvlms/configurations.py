@@ -25,7 +25,8 @@ INTERNVIT_300M = dict(
 
 # What decides the size of a model, from the `config.json` of the checkpoints. The models built from these have the
 # published number of parameters to the last one (the Qwen repositories' safetensors index and hub pages; the file of
-# InternVL3.5-1B as public projects record it; the 8B's documentation: 8.5 B), which a test holds.
+# InternVL3.5-1B as public projects record it; the 8B's documentation: 8.5 B; LFM2.5-VL's card: 450 M), which a test
+# holds.
 CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2-VL-7B-Instruct": dict(
         model_type="qwen2_vl", text_config=QWEN2_TEXT,
@@ -65,6 +66,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         text_config=dict(
             QWEN3_TEXT, model_type="qwen3", hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
             num_attention_heads=16, tie_word_embeddings=False,
+        ),
+    ),
+    "LiquidAI/LFM2.5-VL-450M": dict(
+        model_type="lfm2_vl", tie_word_embeddings=True, projector_hidden_size=2048, projector_use_layernorm=False,
+        text_config=dict(
+            model_type="lfm2", vocab_size=65536, hidden_size=1024, intermediate_size=6656, num_hidden_layers=16,
+            num_attention_heads=16, num_key_value_heads=8, full_attn_idxs=[2, 5, 8, 10, 12, 14],
+        ),
+        vision_config=dict(
+            model_type="siglip2_vision_model", hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+            num_attention_heads=12, patch_size=16, num_patches=256, vision_use_head=False,
         ),
     ),
 }  # fmt: skip

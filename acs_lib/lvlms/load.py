@@ -23,7 +23,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
@@ -35,16 +34,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import paths, profiles
 from acs_lib.core.extras import load_extra
-from acs_lib.lvlms import internvl, qwen_vl
+from acs_lib.lvlms import internvl, lfm2_vl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
 from acs_lib.lvlms.checkpoint import is_embedded, lvlm_digest, lvlm_source, model_files, pinned
 from acs_lib.lvlms.devices import default_device, fast_dtype, small_device
 from acs_lib.profiles import LVLMSpec
 
-REFUSED = {  # model types that an adapter would half serve, and why
-    "lfm2_vl": "its short convolutions mix each token with those before it, and here the tokens of several answers lie "
-    "side by side; rows can be read of its own `generate` (acs_lib.lvlms.attention_rows.following)",
-}
 DEFAULT_LVLM = "internvl-embedded"  # the default of the two LVLMs that are shipped
 
 
@@ -121,14 +116,12 @@ def asked_with(spec: LVLMSpec, question: str | None) -> LVLMSpec:
 
 def families() -> dict[str, type[LVLM]]:
     """`config.model_type` -> adapter, of every adapter in this folder."""
-    adapters = (internvl.InternVL, qwen_vl.Qwen2VL, qwen_vl.Qwen25VL, qwen_vl.Qwen3VL)
+    adapters = (internvl.InternVL, lfm2_vl.Lfm2VL, qwen_vl.Qwen2VL, qwen_vl.Qwen25VL, qwen_vl.Qwen3VL)
     return {model_type: adapter for adapter in adapters for model_type in adapter.model_types}
 
 
 def adapter_of(model_type: str, source: str) -> type[LVLM]:
     """The adapter that serves a `config.model_type`; ValueError, which names the `source`, where none does."""
-    if model_type in REFUSED:
-        raise ValueError(f"cannot load the LVLM {source!r}: {REFUSED[model_type]}")
     if model_type not in families():
         raise ValueError(
             f"cannot load the LVLM {source!r}: there is no adapter for the model type {model_type!r}, only for "
@@ -208,7 +201,7 @@ def load_checkpoint(
         read = functools.partial(_read, source, files, revision=commit, dtype=dtype)
         model = read()
         tokenizer = _tokenizer(files, commit)
-        image_processor = AutoImageProcessor.from_pretrained(files, revision=commit, backend="pil")
+        image_processor = adapter.image_processors.from_pretrained(files, revision=commit, backend="pil")
         if not quantised:  # these lie where their package put them
             model = _placed(model, device, read)
     except (OSError, SafetensorError) as error:

@@ -115,7 +115,8 @@ def _read(
         reader = None
         if chosen:
             columns = prompt.grid.cells.flatten()[None].to(device)
-            reader = Rows(columns, len(numbers), lvlm.layers, lvlm.heads, tuple(torch.tensor(chosen, device=device).T))
+            where = tuple(torch.tensor(chosen, device=device).T)
+            reader = Rows(columns, len(numbers), lvlm.attention_layers, lvlm.heads, where)
         with reading(reader):
             output = lvlm.model(
                 input_ids=ids[None], attention_mask=masks(lvlm, forced_mask, prompt.length, answer, step),

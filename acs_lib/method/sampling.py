@@ -79,7 +79,7 @@ def generate(
     if capture:
         cells = [prompts[index].grid.cells.flatten()[None] for index in layout.prompts[:, 0].tolist()]
         columns = padded(cells, max(one.shape[1] for one in cells), 0).to(device)
-        reader = Rows(columns, layout.rest.shape[1] * answers, lvlm.layers, lvlm.heads)
+        reader = Rows(columns, layout.rest.shape[1] * answers, lvlm.attention_layers, lvlm.heads)
         numbers = _Numbers(lvlm, layout.branches(answers), sampling.row == "last")
     penalise, said = _penalty(lvlm), None
     if penalise is not None:

@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from acs_lib.lvlms.adapter import LVLM, Prompt
+from acs_lib.lvlms.short_convolution import CONVOLUTION, places_in_a_row, places_seen
 
 
 @dataclass(frozen=True)
@@ -133,18 +134,29 @@ def branch_mask(layout: Layout, answers: int, step: int, window: int | None = No
 
 
 def masks(lvlm: LVLM, mask: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The mask of a pass, as the model takes it: where some layers see a window of the last tokens only, one a kind.
-    Additive, in the model's dtype, and repeated for the query heads that share a key head: made ready once, not by
-    every layer."""
+    """The mask of a pass, as the model takes it: one a kind of layer where some see a window of the last tokens only,
+    or are short convolutions, which take the places of what they mix. Additive, in the model's dtype, and repeated for
+    the query heads that share a key head: made ready once, not by every layer."""
     text, dtype = lvlm.model.config.get_text_config(), lvlm.model.dtype
 
     def ready(**window: int) -> torch.Tensor:
         additive = 1 - mask(*arguments, **window).to(dtype).reciprocal_()  # 0 where seen, else minus infinity
         return additive.repeat(1, 1, text.num_attention_heads // text.num_key_value_heads, 1)
 
-    if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
-        return ready()
-    return {"full_attention": ready(), "sliding_attention": ready(window=text.sliding_window)}
+    kinds = getattr(text, "layer_types", None) or ()
+    if CONVOLUTION in kinds:
+        return {"full_attention": ready(), CONVOLUTION: places_seen(mask(*arguments)[:, 0], text.conv_L_cache)}
+    if "sliding_attention" in kinds:
+        return {"full_attention": ready(), "sliding_attention": ready(window=text.sliding_window)}
+    return ready()
+
+
+def prefill_mask(lvlm: LVLM, length: int) -> dict[str, torch.Tensor | None] | None:
+    """The mask of the pass over the `length` tokens of prompts: the model makes its own, but for short convolutions."""
+    text = lvlm.model.config.get_text_config()
+    if CONVOLUTION not in (getattr(text, "layer_types", None) or ()):
+        return None
+    return {"full_attention": None, CONVOLUTION: places_in_a_row(length, text.conv_L_cache, lvlm.model.device)}
 
 
 def new_cache() -> DynamicCache:
@@ -171,9 +183,9 @@ def prefill(
     device, first = lvlm.model.device, [prompts[index] for index in layout.prompts[:, 0].tolist()]
     lengths = layout.prefix.tolist()
     inputs: dict[str, Any] = {}
-    for name, example in first[0].inputs.items():
+    for name in first[0].inputs:
         values = [prompt.inputs[name] for prompt in first]
-        if example.shape == first[0].inputs["input_ids"].shape:  # a value a token
+        if name in first[0].by_token:
             cut = [value[:, :length] for value, length in zip(values, lengths)]
             inputs[name] = padded(cut, layout.longest, 0).to(device)
         elif name != "pixel_values":
@@ -186,8 +198,8 @@ def prefill(
     of_first = [positions[index][..., :length] for index, length in zip(layout.prompts[:, 0].tolist(), lengths)]
     last, place = layout.prefix.unique(return_inverse=True)
     output = lvlm.model(
-        **inputs, position_ids=padded(of_first, layout.longest, -2).to(device), past_key_values=cache, use_cache=True,
-        logits_to_keep=last - 1,
+        **inputs, attention_mask=prefill_mask(lvlm, layout.longest), past_key_values=cache, use_cache=True,
+        position_ids=padded(of_first, layout.longest, -2).to(device), logits_to_keep=last - 1,
     )  # fmt: skip
     following = torch.cat(answer_at, -2).to(device)
     if not layout.widest:

@@ -16,6 +16,7 @@ from acs_lib.core.candidates import STATISTICS
 from acs_lib.core.files import digest, query_key, replacing
 from acs_lib.core.images import read_annotated_image
 from acs_lib.lvlms.adapter import LVLM, ImageRefused
+from acs_lib.lvlms.attention_rows import attention_layers
 from acs_lib.lvlms.checkpoint import lvlm_source, model_files
 from acs_lib.lvlms.load import load_spec, lvlm_config
 from acs_lib.method import sampling
@@ -79,7 +80,7 @@ def stored_bytes(spec: LVLMSpec, how: Sampling, map_side: int | None, queries: p
     """Disk that the answers to one of these queries take, the mean over them."""
     cells = map_side**2 if map_side else mean_cells(load_spec(spec), queries)
     config = lvlm_config(spec).get_text_config()
-    return bytes_per_query(how.samples, config.num_hidden_layers, config.num_attention_heads, cells)
+    return bytes_per_query(how.samples, len(attention_layers(config)), config.num_attention_heads, cells)
 
 
 def cannot_be_asked(spec: LVLMSpec) -> str | None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from acs_lib import paths
 from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.lvlms.adapter import LVLM, ImageTokens
+from acs_lib.lvlms.attention_rows import attention_layers
 from acs_lib.lvlms.configurations import meta_model, published_config
 from acs_lib.lvlms.devices import default_device, fast_dtype, measured_rates
 from acs_lib.lvlms.load import adapter_of
@@ -32,7 +33,9 @@ IMAGE_SIZE = 640, 480  # px, where no annotation file is at hand: COCO's most fr
 IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287 images
 ANNOTATION_BYTES = 0.26e9  # of a dataset, about: COCO's archive has 253 MB, Objects365's file 269
 BFLOAT16, FLOAT32 = 2, 4  # bytes; weights are published in the former
-MEASURED_SHARE = 0.5  # of what products of matrices alone reach, an assumption: norms, attention and rows take the rest
+# Of what products of matrices alone reach when this machine is measured: on a GPU an assumption, as norms, attention
+# and rows take the rest; on a CPU, where products are nearly all, LVLMs reached 1.1 to 1.3 (benchmarks.full_size).
+GPU_SHARE, CPU_SHARE = 0.5, 1.0
 # The regressor on one CPU thread, measured: 12 ms a training answer with maps of Qwen2.5-VL-7B's shape (4 x 28 x 28 x
 # 256 numbers) and 17 ms with InternVL-3.5-8B's (4 x 36 x 32 x 256).
 TRAINING_SECONDS = 14.6e-9  # a number of the maps
@@ -46,7 +49,7 @@ def prefill_flops(model: nn.Module, tokens: ImageTokens, question: int = QUESTIO
     text = config.get_text_config()
     prompt, total = tokens.image + question, 0.0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             if "language_model" in name:
                 places = prompt
             elif name == "lm_head":
@@ -57,7 +60,7 @@ def prefill_flops(model: nn.Module, tokens: ImageTokens, question: int = QUESTIO
                 places = tokens.patches
             # A layer that joins the patches of a token, or makes one of them, is in the weight's own shape.
             total += 2 * module.weight.numel() * places
-    total += 4 * prompt**2 * text.num_attention_heads * _head_dim(text) * text.num_hidden_layers
+    total += 4 * prompt**2 * text.num_attention_heads * _head_dim(text) * len(attention_layers(text))
     width = getattr(vision, "embed_dim", vision.hidden_size)
     depth = getattr(vision, "depth", None) or vision.num_hidden_layers
     full = len(getattr(vision, "fullatt_block_indexes", range(depth)))
@@ -100,10 +103,13 @@ def verification_seconds(model: nn.Module, tokens: ImageTokens, answers: int, gp
 
 
 def cache_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int) -> int:
-    """Keys and values of one query: its prompt once, and the tokens of all its answers."""
+    """Keys and values of one query, and the inputs of short convolutions: its prompt once, and the tokens of all its
+    answers."""
     text = model.config.get_text_config()
-    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * _head_dim(text) * model.dtype.itemsize
-    return a_token * (tokens.image + QUESTION_TOKENS + answers * steps)
+    attention = len(attention_layers(text))
+    a_token = attention * 2 * text.num_key_value_heads * _head_dim(text)
+    a_token += (text.num_hidden_layers - attention) * text.hidden_size
+    return model.dtype.itemsize * a_token * (tokens.image + QUESTION_TOKENS + answers * steps)
 
 
 def memory_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int, batch: int) -> int:
@@ -111,7 +117,7 @@ def memory_bytes(model: nn.Module, tokens: ImageTokens, answers: int, steps: int
     and the widest activations of the prefill (a gated layer's three). What PyTorch itself needs comes on top."""
     text = model.config.get_text_config()
     weights = model.dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
-    rows = FLOAT32 * 5 * answers * text.num_hidden_layers * text.num_attention_heads * tokens.cells
+    rows = FLOAT32 * 5 * answers * len(attention_layers(text)) * text.num_attention_heads * tokens.cells
     widest = model.dtype.itemsize * 3 * text.intermediate_size * (tokens.image + QUESTION_TOKENS)
     return weights + batch * (cache_bytes(model, tokens, answers, steps) + rows + widest)
 
@@ -166,7 +172,7 @@ def make(profile: Profile, gpu: GPUSpec) -> tuple[pd.DataFrame, pd.DataFrame]:
             tokens, largest = tokens_of_images(adapter, model.config, sizes, **spec.limits)
             count = int(sizes.sum())
             settings = how.samples + 1, how.max_new_tokens, profile.batch_queries
-            shape = text.num_hidden_layers, text.num_attention_heads
+            shape = len(attention_layers(text)), text.num_attention_heads
             cells = (profile.map_side or 0) ** 2 or tokens.cells
             maps = bytes_per_query(how.samples, *shape, cells)
             host.append(host_bytes(BFLOAT16 * parameters, maps))
@@ -222,9 +228,10 @@ def here() -> GPUSpec:
     dtype, name = fast_dtype(device), f"this machine, {cores()} cores" if device == "cpu" else f"this machine, {device}"
     tflops, bandwidth = measured_rates(device, dtype)
     memory = gpu_here(GPUSpec())[1] if device == "cuda" else machine_memory()
+    share = CPU_SHARE if device == "cpu" else GPU_SHARE
     return GPUSpec(
         name=f"{name}, {str(dtype).removeprefix('torch.')}", tflops=tflops, bandwidth=bandwidth,
-        memory=memory if memory > 0 else float("inf"), compute_share=MEASURED_SHARE, bandwidth_share=MEASURED_SHARE,
+        memory=memory if memory > 0 else float("inf"), compute_share=share, bandwidth_share=share,
     )  # fmt: skip
 
 
@@ -289,5 +296,5 @@ def _speed_told(profile: Profile, gpu: GPUSpec) -> str:
     return (
         f"measured for a second on {gpu.name}, as busy as it is now: products of matrices at {gpu.tflops:.3g} TFLOPS, "
         f"as in a prefill, and at {gpu.bandwidth:.3g} GB/s of weights, as in decoding; assumed: an LVLM reaches "
-        f"{MEASURED_SHARE:.0%} of both"
+        f"{gpu.compute_share:.0%} of both"
     )

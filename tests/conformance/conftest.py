@@ -3,11 +3,16 @@
 To put a new adapter under test, add one `Family` to FAMILIES.
 """
 
+import math
+
 import pytest
-from harness import Family
+from harness import Family, Shares, share
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
+    Lfm2Config,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
@@ -23,6 +28,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.internvl import InternVL
+from acs_lib.lvlms.lfm2_vl import Lfm2Images, Lfm2VL
 from acs_lib.lvlms.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
 
 VOCABULARY = 320  # embeddings; the tokenizer knows fewer tokens, as in the published models
@@ -41,6 +47,7 @@ CHATML = (
 )
 QWEN_TEMPLATE = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
 INTERNVL_TEMPLATE = CHATML.replace("IMAGE", "<IMG_CONTEXT>\n")
+LFM2_TEMPLATE = CHATML.replace("IMAGE", "<image>")
 
 
 def qwen(model_class, config_class, vision: dict, text: dict):
@@ -79,28 +86,60 @@ def qwen_tokens(processor, model, width, height):
 
 
 def internvl_tokens(processor, model, width, height):
-    columns, rows = best_canvas(processor, width, height)
+    side = processor.size["height"]
+    columns, rows = best_canvas(width, height, processor.min_patches, processor.max_patches, side)
     side = round(model.config.image_seq_length**0.5)
     tiles = processor.get_number_of_image_patches(height, width, {"crop_to_patches": True})
     return (rows * side, columns * side), tiles * side**2
 
 
-def best_canvas(processor, width, height) -> tuple[int, int]:
-    """(columns, rows) of the tile canvas whose aspect ratio is closest; ties go to the larger one that the image fills
-    at least half. Written anew from InternVL's own `dynamic_preprocess`."""
+def best_canvas(width, height, least, most, side) -> tuple[int, int]:
+    """(columns, rows) of the canvas of tiles of `side` px whose aspect ratio is closest; ties go to the larger one that
+    the image fills at least half. Written anew from InternVL's own `dynamic_preprocess`."""
     canvases = [
         (columns, rows)
-        for columns in range(1, processor.max_patches + 1)
-        for rows in range(1, processor.max_patches + 1)
-        if processor.min_patches <= columns * rows <= processor.max_patches
+        for columns in range(1, most + 1)
+        for rows in range(1, most + 1)
+        if least <= columns * rows <= most
     ]
     best, difference = (1, 1), float("inf")
     for columns, rows in sorted(canvases, key=lambda canvas: canvas[0] * canvas[1]):
         this = abs(width / height - columns / rows)
-        area = processor.size["height"] * processor.size["width"] * columns * rows
+        area = side**2 * columns * rows
         if this < difference or (this == difference and width * height > 0.5 * area):
             best, difference = (columns, rows), this
     return best
+
+
+def lfm2(tokenizer):
+    config = Lfm2VlConfig(
+        vision_config=dict(
+            model_type="siglip2_vision_model", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, patch_size=16, num_patches=16, vision_use_head=False,
+        ),
+        text_config=Lfm2Config(
+            **{**TEXT, "num_hidden_layers": 2 * LAYERS}, block_multiple_of=32,
+            layer_types=["conv", "full_attention", "conv", "full_attention", "full_attention", "conv"],
+        ).to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), projector_hidden_size=48,
+    )  # fmt: skip
+    return Lfm2VlForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+
+
+def lfm2_tokens(processor, model, width, height):
+    """Written anew from the model cards: native resolution up to a limit of tokens, and then tiles and a thumbnail."""
+    pitch, tile = 32, processor.tile_size // 32
+    rows, columns = (max(1, round(side / pitch)) for side in (height, width))
+    limits = processor.min_image_tokens, processor.max_image_tokens
+    if not limits[0] <= rows * columns <= limits[1]:
+        fits, rounded = (limits[1], math.floor) if rows * columns > limits[1] else (limits[0], math.ceil)
+        scale = math.sqrt(fits / (width * height))
+        rows, columns = (max(1, rounded(side * scale)) for side in (height, width))
+    large = round(height / pitch) * round(width / pitch) > limits[1] * processor.max_pixels_tolerance
+    if not large or processor.max_tiles == 1:
+        return (rows, columns), rows * columns
+    across, down = best_canvas(width, height, processor.min_tiles, processor.max_tiles, processor.tile_size)
+    return (down * tile, across * tile), across * down * tile**2 + rows * columns
 
 
 def thousand(processor, width, height):
@@ -125,6 +164,9 @@ QWEN3_PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor", "size": SMALL,
     "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2,
 }  # fmt: skip
+SMALL_TILES = dict(
+    tile_size=128, min_tiles=2, max_tiles=6, min_image_tokens=4, max_image_tokens=64, max_pixels_tolerance=0.5
+)
 FAMILIES = [
     Family(
         "qwen2-vl", Qwen2VL, QWEN_TEMPLATE,
@@ -194,6 +236,18 @@ FAMILIES = [
         },
         extent=thousand, tokens=internvl_tokens,
         answer="<ref>cat 9</ref><box>[[{x1}, {y1}, {x2}, {y2}]]</box><|im_end|>",
+    ),
+    Family(
+        "lfm2-vl", Lfm2VL, LFM2_TEMPLATE,
+        model=lfm2,
+        image_processor=lambda: Lfm2Images(**SMALL_TILES),
+        published_processor=Lfm2Images,
+        hub_processor={
+            "image_processor_type": "Lfm2VlImageProcessorFast", "processor_class": "Lfm2VlProcessor",
+            "do_image_splitting": True, "image_mean": [0.5, 0.5, 0.5], "max_num_patches": 1024, **SMALL_TILES,
+        },
+        extent=thousand, tokens=lfm2_tokens, number=share,
+        answer=Shares('[{{"label": "cell 7 phone", "bbox": [{x1}, {y1}, {x2}, {y2}]}}]<|im_end|>'),
     ),
 ]  # fmt: skip
 

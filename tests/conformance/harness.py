@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ from acs_lib.lvlms.adapter import LVLM
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|> "
     "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <img> </img> <IMG_CONTEXT> <ref> </ref> <box> "
-    "</box>"
-).split()
+    "</box> <image> <|image_start|> <|image_end|> <|img_thumbnail|>"
+).split() + [f"<|img_row_{row}_col_{column}|>" for row in range(1, 11) for column in range(1, 10 // row + 1)]
 
 
 @functools.cache
@@ -34,6 +35,24 @@ def byte_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+def share(number) -> str:
+    """How a family that answers in 0-1 of the image writes thousandths: 12 as 0.012, and 10.5 as 0.0105. Whatever else
+    is in the text stays; a # stands for a digit."""
+
+    def written(found: re.Match) -> str:
+        whole = found[1].zfill(4)
+        return f"{whole[:-3]}.{whole[-3:]}{found[2] or ''}"
+
+    return re.sub(r"([0-9#]+)(?:\.([0-9]+))?", written, str(number))
+
+
+class Shares(str):
+    """The answer of a family that writes 0-1 of the image; its `format` takes thousandths."""
+
+    def format(self, **numbers):
+        return super().format(**{name: share(number) for name, number in numbers.items()})
+
+
 @dataclass(frozen=True)
 class Family:
     """One adapter under test.
@@ -45,6 +64,7 @@ class Family:
     extent: (image processor, width, height) -> (x, y), what the answer writes for the image's lower right corner
     tokens: (image processor, model, width, height) -> ((rows, columns) of the map, image tokens in the prompt)
     answer: an answer with the box in {x1} {y1} {x2} {y2}
+    number: how the answer writes one of these
     """
 
     name: str
@@ -57,6 +77,7 @@ class Family:
     extent: Callable
     tokens: Callable
     answer: str
+    number: Callable = str
 
     def build(self) -> LVLM:
         tokenizer = byte_tokenizer(self.chat_template)

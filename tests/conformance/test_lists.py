@@ -1,5 +1,7 @@
 """Answers that list several boxes: all are read, each with maps and probabilities of its own."""
 
+import re
+
 import numpy as np
 import pytest
 from harness import picture, scripted, written
@@ -47,7 +49,8 @@ def test_what_a_single_box_is_passed_over_for_is_left_out_of_a_list(family, lvlm
         "[10, 20, 110, 120], [200, 30, 300, 100]",
     ],
 )
-def test_lists_in_other_words_are_read_as_well(lvlm, text):
+def test_lists_in_other_words_are_read_as_well(family, lvlm, text):
+    text = re.sub("[0-9]+(?=[],])", lambda found: family.number(found[0]), text)
     found = lvlm.parse_all(text, lvlm.prompt(picture(WIDTH, HEIGHT), "cat"))
     assert len(found) == 2 and found[0].box[0] < found[1].box[0]
 

@@ -1,8 +1,10 @@
 """Parsing: no text raises, no box leaves the image, and the odd answers of real models are read as meant."""
 
+import re
+
 import numpy as np
 import pytest
-from harness import picture
+from harness import picture, share
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,11 @@ BOXES = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
 @pytest.fixture(scope="module")
 def prompt(lvlm):
     return lvlm.prompt(picture(WIDTH, HEIGHT), "cat")
+
+
+def said(family) -> list[str]:
+    """The four numbers of most tests, as the family writes them."""
+    return [family.number(number) for number in (10, 20, 110, 120)]
 
 
 def fill(family, numbers) -> str:
@@ -103,10 +110,12 @@ def test_the_first_sound_box_counts_after_broken_ones(family, lvlm, prompt, brok
     text = "\n".join([fill(family, broken), sound, fill(family, (1, 2, 3, 4))])
     answer = lvlm.parse(text, prompt)
     assert np.array_equal(answer.box, lvlm.parse(sound, prompt).box)
-    assert [text[start:stop] for start, stop in answer.spans] == ["10", "20", "110", "120"]
+    assert [text[start:stop] for start, stop in answer.spans] == said(family)
 
 
 def test_of_broken_boxes_alone_the_first_ones_failure_is_told(family, lvlm, prompt):
+    if family.number is share:
+        pytest.skip("it writes shares")
     empty, shares = fill(family, (110, 120, 10, 20)), fill(family, ("0.21", "0.27", "0.76", "0.92"))
     assert lvlm.parse(empty + shares, prompt).failure == "the box is empty inside the image"
     assert "0 to 1" in lvlm.parse(shares + empty, prompt).failure
@@ -114,13 +123,16 @@ def test_of_broken_boxes_alone_the_first_ones_failure_is_told(family, lvlm, prom
 
 @pytest.mark.parametrize("numbers", [("0.21", "0.27", "0.76", "0.92"), ("0.0", "0", "1", "1.0")])
 def test_shares_of_the_image_are_a_failure_where_the_family_writes_none(family, lvlm, prompt, numbers):
+    if family.number is share:
+        pytest.skip("it writes shares")
     answer = parsed(family, lvlm, prompt, numbers)
     assert answer.box is None and "0 to 1" in answer.failure
 
 
 def test_shares_of_the_image_are_read_where_the_family_writes_them(family, lvlm, prompt, monkeypatch):
     monkeypatch.setattr(lvlm, "to_pixels", lambda numbers, prompt: numbers * [WIDTH, HEIGHT, WIDTH, HEIGHT])
-    assert np.allclose(parsed(family, lvlm, prompt, ("0.25", "0.5", "0.75", "1")).box, [80, 120, 240, 240])
+    text = str.format(family.answer, x1="0.25", y1="0.5", x2="0.75", y2="1")
+    assert np.allclose(lvlm.parse(text, prompt).box, [80, 120, 240, 240])
 
 
 def test_the_first_of_two_boxes_counts(family, lvlm, prompt):
@@ -167,12 +179,14 @@ NO_BOX = (
 
 def test_what_else_public_adapters_read_as_a_box(family, lvlm, prompt):
     for text in (*BARE.get(family.name, ()), *WORDS):
+        text = re.sub(r"\b(10|20|110|120)\b", lambda found: family.number(found[0]), text)
         answer = lvlm.parse(text, prompt)
         assert np.array_equal(answer.box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box), text
-        assert [text[start:stop] for start, stop in answer.spans] == ["10", "20", "110", "120"]
+        assert [text[start:stop] for start, stop in answer.spans] == said(family)
         token_ids = lvlm.tokenizer(text, add_special_tokens=False)["input_ids"]
         tokens = lvlm.coordinate_tokens(token_ids, answer.spans)
-        assert [lvlm.decode([token_ids[token] for token in number]) for number in tokens] == ["10", "20", "110", "120"]
+        digits = [number.replace(".", "") for number in said(family)]
+        assert [lvlm.decode([token_ids[token] for token in number]) for number in tokens] == digits
     for text in NO_BOX:
         assert lvlm.parse(text, prompt).failure == "no box in the answer", text
 
@@ -192,12 +206,13 @@ def test_a_thought_is_not_the_answer(family, lvlm, prompt, monkeypatch):
     ):
         answer = lvlm.parse(text, prompt)
         assert np.array_equal(answer.box, box), text
-        assert [text[start:stop] for start, stop in answer.spans] == ["10", "20", "110", "120"]
+        assert [text[start:stop] for start, stop in answer.spans] == said(family)
     assert lvlm.parse(f"<think>{draft}</think>There is none.", prompt).failure == "no box in the answer"
-    assert lvlm.parse("Maybe [10, 20, 110, 120], but", prompt).box is not None
+    maybe = f"Maybe [{', '.join(said(family))}], but"
+    assert lvlm.parse(maybe, prompt).box is not None
     monkeypatch.setattr(lvlm.tokenizer, "chat_template", lvlm.tokenizer.chat_template + "<think>\n")
     monkeypatch.delitem(vars(lvlm), "thinks", raising=False)
-    assert lvlm.parse("Maybe [10, 20, 110, 120], but", prompt).failure == "no box in the answer", "a cut thought"
+    assert lvlm.parse(maybe, prompt).failure == "no box in the answer", "a cut thought"
     assert np.array_equal(lvlm.parse(f"Maybe [1, 2, 3, 4].</think>{final}", prompt).box, box)
     monkeypatch.delitem(vars(lvlm), "thinks", raising=False)
 
@@ -207,6 +222,7 @@ TWO_INSTANCES = {
     "qwen2.5-vl": '[{"bbox_2d": [10, 20, 110, 120], "label": "a"}, {"bbox_2d": [1, 2, 3, 4], "label": "a"}]',
     "qwen3-vl": '[\n{"label": "a 7", "bbox_2d": [10,20,110,120]}, {"bbox_2d": [1,2,3,4], "label": "a"}]',
     "internvl": "<ref>a</ref><box>[[10, 20, 110, 120], [1, 2, 3, 4]]</box>",
+    "lfm2-vl": '[{"label": "a 7", "bbox": [0.01, 0.02, 0.11, 0.12]}, {"label": "a", "bbox": [0.001, 0, 0.3, 0.4]}]',
 }
 
 
@@ -215,3 +231,8 @@ def test_several_instances_in_the_familys_own_format(family, lvlm, prompt):
         pytest.skip("no example")
     answer = lvlm.parse(TWO_INSTANCES[family.name], prompt)
     assert np.array_equal(answer.box, parsed(family, lvlm, prompt, (10, 20, 110, 120)).box)
+
+
+def test_numbers_far_outside_the_image_are_a_failure(family, lvlm, prompt):
+    answer = parsed(family, lvlm, prompt, (0, 0, 200_000, 200_000))
+    assert answer.box is None and "far outside" in answer.failure

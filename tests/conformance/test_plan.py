@@ -23,10 +23,12 @@ CHECKPOINTS = {  # of the paper's size
     "qwen2.5-vl": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3-vl": "Qwen/Qwen3-VL-8B-Instruct",
     "internvl": "OpenGVLab/InternVL3_5-8B-HF",
+    "lfm2-vl": "LiquidAI/LFM2.5-VL-450M",
 }
 # Half the bytes of `total_size` in the Qwen repositories' model.safetensors.index.json; InternVL's documentation says
-# 0.3 B and 8.2 B.
+# 0.3 B and 8.2 B, LFM2.5-VL's card 86 M and 350 M.
 PARAMETERS = {"qwen2-vl": 8_291_375_616, "qwen2.5-vl": 8_292_166_656, "qwen3-vl": 8_767_123_696, "internvl": 8.5e9}
+PARAMETERS["lfm2-vl"] = 450e6
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,7 @@ def test_the_models_have_the_published_number_of_parameters(family, config):
     model = meta_model(config)
     assert model.dtype.itemsize == plan.BFLOAT16, "as weights are published"
     found = sum(parameter.numel() for parameter in model.parameters())
-    assert found == pytest.approx(PARAMETERS[family.name], rel=0.005 if family.name == "internvl" else 0)
+    assert found == pytest.approx(PARAMETERS[family.name], rel=0.005 if family.name in ("internvl", "lfm2-vl") else 0)
     assert type(model) is type(family.build().model)
 
 
@@ -58,7 +60,7 @@ def test_the_small_models_too(source, parameters, family):
 
 
 def test_tokens_of_an_image_are_the_image_processors(config, family, published):  # noqa: F811
-    for width, height in [(640, 480), (480, 640), (1100, 90), (500, 500), (33, 700), *sizes(25)]:
+    for width, height in [(640, 480), (480, 640), (1100, 90), (500, 500), (33, 700), (1300, 800), *sizes(25)]:
         if max(width, height) > 200 * min(width, height):
             continue
         found = adapter_of(config.model_type, "").count_tokens(config, width, height)
@@ -68,14 +70,16 @@ def test_tokens_of_an_image_are_the_image_processors(config, family, published):
 
 
 def test_a_profiles_limits_are_respected(config, family):
-    name, values = ("max_tiles", (1, 2, 6)) if family.name == "internvl" else ("max_pixels", (90_000, 200_000, 9**9))
+    name, values = "max_pixels", (90_000, 200_000, 9**9)
+    if family.name in ("internvl", "lfm2-vl"):
+        name, values = "max_tiles", (1, 2, 6)
     lvlm = family.build()
     lvlm.image_processor = family.published_processor()
-    if name == "max_tiles":
+    if family.name == "internvl":
         lvlm.model.config.image_seq_length = 256
     for value in values:
         lvlm.limit(**{name: value})
-        for width, height in [(640, 480), (480, 640), *sizes(10)]:
+        for width, height in [(640, 480), (480, 640), (1300, 800), *sizes(10)]:
             found = type(lvlm).count_tokens(config, width, height, **{name: value})
             assert found.cells == lvlm.prompt(Image.new("RGB", (width, height)), "cat").grid.cells.numel()
     other = "max_pixels" if name == "max_tiles" else "max_tiles"
@@ -89,6 +93,8 @@ def tokens_of(lvlm, prompt) -> ImageTokens:
     if "image_grid_thw" in prompt.inputs:
         return ImageTokens(int(prompt.inputs["image_grid_thw"].prod()), 1, image, cells)
     tiles = len(prompt.inputs["pixel_values"])
+    if "spatial_shapes" in prompt.inputs:  # every piece is filled up to as many patches
+        return ImageTokens(prompt.inputs["pixel_attention_mask"].numel(), tiles, image, cells)
     return ImageTokens(tiles * (8 * 8 + 1), tiles, image, cells)  # 112 px, patches of 14 px and one class token
 
 
@@ -114,7 +120,8 @@ def test_the_cache_has_the_bytes_that_were_reckoned(lvlm, monkeypatch):
     prompt = lvlm.prompt(picture(320, 240), "dog")
     with scripted(lvlm, "x" * 9):  # no end: all answers go to the limit
         generate(lvlm, [prompt], [0], Sampling(samples=2, max_new_tokens=9))
-    found = sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in caches[0].layers)
+    kept = [tensor for layer in caches[0].layers for tensor in (layer.keys, layer.values)]
+    found = sum(tensor.numel() * tensor.element_size() for tensor in kept)
     tokens = tokens_of(lvlm, prompt)
     reckoned = plan.cache_bytes(lvlm.model, tokens, answers=3, steps=9)
     a_token = found / (prompt.length + 3 * 8)

