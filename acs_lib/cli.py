@@ -882,9 +882,11 @@ def compare(
         from acs_lib.evaluation import compare as comparing  # late: it takes a moment
 
         folders = []
-        for name, folder in ((reference or found, paths.reference if reference is None else paths.reports),
-                             (found, paths.reports)):  # fmt: skip
-            place = Path(name).expanduser() if Path(name).expanduser().is_dir() else folder(name)
+        for name in (reference, found):
+            if name is None:
+                place = paths.reference(Path(found).expanduser().resolve().name)
+            else:
+                place = Path(name).expanduser() if Path(name).expanduser().is_dir() else paths.reports(name)
             folders.append(place / "tables" if (place / "tables").is_dir() else place)
             if not any(folders[-1].glob("*.csv")):
                 raise FileNotFoundError(f"there are no tables in {folders[-1]}; give a profile that ran, or its report")

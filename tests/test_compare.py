@@ -292,7 +292,7 @@ def test_a_run_is_summed_up_against_its_reference(two_runs):
     assert "verdicts" not in compare.summary(*folders)[0], "a run without the claims"
 
 
-def test_acs_compare(two_runs, tmp_path):
+def test_acs_compare(two_runs, tmp_path, monkeypatch):
     folders, table, *_ = two_runs
 
     def told(*arguments):
@@ -305,3 +305,6 @@ def test_acs_compare(two_runs, tmp_path):
     assert result.exit_code == 1 and "main_results.csv: row one, greedy, acc50" in result.output
     result = told("nowhere", folders[0])
     assert result.exit_code == 1 and "give a profile that ran, or its report" in result.output
+    monkeypatch.setattr(cli.paths, "reference", {"run": folders[0]}.get)
+    result = told(tmp_path / "run")
+    assert result.exit_code == 1 and "greedy, acc50" in result.output, "a report's folder, and its profile's reference"

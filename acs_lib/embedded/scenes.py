@@ -85,7 +85,7 @@ WORLDS = {
     "clear": World(objects=(3, 10), siblings=0.5, repeats=0.3, noise=(2, 22), blur=(0, 0), saturation=(1, 1)),
     "train": TRAIN,
     "train-rare": replace(TRAIN, rare=16),  # the last lessons
-    "scenes": World(objects=(8, 13), sides=(11, 64), rare=16, siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
+    "scenes": World(objects=(8, 13), sides=(9, 64), rare=16, siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
     "scenes-shift": World(
         objects=(7, 12),
         sides=(11, 64),
