@@ -72,7 +72,7 @@ def test_branches_of_one_sequence_come_out_as_each_alone(layer):
     alone = [layer(torch.cat([first, answer])[None])[0] for answer in answers]
     by_place(nn.ModuleList([layer]))
     assert type(layer) is ShortConvolution
-    cache, row = DynamicCache(), torch.arange(9)
+    cache = DynamicCache()
     found = layer(first[None], cache, places_in_a_row(4, 3, first.device))
     torch.testing.assert_close(found[0], alone[0][:4])
     prompt = torch.ones(2, 4).bool()
@@ -87,7 +87,7 @@ def test_branches_of_one_sequence_come_out_as_each_alone(layer):
     mask = forced_mask(4, answer, torch.tensor([0, 1, 2, 0, 1]))
     found = layer(torch.cat(answers)[None], cache, places_seen(mask[:, 0], 3))
     torch.testing.assert_close(found[0], torch.cat([one[4:] for one in alone]))
-    assert cache.layers[0].keys.shape == (1, 1, len(row), 8)
+    assert cache.layers[0].keys.shape == (1, 1, 9, 8)
 
 
 @torch.inference_mode()

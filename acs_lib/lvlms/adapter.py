@@ -166,6 +166,25 @@ class LVLM(ABC):
         """`prompts` of a single question."""
         return self.prompts(image, [category])[0]
 
+    def written(
+        self, image: Image.Image, categories: Sequence[str], tokens: str, cells: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
+    ) -> list[Prompt]:  # fmt: skip
+        """Prompts in which `tokens` stand for the image.
+
+        cells: [h, w] long, which of the image tokens, counted from 0, sees each cell; those behind them are the
+            thumbnail's
+        inputs: what the model takes of the image; all prompts hold these very tensors
+        """
+        found = []
+        for category in categories:
+            text = self.chat(category).replace(self.image_token, tokens)
+            ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            places = (ids[0] == self.image_token_id).nonzero()[:, 0]
+            grid = Grid(cells=places[cells], thumbnail=places[cells.numel() :])
+            found.append(Prompt({"input_ids": ids, **inputs}, grid, *image.size))
+        return found
+
     def encoded(self, prompts: Sequence[Prompt]) -> dict:
         """What the vision tower makes of the images of some prompts, for the model's `mm_encoder_outputs`; an image
         that several of them are about is looked at once."""

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from acs_lib.lvlms.adapter import LVLM, NUMBER, Grid, ImageTokens, Prompt
+from acs_lib.lvlms.adapter import LVLM, NUMBER, ImageTokens, Prompt
 
 SEPARATOR = r"[\s,]+"
 
@@ -69,11 +69,5 @@ class InternVL(LVLM):
         tiles = len(processed["pixel_values"])
         tokens = self.model.config.image_seq_length
         cells = torch.from_numpy(global_cells(columns, rows, round(tokens**0.5)))
-        found = []
-        for category in categories:
-            text = self.chat(category).replace(self.image_token, f"<img>{self.image_token * tokens * tiles}</img>")
-            ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            places = (ids[0] == self.image_token_id).nonzero()[:, 0]
-            grid = Grid(cells=places[cells], thumbnail=places[cells.numel() :])
-            found.append(Prompt({"input_ids": ids, "pixel_values": processed["pixel_values"]}, grid, *image.size))
-        return found
+        inputs = {"pixel_values": processed["pixel_values"]}
+        return self.written(image, categories, f"<img>{self.image_token * tokens * tiles}</img>", cells, inputs)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedConfig
 
-from acs_lib.lvlms.adapter import COMMA, LVLM, NUMBER, Grid, ImageRefused, ImageTokens, Prompt
+from acs_lib.lvlms.adapter import COMMA, LVLM, NUMBER, ImageRefused, ImageTokens, Prompt
 from acs_lib.lvlms.internvl import global_cells, tile_grid
 from acs_lib.lvlms.short_convolution import by_place
 
@@ -113,7 +113,7 @@ class Lfm2VL(LVLM):
     image_token = "<image>"
     model_types = ("lfm2_vl",)
     image_processors = Lfm2Images
-    makers_question = (  # of the model cards of LFM2.5-VL, on grounding
+    makers_question = (  # of LFM2.5-VL's model cards, on grounding, as public code quotes them
         "Detect all instances of: {object}. Response must be a JSON array: "
         '[{{"label": ..., "bbox": [x1, y1, x2, y2]}}, ...]. Coordinates are normalized to [0,1].'
     )
@@ -150,15 +150,8 @@ class Lfm2VL(LVLM):
             cells = torch.from_numpy(global_cells(columns, rows, images.tile_size // images.pitch))
             marks = [f"<|img_row_{row + 1}_col_{column + 1}|>" for row in range(rows) for column in range(columns)]
             marks += ["<|img_thumbnail|>"] * images.use_thumbnail
-        written = "".join(mark + self.image_token * count for mark, count in zip(marks, tokens, strict=True))
-        found = []
-        for category in categories:
-            text = self.chat(category).replace(self.image_token, f"<|image_start|>{written}<|image_end|>")
-            ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            places = (ids[0] == self.image_token_id).nonzero()[:, 0]
-            grid = Grid(cells=places[cells], thumbnail=places[cells.numel() :])
-            found.append(Prompt({"input_ids": ids, **processed}, grid, *image.size))
-        return found
+        pieces = "".join(mark + self.image_token * count for mark, count in zip(marks, tokens, strict=True))
+        return self.written(image, categories, f"<|image_start|>{pieces}<|image_end|>", cells, processed)
 
     def to_pixels(self, coordinates: np.ndarray, prompt: Prompt) -> np.ndarray:
         return coordinates * [prompt.width, prompt.height, prompt.width, prompt.height]

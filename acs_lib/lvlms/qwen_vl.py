@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from acs_lib.lvlms.adapter import COMMA, LVLM, NUMBER, Grid, ImageRefused, ImageTokens, Prompt
+from acs_lib.lvlms.adapter import COMMA, LVLM, NUMBER, ImageRefused, ImageTokens, Prompt
 
 POINTS = re.compile(rf"\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)\s*,?\s*\(\s*{NUMBER}{COMMA}{NUMBER}\s*\)")
 JSON_BOX = re.compile(rf"[\"']bbox_2d[\"']\s*:\s*\[\s*{COMMA.join([NUMBER] * 4)}\s*\]")
@@ -52,18 +52,11 @@ class _QwenVL(LVLM):
             raise ImageRefused(str(error)) from error
         _, *patches = processed["image_grid_thw"][0].tolist()
         rows, columns = (side // self.image_processor.merge_size for side in patches)
-        found = []
-        for category in categories:
-            text = self.chat(category).replace(self.image_token, self.image_token * (rows * columns))
-            ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            is_image = ids == self.image_token_id
-            inputs = {
-                "input_ids": ids,
-                "mm_token_type_ids": is_image.int(),
-                "pixel_values": processed["pixel_values"],
-                "image_grid_thw": processed["image_grid_thw"],
-            }
-            found.append(Prompt(inputs, Grid(cells=is_image[0].nonzero()[:, 0].view(rows, columns)), *image.size))
+        cells = torch.arange(rows * columns).view(rows, columns)
+        inputs = {name: processed[name] for name in ("pixel_values", "image_grid_thw")}
+        found = self.written(image, categories, self.image_token * cells.numel(), cells, inputs)
+        for prompt in found:
+            prompt.inputs["mm_token_type_ids"] = (prompt.inputs["input_ids"] == self.image_token_id).int()
         return found
 
     def positions(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,7 +34,7 @@ IMAGE_BYTES = 160_000  # of a JPEG, about: COCO's train2017 is 18 GB for 118,287
 ANNOTATION_BYTES = 0.26e9  # of a dataset, about: COCO's archive has 253 MB, Objects365's file 269
 BFLOAT16, FLOAT32 = 2, 4  # bytes; weights are published in the former
 # Of what products of matrices alone reach when this machine is measured: on a GPU an assumption, as norms, attention
-# and rows take the rest; on a CPU, where products are nearly all, LVLMs reached 1.1 to 1.3 (benchmarks.full_size).
+# and rows take the rest; on a CPU the plan was so 1.1 to 1.3 times what benchmarks.full_size measured.
 GPU_SHARE, CPU_SHARE = 0.5, 1.0
 # The regressor on one CPU thread, measured: 12 ms a training answer with maps of Qwen2.5-VL-7B's shape (4 x 28 x 28 x
 # 256 numbers) and 17 ms with InternVL-3.5-8B's (4 x 36 x 32 x 256).
