@@ -22,7 +22,7 @@ from acs_lib.method.baselines import slug
 from acs_lib.method.selection import choose
 from acs_lib.method.thresholds import RISK, Thresholds
 from acs_lib.profiles import DatasetSpec, LVLMSpec
-from acs_lib.study.experiment import Experiment
+from acs_lib.study.experiment import Experiment, by_first_regressor
 from acs_lib.study.stages import Study
 
 METHODS = ("sequence log-prob", "self-certainty", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned")
@@ -69,8 +69,7 @@ def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> pd.
         parts.append(("absent", study.with_changes("absent", [absent]), absent))
     found = []
     for size, of, spec in parts:
-        run = of.run(lvlm, spec, split)
-        e = Experiment(study.profile, lvlm, dataset, run, study.predicted(lvlm, run, [0]), study.head_set(lvlm))
+        e = by_first_regressor(study, lvlm, dataset, of.run(lvlm, spec, split))
         found.append(chosen_scores(e, size, METHODS))
     frame = pd.concat(found, ignore_index=True)
     return frame.assign(image=f"{split}/" + frame["image_id"].astype(str))
