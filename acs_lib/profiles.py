@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from acs_lib import paths
 from acs_lib.core.files import read_text
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "calibration", "test"]
 
 
 class Strict(BaseModel):
@@ -144,7 +144,8 @@ class BeyondSpec(Strict):
     zoomed: int = 0  # small test objects of each dataset that are looked at again
     lists: DatasetSpec | None = None  # the images whose objects are all asked for: its test split
     list_tokens: int = 512  # of a list, at most
-    absent: int = 0  # questions about objects that are not there, of validation and of each test split
+    calibration: SplitSpec | None = None  # of `train_on`: what the promises are calibrated on, and nothing is chosen by
+    absent: int = 0  # questions about objects that are not there, of each test split
     alphas: tuple[float, ...] = (0.05, 0.1, 0.2)  # of the promises
     delta: float = 0.1
     label_free: tuple[int, ...] = ()  # images that heads are found on
@@ -234,8 +235,13 @@ def load_profile(name: str) -> Profile:
 
 
 def known_lvlms() -> dict[str, LVLMSpec]:
-    """Name -> LVLM of every profile, the embedded one first."""
-    return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}
+    """Name -> LVLM of every profile, the embedded one first; of several of a name the first, since the profile smoke,
+    which comes last, computes in float64."""
+    known: dict[str, LVLMSpec] = {}
+    for name in available():
+        for spec in load_profile(name).lvlms:
+            known.setdefault(spec.name, spec)
+    return known
 
 
 def sampling_of(

@@ -21,8 +21,9 @@ from acs_lib.profiles import DatasetSpec, LVLMSpec, SplitSpec, load_profile
 from acs_lib.study.experiment import resolve
 from acs_lib.study.stages import Study
 from acs_lib.study.training_variants import EDITION, LOG, variant_row
+from benchmarks.bars import SEED
 
-RESEARCH = SplitSpec(images=260, seed=31, queries={"small": 500, "large": 60})
+RESEARCH = SplitSpec(images=260, seed=SEED, queries={"small": 500, "large": 60})
 
 
 def main(

@@ -4,6 +4,7 @@ The embedded LVLM's weights may be trained anew: nothing here depends on what it
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -39,6 +40,8 @@ from acs_lib.method.zoom import cut_out, mapped_back, window_around
 from acs_lib.profiles import Sampling, load_profile, sampling_of
 from acs_lib.runs import store
 from acs_lib.study.calibrate import find_label_free, fit_heads, fit_thresholds, make_profile, publish
+from acs_lib.study.risk import calibration_set
+from acs_lib.study.stages import Study
 
 FEW = {"samples": 3, "seed": 4}
 
@@ -534,14 +537,16 @@ def test_head_sets_are_found_beside_the_weights(untrained, scene, monkeypatch, t
 def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monkeypatch):
     """All objects of a few scenes, few samples, much noise: boxes of every quality."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
-    scenes.write_split(tmp_path / "world", "scenes", 14, 5)
+    scenes.write_split(tmp_path / "world", "scenes", 20, 5)
     spec = lvlm_spec("internvl-embedded")
     files = (tmp_path / "world" / "annotations.json", tmp_path / "world" / "images")
     usual = make_profile(spec, *files, queries=24, small=1.0).sampling
     assert usual == load_profile("embedded").sampling, "as `ground` samples"
     profile = make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0, top_p=1.0)
-    splits = [set(load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")]
-    assert not splits[0] & splits[1], "split by image"
+    asked = {name: load_split(profile, profile.datasets[0], name)[0] for name in ("train", "validation")}
+    asked["calibration"] = load_split(profile, calibration_set(Study(profile)), "calibration")[0]
+    splits = [set(queries["image_id"]) for queries in asked.values()]
+    assert all(not one & other for one, other in itertools.combinations(splits, 2)), "split by image"
     head_set, table, r = fit_heads(profile)
     assert head_set.lvlm == lvlm.name and len(table) == len(head_set.heads) and -1 <= r <= 1
     written = publish(profile, tmp_path / "out")
@@ -554,8 +559,8 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     assert [path.name for path in less] == ["head_set.json", "README.md", "SHA256SUMS"]
     assert calibration(tmp_path / "less") == {"head_set": less[0]} and "| r | not recorded |" in less[1].read_text()
     risk, effort = fit_thresholds(profile)
-    assert risk.questions == len(load_split(profile, profile.datasets[0], "validation")[0]) + risk.absent
-    assert 0 < risk.absent <= profile.beyond.absent and risk.images >= risk.absent
+    assert risk.questions == len(asked["calibration"]), "those that chose nothing"
+    assert risk.absent == (asked["calibration"]["size"] == "absent").sum() > 0 and risk.images >= risk.absent
     for values in risk.values.values():
         kept = [value for value in values.values() if value is not None]
         assert kept == sorted(kept, reverse=True), "the more may be wrong, the lower the threshold"

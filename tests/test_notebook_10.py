@@ -79,7 +79,8 @@ def risk_frame():
         ("ACS-Free", risk.TESTED, np.nan, np.nan),
     ):
         shares = valued(answered=0.5, wrong=wrong, selective_risk=2 * wrong)
-        rows.append({"method": name, "promise": promise, "threshold": threshold, **known, **shares})
+        over = {"delta": 0.1, "wrong_over_splits": wrong, "above_alpha": 0.6}
+        rows.append({"method": name, "promise": promise, "threshold": threshold, **known, **shares, **over})
     return made(*rows)
 
 
@@ -161,6 +162,8 @@ def test_measured_and_published_precision_stand_apart():
 def test_a_promise_is_kept_broken_or_not_given():
     table = risk_frame()
     assert list(table.apply(sentences.kept, axis=1)) == ["kept", "broken", "none"]
+    assert sentences.kept(table.assign(above_alpha=0.1).iloc[1]) == "kept", "in nine of ten splits"
+    assert sentences.kept(table.assign(wrong_over_splits=0.21).iloc[0]) == "above, not told apart"
     nearly = table.assign(selective_risk_lo=0.1)
     assert sentences.kept(nearly.iloc[1]) == "above, not told apart"
     told = sentences.say_risk(table).data

@@ -1,5 +1,6 @@
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from acs_lib.profiles import RegressorSpec, load_profile
 from acs_lib.runs import store
 from acs_lib.study import results
 from acs_lib.study.stages import Study
+from benchmarks import training_queries
 
 LAYERS, HEADS, SIDE, CANDIDATES = 2, 2, 6, 5
 
@@ -71,6 +73,17 @@ def test_the_regressor_learns_a_planted_signal_and_the_control_does_not(runs, mo
     assert (predictions["iou"] - predictions["predicted_iou"]).abs().mean() < 0.5 * (
         shuffled["iou"] - shuffled["predicted_iou"]
     ).abs().mean()
+
+
+def test_fewer_training_queries_are_the_first_shards(runs):
+    """benchmarks.training_queries: 200 queries lie in four shards, and the planted signal is found better by more."""
+    study = SimpleNamespace(profile=SimpleNamespace(regressor=RegressorSpec(width=16, epochs=3, batch=64, lr=3e-3)))
+    few, all_of_them = (
+        training_queries.measure(study, runs["train"], runs["validation"], share) for share in (1 / 4, 1)
+    )
+    assert (few["train_queries"], all_of_them["train_queries"]) == (64, 200)
+    assert few["n"] == all_of_them["n"] == 40 * CANDIDATES and few["pearson"] < all_of_them["pearson"]
+    assert all_of_them["pearson_lo"] < all_of_them["pearson"] < all_of_them["pearson_hi"]
 
 
 def test_the_control_does_not_learn_that_some_shards_are_better_than_others(runs, monkeypatch):

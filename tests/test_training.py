@@ -1,6 +1,5 @@
-import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 
 from acs_lib import paths
 from acs_lib.core import boxes as bx
+from acs_lib.core.files import file_digest
 from acs_lib.embedded import models, scenes, training
 from acs_lib.embedded.training import TrainingStage
 
@@ -220,8 +220,12 @@ def test_weights_of_another_family_are_no_start(tmp_path):
 def test_the_shipped_weights_are_those_of_their_record(name):
     for folder in (name, f"{name}-plain"):
         told = json.loads((paths.EMBEDDED / folder / "recipe.json").read_text())
-        weights = (paths.EMBEDDED / folder / "model.safetensors").read_bytes()
-        assert told["sha256"] == hashlib.sha256(weights).hexdigest()
+        assert told["sha256"] == file_digest(paths.EMBEDDED / folder / "model.safetensors")
+        plain = folder.endswith("-plain")
+        stages = [asdict(stage) for stage in (training.RECIPE if plain else training.HABIT)]
+        assert told["stages"] == json.loads(json.dumps(stages)) and told["seed"] == 0
+        start = None if plain else file_digest(paths.EMBEDDED / f"{name}-plain" / "model.safetensors")
+        assert told["start"] == start
 
 
 def test_weights_are_kept_in_half_the_size_and_computed_with_in_single_precision(tmp_path, tiny):

@@ -1,7 +1,6 @@
 """A split of a dataset: its files, rendered if need be; the queries that a profile takes of it; and its digest."""
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib import paths
-from acs_lib.core.files import digest, query_key
+from acs_lib.core.files import digest, file_digest, query_key
 from acs_lib.core.sources import imported_files
 from acs_lib.datasets import coco, phrases
 from acs_lib.embedded import scenes
@@ -96,8 +95,7 @@ def data_digest(dataset: DatasetSpec, split: Split) -> str:
         return json.loads(annotations.read_text(encoding="utf-8"))["info"]["digest"]
     if not annotations.exists():
         coco.read_annotations(annotations)  # which says what belongs there
-    with annotations.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(annotations)
 
 
 def list_digest(profile: Profile, dataset: DatasetSpec, split: Split) -> str:

@@ -1,7 +1,8 @@
 """The embedded world: OpenMoji icons on procedural backgrounds, written as a COCO annotation file plus images.
 
-Worlds of one renderer: `clear` and `train` (what the embedded LVLM learns from), `scenes` (hazy and crowded; stands
-where COCO stands) and `scenes-shift` (other backgrounds, other haze; stands where Objects365 stands). Everything is a
+Worlds of one renderer: `clear`, `train` and `train-rare` (what the embedded LVLMs learn from), `scenes` (hazy and
+crowded; stands where COCO stands) and `scenes-shift` (other backgrounds, other haze; stands where Objects365 stands),
+both also at three times the side (`-480`), and `scenes-repeats` with several objects of a category. Everything is a
 function of (world, seed, image index), so a split can be rendered anew, in any order, with the same pixels.
 """
 
@@ -96,6 +97,11 @@ WORLDS = {
         fog=0.2,
         background="stripes",
     ),
+}
+WORLDS |= {  # with more detail on disk than a look at the whole shows; and with several objects of a category
+    "scenes-480": replace(WORLDS["scenes"], side=3 * SIZE),
+    "scenes-shift-480": replace(WORLDS["scenes-shift"], side=3 * SIZE),
+    "scenes-repeats": replace(WORLDS["scenes"], repeats=0.4),
 }
 
 

@@ -86,12 +86,17 @@ def say_instances(table: pd.DataFrame) -> Markdown:
 
 
 def kept(row) -> str:
-    """Of a promise: 'kept' where what it bounds is at most alpha, 'broken' where its interval is above it, else 'above,
-    not told apart'; 'none' where no threshold can keep it, so that nothing is answered."""
-    bounded = "wrong" if row.promise == risk.CONFORMAL else "selective_risk"
+    """Of a promise over random splits: 'kept' where the mean share of wrong answers is at most alpha (wrong of all), or
+    where at most a share delta of the splits has a larger one (wrong of the answered); if not, 'broken' where the
+    interval of what it bounds is above alpha on the test split, else 'above, not told apart'; 'none' where no threshold
+    can keep it, so that nothing is answered."""
     if pd.isna(row.threshold):
         return "none"
-    if not getattr(row, bounded) > row.alpha:
+    if row.promise == risk.CONFORMAL:
+        bounded, holds = "wrong", row.wrong_over_splits <= row.alpha
+    else:
+        bounded, holds = "selective_risk", row.above_alpha <= row.delta
+    if holds:
         return "kept"
     return "broken" if getattr(row, f"{bounded}_lo") > row.alpha else "above, not told apart"
 
@@ -118,7 +123,7 @@ def say_risk(table: pd.DataFrame) -> Markdown:
         ]  # fmt: skip
         n, absent = rows[["n", "n_absent"]].iloc[0]
         parts.append(f"{name} (n = {n}, {absent} of them about absent objects): {'; '.join(said)}")
-    return say(f"promises over all scores and alphas: {'; '.join(counts)}. At alpha = {alpha:g}:", parts)
+    return say(f"promises over all scores, alphas and random splits: {'; '.join(counts)}. At alpha = {alpha:g}:", parts)
 
 
 def say_effort(table: pd.DataFrame) -> Markdown:

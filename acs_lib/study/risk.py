@@ -1,9 +1,11 @@
-"""When to say "not found": scores as a promise about wrong answers, calibrated on validation images
+"""When to say "not found": scores as a promise about wrong answers, calibrated on images of their own
 (`evaluation.risk`).
 
 Questions are about small objects that are there and, as many as the profile says, about objects that are not: to these
-every box is wrong. A method's answer is the box that it chooses, its score that box's. The promises hold for questions
-like those that they were calibrated on, so they are also tried on other data, where they may break.
+every box is wrong. A method's answer is the box that it chooses, its score that box's. A promise is about scores that
+were fixed before: D_c and the regressor come from train and validation images, and the images that calibrate
+(`beyond.calibration` of the profile) choose nothing else. It holds for questions like those that it was calibrated on,
+so it is also tried on other data, where it may break.
 """
 
 import functools
@@ -21,7 +23,7 @@ from acs_lib.evaluation.confidence import COVERAGES, area_interval, auroc_interv
 from acs_lib.method.baselines import slug
 from acs_lib.method.selection import choose
 from acs_lib.method.thresholds import RISK, Thresholds
-from acs_lib.profiles import DatasetSpec, LVLMSpec
+from acs_lib.profiles import DatasetSpec, LVLMSpec, Split
 from acs_lib.study.experiment import Experiment, by_first_regressor
 from acs_lib.study.stages import Study
 
@@ -34,20 +36,25 @@ MEASURES = ("answered", "wrong", "selective_risk")
 
 
 def about_absent(study: Study, dataset: DatasetSpec) -> DatasetSpec:
-    """The dataset's validation and test split, asking for `profile.beyond.absent` objects that are not there."""
-    splits = {
-        name: spec.model_copy(update={"queries": {"absent": study.profile.beyond.absent}})
-        for name, spec in dataset.splits.items()
-        if name != "train"
-    }
-    return dataset.model_copy(update={"splits": splits})
+    """The dataset's test split, asking for `profile.beyond.absent` objects that are not there."""
+    spec = dataset.splits["test"].model_copy(update={"queries": {"absent": study.profile.beyond.absent}})
+    return dataset.model_copy(update={"splits": {"test": spec}})
 
 
-def chosen_scores(e: Experiment, size: str, methods: Iterable[str]) -> pd.DataFrame:
+def calibration_set(study: Study) -> DatasetSpec:
+    """The images that the promises are calibrated on. ValueError for a profile that names none."""
+    if study.profile.beyond.calibration is None:
+        raise ValueError(f"the profile {study.profile.name} names no images to calibrate on (beyond: calibration)")
+    return study.train_set.model_copy(update={"splits": {"calibration": study.profile.beyond.calibration}})
+
+
+def chosen_scores(e: Experiment, methods: Iterable[str]) -> pd.DataFrame:
     """query_id, image_id, method, score (higher is surer; -inf without a box), hit (bool) and present of what each
-    method chooses for the queries of a size, or for 'absent' ones."""
+    method chooses for the queries about small objects and those about absent ones."""
+    queries = e.queries()
+    queries = queries[queries["size"].isin(["small", "absent"])].set_index("query_id", drop=False)
     rows = []
-    for c in e.candidates(e.queries(size)):
+    for c in e.candidates(queries):
         iou = bx.iou(c.boxes, e.run.truth[c.query_id])
         for name in methods:
             selector = e.selectors[name]
@@ -56,21 +63,18 @@ def chosen_scores(e: Experiment, size: str, methods: Iterable[str]) -> pd.DataFr
             known = c.parsed[row] and not np.isnan(scores[row])
             rows.append((c.query_id, name, scores[row] if known else -np.inf, hits(iou[row]) == 1))
     found = pd.DataFrame(rows, columns=["query_id", "method", "score", "hit"])
-    images = e.run.queries.set_index("query_id")["image_id"]
-    return found.assign(image_id=found["query_id"].map(images), present=size != "absent")
+    image, size = (found["query_id"].map(queries[name]) for name in ("image_id", "size"))
+    return found.assign(image_id=image, present=size != "absent")
 
 
-def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: str) -> pd.DataFrame:
-    """`chosen_scores` of METHODS on a split: small objects and, but for the train split, absent ones, if the profile
-    asks for any; by the first regressor, which is the one that `ground` has."""
-    parts = [("small", study, dataset)]
-    if study.profile.beyond.absent and split != "train":
+def asked(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, split: Split) -> pd.DataFrame:
+    """`chosen_scores` of METHODS on a split, and of a test split also on as many absent objects as the profile says; by
+    the first regressor, which is the one that `ground` has."""
+    runs = [study.run(lvlm, dataset, split)]
+    if study.profile.beyond.absent and split == "test":
         absent = about_absent(study, dataset)
-        parts.append(("absent", study.with_changes("absent", [absent]), absent))
-    found = []
-    for size, of, spec in parts:
-        e = by_first_regressor(study, lvlm, dataset, of.run(lvlm, spec, split))
-        found.append(chosen_scores(e, size, METHODS))
+        runs.append(study.with_changes("absent", [absent]).run(lvlm, absent, split))
+    found = [chosen_scores(by_first_regressor(study, lvlm, dataset, run), METHODS) for run in runs]
     frame = pd.concat(found, ignore_index=True)
     return frame.assign(image=f"{split}/" + frame["image_id"].astype(str))
 
@@ -123,7 +127,7 @@ def over_splits(
 
 
 def risk_rows(
-    train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame, shifted: bool, alphas: Iterable[float],
+    train: pd.DataFrame, calibration: pd.DataFrame, test: pd.DataFrame, shifted: bool, alphas: Iterable[float],
     delta: float, draws: int,
 ) -> pd.DataFrame:  # fmt: skip
     """One row a method, promise and alpha: n, n_absent (questions of the test split), auroc of objects that are there
@@ -131,12 +135,12 @@ def risk_rows(
     MEASURES on the test split, all with 95 % intervals over images; and over SPLITS splits the mean share of wrong
     answers and of wrong ones among the answered, and the share of splits in which the latter is above alpha.
 
-    Frames as `asked` gives them. `shifted`: the test split is of other data than the validation split, so that splits
-    draw from the validation images alone; else they mix both.
+    Frames as `asked` gives them. `shifted`: the test split is of other data than the images that calibrate, so that
+    splits draw from these alone; else they mix both.
     """
     rows = []
     for method in METHODS:
-        parts = [frame[frame["method"] == method] for frame in (train, validation, test)]
+        parts = [frame[frame["method"] == method] for frame in (train, calibration, test)]
         scores, hit, images = arrays(parts[2])
         codes, names = pd.factorize(images)
         counts, present = image_counts(len(names), draws), parts[2]["present"].to_numpy(bool)
@@ -176,11 +180,11 @@ def coverage_rows(test: pd.DataFrame, draws: int) -> pd.DataFrame:
 
 
 def risk_tables(study: Study, experiments: Iterable[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """risk.csv (`risk_rows`, and the dataset whose validation images calibrated them, that which D_c is from) and
-    risk_curve.csv (`coverage_rows`) of every LVLM and dataset."""
+    """risk.csv (`risk_rows`, and the dataset whose images calibrated them, that which D_c is from) and risk_curve.csv
+    (`coverage_rows`) of every LVLM and dataset."""
     tables, curves, draws, spec = [], [], study.profile.costly_draws, study.profile.beyond
     known = {
-        lvlm: [asked(study, lvlm, study.train_set, split) for split in ("train", "validation")]
+        lvlm: [asked(study, lvlm, study.train_set, "train"), asked(study, lvlm, calibration_set(study), "calibration")]
         for lvlm in study.profile.lvlms
     }
     for e in experiments:
@@ -193,8 +197,8 @@ def risk_tables(study: Study, experiments: Iterable[Experiment]) -> tuple[pd.Dat
 
 def calibrate_risk(study: Study, lvlm: LVLMSpec) -> Thresholds:
     """Of every method the threshold that keeps the expected share of questions answered wrongly at most each of ALPHAS,
-    by the validation images; written as risk.json beside the LVLM's head set in the study's runs."""
-    frame, values = asked(study, lvlm, study.train_set, "validation"), {}
+    by the images that calibrate; written as risk.json beside the LVLM's head set in the study's runs."""
+    frame, values = asked(study, lvlm, calibration_set(study), "calibration"), {}
     for method, part in frame.groupby("method", sort=False):
         found = {f"{alpha:g}": risk.conformal_threshold(*arrays(part), alpha) for alpha in ALPHAS}
         values[slug(method)] = {alpha: value if np.isfinite(value) else None for alpha, value in found.items()}
