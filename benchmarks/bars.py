@@ -11,7 +11,7 @@ right is answered rightly.
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +53,13 @@ def answers(lvlm: LVLM, asked: list[tuple[Image.Image, str]], question: str, tok
             yield prompt, lvlm.decode(answer["token_ids"]), answer["logprobs"]
 
 
+def says_none(lvlm: LVLM) -> Callable[[str], bool]:
+    """Whether a text is the family's own way to say that there is none."""
+    tiny = TINY[lvlm.model.config.model_type]
+    none = lvlm.decode(tiny.answer_ids(np.empty((0, 4)))).strip()
+    return lambda text: text.strip() == none
+
+
 def drawn(world: scenes.World, images: int) -> Iterator[tuple[Image.Image, scenes.Scene]]:
     """Research images of a world, and the scenes that they show."""
     for index in range(images):
@@ -69,11 +76,11 @@ def single(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
                 asked.append((image, scenes.CATEGORIES[category]))
                 truths.append(box)
     area = bx.area_fraction(np.array(truths), world.side, world.side)
-    rows = []
+    rows, none = [], says_none(lvlm)
     for (prompt, text, _), truth, share in zip(answers(lvlm, asked, DETECT, 16), truths, area):
         box = lvlm.parse(text, prompt).box
         hit = box is not None and float(bx.iou(box, truth)) >= 0.5
-        rows.append((share, box is not None, hit, not any(map(str.isdigit, text))))
+        rows.append((share, box is not None, hit, none(text)))
     frame = pd.DataFrame(rows, columns=["share", "parsed", "hit", "none"])
     small, large = frame[frame["share"] <= SMALL], frame[frame["share"] > LARGE]
     found = {"n_small": len(small), "n_large": len(large), "answered": (frame["parsed"] | frame["none"]).mean()}
@@ -93,7 +100,7 @@ def absent(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
     for index, (image, scene) in enumerate(drawn(world, images)):
         asks = asker(scene, SEED, index, 1)
         asked += [(image, scenes.CATEGORIES[asks.absent_category()]) for _ in range(2)]
-    none = [not any(map(str.isdigit, text)) for _, text, _ in answers(lvlm, asked, DETECT, 16)]
+    none = [*map(says_none(lvlm), (text for _, text, _ in answers(lvlm, asked, DETECT, 16)))]
     return {"n_absent": len(none), "none_absent": np.mean(none)}
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -188,6 +189,12 @@ def test_the_bars_of_an_lvlm_that_was_not_trained(untrained, tmp_path):
     assert found["n_absent"] == 4 and found["n_right"] == 4 and found["n_small"] > 0
     shares = {"answered", "acc50_small", "none_small", "none_absent", "right", "ap50_lists"}
     assert shares <= set(found) and all(0 <= found[name] <= 1 for name in shares)
+
+
+def test_none_is_said_in_the_familys_own_words_alone(family, both):
+    none, said = bars.says_none(both), both.decode(bars.TINY[family].answer_ids(np.empty((0, 4))))
+    assert said.replace(" ", "").startswith({"internvl": "None<", "qwen2_5_vl": "[]<"}[family])
+    assert none(said) and not none("") and not none("Nonsense") and not none("<box>1 2 3 4</box>")
 
 
 def test_a_list_that_names_every_object_has_an_ap_of_1(untrained, monkeypatch):
