@@ -22,7 +22,17 @@ from acs_lib.method.label_free import COUNT, agreeing
 from acs_lib.method.origin import Origin
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.method.thresholds import EFFORT, RISK, Thresholds
-from acs_lib.profiles import BeyondSpec, DatasetSpec, HeadsSpec, LVLMSpec, Profile, Sampling, SplitSpec, sampling_of
+from acs_lib.profiles import (
+    BeyondSpec,
+    DatasetSpec,
+    HeadsSpec,
+    LVLMSpec,
+    Profile,
+    Sampling,
+    Split,
+    SplitSpec,
+    sampling_of,
+)
 from acs_lib.runs.collect import run_folder
 from acs_lib.runs.store import fill
 from acs_lib.study.card import CARD, make_card
@@ -76,23 +86,24 @@ def make_profile(
         heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),
         beyond=BeyondSpec(calibration=calibration),
     )  # fmt: skip
-    counts = {split: len(load_split(profile, profile.datasets[0], split)[0]) for split in splits}
+    counts = {split: _small_objects(profile, dataset, split) for split in splits}
     if min(counts.values()) < LEAST:
         raise ValueError(
             f"{annotations} has {counts['train']} small objects to train on and {counts['validation']} to validate "
             f"with; {LEAST} each are the least, some thousands are better"
         )
-    return profile if _calibrated(profile) else profile.model_copy(update={"beyond": BeyondSpec()})
+    if _small_objects(profile, calibration_set(Study(profile)), "calibration") < LEAST:  # too few to promise anything
+        return profile.model_copy(update={"beyond": BeyondSpec()})
+    return profile
 
 
-def _calibrated(profile: Profile) -> bool:
-    """Whether there are enough small objects to calibrate a promise on."""
-    dataset = calibration_set(Study(profile))
+def _small_objects(profile: Profile, dataset: DatasetSpec, split: Split) -> int:
+    """How many questions about small objects a split has; 0 where no image falls into its share."""
     try:
-        queries, _ = load_split(profile, dataset, "calibration")
+        queries, _ = load_split(profile, dataset, split)
     except ValueError:
-        return False
-    return int((queries["size"] == "small").sum()) >= LEAST
+        return 0
+    return int((queries["size"] == "small").sum())
 
 
 def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
