@@ -393,7 +393,8 @@ def ground(
     head_set, regressor: loaded or as files, instead of those that belong to the LVLM
     max_new_tokens: where an answer is cut; reasoning LVLMs need some thousands. Another limit draws other noise
     zoom: look again, so many times closer, at a window around the box that `selector` chose (where no answer held one:
-        nowhere); as many answers are drawn again, and chosen among those of both looks. Off by default
+        nowhere); as many answers are given again, and chosen among those of both looks, the closer look's greedy one
+        included. Off by default
     risk: say "not found" (`box` is None) where the chosen box's score is too low to promise that of all questions at
         most this share (0-1) is answered wrongly. The promise is about questions like those that it was calibrated on;
         it holds for all samples, one look, and the sampling that it was found with
