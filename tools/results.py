@@ -2,8 +2,8 @@
 
     python tools/results.py
 
-Both have a part between two marks, which is written whole; the rest of them is typed. tests/test_docs.py holds the parts
-to what this gives, so no number in them is typed by hand.
+Both have a part between two marks, which is written whole; the rest of them is typed. tests/test_docs.py holds the
+parts to what this gives, so no number in them is typed by hand.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ from acs_lib.evaluation.claims import claims_table
 from acs_lib.evaluation.claims import verdict as judged
 from acs_lib.report.tables import measured_text, to_markdown
 
+REPORT = paths.reference("embedded")
 MARKS = ("<!-- results: written by tools/results.py -->", "<!-- end of results -->")
 MARK = {"reproduced": "✓", "in part": "◐", "not shown": "○", "contradicted": "✗"}  # a verdict, up to its colon
 NAMES = {"habit": "With the habit", "plain": "Without the habit"}
@@ -32,7 +33,7 @@ SHOWN = (
 )  # fmt: skip
 
 
-def tables(folder: Path = paths.reference("embedded")) -> dict[str, pd.DataFrame]:
+def tables(folder: Path = REPORT) -> dict[str, pd.DataFrame]:
     """The tables of a report that are told, by stem; empty conditions are ''."""
     stems = ("main_results", "comparisons", "regressor", "evidence")
     found = {stem: pd.read_csv(folder / "tables" / f"{stem}.csv") for stem in stems}
