@@ -186,7 +186,7 @@ def machine_paths(folder):
     return {name: match.group() for name, match in found.items() if match}
 
 
-@pytest.mark.parametrize("profile", ["embedded", "ablations", "smoke"])
+@pytest.mark.parametrize("profile", ["embedded", "ablations", "beyond", "smoke"])
 def test_the_published_reports_hold_no_machine_paths(profile):
     assert paths.reference(profile).is_dir() and machine_paths(paths.reference(profile)) == {}
 

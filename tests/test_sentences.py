@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from acs_lib.method.heads import HeadSet
+from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
 from acs_lib.report import sentences
 from acs_lib.study import results
 
@@ -21,19 +21,51 @@ def table():
     return pd.concat([pd.DataFrame(columns).assign(lvlm=name) for name in ("tiny", "other")])
 
 
-@pytest.mark.parametrize("heads", [((1, 0), (2, 1)), ((0, 0), (2, 1)), ((2, 1), (0, 0))])
-def test_a_filter_by_layer_that_changed_nothing_is_said_to_have_done_nothing(table, heads):
-    told = sentences.say_layer_filter([HeadSet("tiny", "scenes", heads)], table).data
-    assert "tiny: nothing: D_c is what the heads of all 3 layers give, the best 2 of them" in told
+def attributions(lvlm: str, selected: list[int]) -> pd.DataFrame:
+    """Three layers, the first one leant on most by every attribution."""
+    frame = pd.DataFrame({"lvlm": lvlm, "layer": range(3), "selected": [layer in selected for layer in range(3)]})
+    return frame.assign(**{name: [0.6, 0.3, 0.1] for name in ATTRIBUTIONS})
 
 
-def test_a_filter_by_layer_that_changed_d_c_is_told_with_what_it_left_out(table):
-    head_set = HeadSet("tiny", "scenes", ((2, 1), (2, 0)))
-    assert results.unfiltered(head_set, table) == [((1, 0), (2, 1)), ((0, 0), (2, 1))]
-    told = sentences.say_layer_filter([head_set, HeadSet("other", "scenes", ((1, 0),))], table).data
-    changed = "D_c from all 3 layers would be (1, 0), (2, 1) (best over all answers) or (0, 0), (2, 1) (inside queries)"
-    assert f"tiny: {changed}" in told
-    assert "other: nothing: D_c is what the heads of all 3 layers give, the best 1 of them" in told
+def entropies(good: list[float]) -> pd.DataFrame:
+    """Mean entropy at x1 of each layer: of good boxes, and 2 of the others."""
+    rows = [
+        ("tiny", "scenes", "x1", layer, group, mean)
+        for layer, high in enumerate(good)
+        for group, mean in (("high", high), ("low", 2.0), ("zero", 2.0))
+    ]
+    return pd.DataFrame(rows, columns=["lvlm", "dataset", "coordinate", "layer", "group", "mean"])
+
+
+def test_the_signal_is_told_by_d_c_its_layers_and_the_filter(table):
+    chosen = {"tiny": [(1, 0), (2, 1)], "other": [(2, 0)]}  # the best two of all layers; not the best one
+    own = [(layer, head) in chosen[lvlm] for lvlm, layer, head in zip(table["lvlm"], table["layer"], table["head"])]
+    shares = pd.concat([attributions("tiny", [1, 2]), attributions("other", [0])])
+    said = sentences.say_signal(table.assign(selected=own), shares, entropies([1.0, 1.5, 3.0])).data
+    assert "D_c has 1 to 2 an LVLM" in said and "AUROC 0.70 to 0.90 over all answers and 0.50 to 0.70 inside" in said
+    assert (
+        "first half in 1 of 2 LVLMs; without the paper's filter by layer they would be the same heads in 1 of 2" in said
+    )
+    assert said.endswith("entropy is lower for good boxes than for misses in 67 to 67 % of layers and coordinates.")
+
+
+def test_d_c_without_a_filter_is_the_best_heads_of_all_layers(table):
+    found = results.unfiltered(HeadSet("tiny", "scenes", ((2, 1), (2, 0))), table)
+    assert found == [((1, 0), (2, 1)), ((0, 0), (2, 1))], "over all answers, inside queries"
+
+
+@pytest.mark.parametrize(
+    ("so", "told"),
+    [([True] * 3, "in all 3 columns"), ([True, False, True], "in 2 of 3 columns"), ([False], "in none of 1 columns")],
+)
+def test_columns_are_counted(so, told):
+    assert sentences.in_columns(so) == told
+
+
+def test_differences_are_counted_by_their_intervals():
+    rows = pd.DataFrame({"delta": [0.05, -0.03, 0.0], "delta_lo": [0.01, -0.05, -0.1], "delta_hi": [0.1, -0.01, 0.1]})
+    assert sentences.above_and_below(rows) == "above in 1, below in 1, not told apart in 1 of 3 (-3.0 to +5.0)"
+    assert sentences.spread_of([float("nan")]) == "not measured"
 
 
 def judged() -> pd.DataFrame:
@@ -70,16 +102,23 @@ def test_the_ablations_have_a_headline_of_their_own(tmp_path):
         ("top-p", "1.0", -0.04, -0.06, -0.02), ("rows", "last", -0.01, -0.03, 0.01),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["factor", "value", "delta", "delta_lo", "delta_hi"])
-    table = table.assign(lvlm="tiny", method="ACS-Learned")
-    confident = pd.DataFrame({"lvlm": "tiny", "dataset": "scenes", "answers": "all", "method": ["a", "b"],
-                              "auroc": [0.6, 0.8], "auroc_lo": 0.5, "auroc_hi": 0.9})  # fmt: skip
-    spread = pd.DataFrame({"lvlm": "tiny", "dataset": "scenes", "source": ["sampling", "regressor"],
-                           "method": "ACS-Learned", "acc50_mean": [0.5, 0.6], "acc50_sd": [0.012, 0.1]})  # fmt: skip
-    sentences.ablation_headline(table, confident, spread, tmp_path)
+    table = table.assign(lvlm="tiny", dataset="scenes", method="ACS-Learned")
+    confident = pd.DataFrame({"lvlm": "tiny", "dataset": "scenes", "answers": "all", "method": ["ACS-Learned", "b"],
+                              "auroc": [0.6, 0.8]})  # fmt: skip
+    sets = pd.DataFrame({"kept": [0.5, 0.75]})
+    spread = pd.DataFrame({
+        "source": ["sampling", "regressor"], "method": "ACS-Learned", "acc50_sd": [0.012, 0.1],
+        "delta_vs_greedy_lowest": [-0.01, -0.5], "delta_vs_greedy_highest": [0.02, 0.5],
+    })  # fmt: skip
+    said = sentences.trust_headline(table, confident, sets, spread, tmp_path).data
     told = json.loads((tmp_path / "tables" / "headline.json").read_text())
-    assert told["cards"] == [] and told["sentences"] == [
-        "tiny, ACS-Learned: 2 of 3 changes are told apart from the profile's own setting; most gained by temperature = "
-        "0.5 (+3.0 [+1.0, +5.0]); most lost by top-p = 1.0 (-4.0 [-6.0, -2.0]).",
-        "tiny on scenes: b tells right boxes best, AUROC 0.80 [0.50, 0.90].",
-        "tiny on scenes: over the seeds of sampling ACS-Learned's Acc@0.5 is 50.0%, SD 1.2 points.",
-    ]
+    first, *others = told["sentences"]
+    assert told["cards"] == [] and said == f"**Takeaway.** {' '.join(others)}"
+    assert first == (
+        "ACS-Learned depends on 2 of 3 changes to it; gained most by temperature = 0.5 (tiny on scenes, +3.0 [+1.0, "
+        "+5.0]); lost most by top-p = 1.0 (tiny on scenes, -4.0 [-6.0, -2.0]). In percentage points of Acc@0.5, paired "
+        "95 % intervals; one in twenty is so by chance."
+    )
+    assert "AUROC ACS-Learned 0.60 to 0.60, ACS-Free not measured; the best of each column, b, with 0.80" in others[0]
+    assert others[1] == "Other images of the same split select 50 to 75 % of the heads again."
+    assert "standard deviation of 1.2 to 1.2 points" in others[2] and others[2].endswith("goes from -1.0 to +2.0.")

@@ -314,7 +314,7 @@ def trust_headline(
         say_confidence(confident).data.removeprefix("**Takeaway.** "),
         f"Other images of the same split select {spread_of(sets['kept'], '.0f')} % of the heads again.",
         f"Over the seeds of sampling ACS-Learned's Acc@0.5 has a standard deviation of "
-        f"{spread_of(learned['acc50_sd'], '.1f')} points, and its difference with greedy decoding is between "
+        f"{spread_of(learned['acc50_sd'], '.1f')} points, and its difference with greedy decoding goes from "
         f"{spread_of([*learned['delta_vs_greedy_lowest'], *learned['delta_vs_greedy_highest']])}.",
     ]
     sentences = [say_ablations(table).data.removeprefix("**Takeaway.** "), *told]
