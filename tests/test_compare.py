@@ -19,7 +19,7 @@ from acs_lib.lvlms.load import load_lvlm
 from acs_lib.profiles import Sampling
 from acs_lib.runs.answer import answer_batch
 from acs_lib.study import results
-from tests.nbval_numbers import Output, differences
+from tests.nbval_numbers import Output, _once, differences
 
 REFERENCE = sorted((paths.REPORTS / "reference" / "smoke" / "tables").glob("*.csv"))
 METHODS = ("greedy", "sequence log-prob", "ACS-Free", "ACS-Learned", "oracle best of N")
@@ -315,3 +315,10 @@ def test_acs_compare(two_runs, tmp_path, monkeypatch):
 def test_the_first_differences_are_named():
     assert compare.first(["a", "b"]) == ["a", "b"]
     assert compare.first([*"abcdefg"]) == [*"abcde", "... and 2 more: acs compare lists all"]
+
+
+def test_pictures_are_compared_by_nobody():
+    drawn = {"output_type": "display_data", "data": {"image/svg+xml": "<svg/>", "text/plain": "<SVG>"}}
+    assert _once(drawn)["data"] == {"text/plain": "<SVG>"}
+    shown = {"output_type": "display_data", "data": {"image/png": "aa", "text/html": "<p>", "text/plain": "a"}}
+    assert _once(shown)["data"] == {"text/html": "<p>"} and "data" not in _once({"output_type": "stream"})

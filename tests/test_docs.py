@@ -1,5 +1,6 @@
 """What the documentation promises is there: links, pictures, the first example, the citation."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -82,6 +83,15 @@ def test_the_example_is_the_success_of_median_change_and_the_failure_is_told():
         f"{greedy[lost]:.2f}."
     )
     assert [text for text in (counts, ious, failure) if text not in OWN_IMAGE] == []
+    cells = json.loads((paths.NOTEBOOKS / "07_your_own_image.ipynb").read_text())["cells"]
+    source, shown = (
+        "".join("".join(cell["source"]) for cell in cells),
+        json.dumps([cell.get("outputs") for cell in cells]),
+    )
+    assert f"The failure that the same rule gives is the *{known['category'][lost]}* in " in source
+    assert f"*{known['category'][lost]}* in {Path(known['image'][lost]).name}." in source
+    assert f'category = "{known["category"][gained]}"' in source and f'{Path(known["image"][gained]).name}"' in source
+    assert json.dumps(f"**Takeaway.** {found[gained].summary}.")[1:-1] in shown
 
 
 def test_the_citation_names_this_version_and_the_paper():
