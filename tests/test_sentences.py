@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
 from acs_lib.report import sentences
+from acs_lib.report.tables import pivoted
 from acs_lib.study import results
 
 POOLED = np.array([[0.5, 0.6], [0.9, 0.4], [0.7, 0.8]])  # AUROC [layers, heads]
@@ -92,7 +94,7 @@ def test_the_headline_has_a_card_a_claim_with_a_verdict_a_condition(tmp_path):
     ]
     assert told["sentences"] == ["Published (Qwen2.5-VL-7B on COCO, small objects): greedy 61.4%, ACS-Free 63.4%, "
                                  "ACS-Learned 65.3%."]  # fmt: skip
-    assert "Attention predicts the box's IoU: reproduced with the habit; contradicted without the habit" in said
+    assert "Attention predicts the box's IoU: reproduced with the habit, contradicted without the habit;" in said
 
 
 def test_the_ablations_have_a_headline_of_their_own(tmp_path):
@@ -122,3 +124,21 @@ def test_the_ablations_have_a_headline_of_their_own(tmp_path):
     assert "AUROC ACS-Learned 0.60 to 0.60, ACS-Free not measured; the best of each column, b, with 0.80" in others[0]
     assert others[1] == "Other images of the same split select 50 to 75 % of the heads again."
     assert "standard deviation of 1.2 to 1.2 points" in others[2] and others[2].endswith("goes from -1.0 to +2.0.")
+
+
+def test_a_table_of_methods_begins_with_what_they_are_set_against_and_acs_then_the_highest_mean():
+    rates = {"medoid": 0.4, "ACS-Free": 0.3, "DeepConf": 0.6, "greedy": 0.5}
+    rows = [("tiny", "a", size, name, rate, 0.3, 0.7) for size in ("small", "large") for name, rate in rates.items()]
+    table = pd.DataFrame(rows, columns=["lvlm", "dataset", "size", "method", "acc50", "acc50_lo", "acc50_hi"])
+    wide = pivoted(table, ["size", "method"], "acc50")
+    assert wide["size"].tolist() == ["small"] * 4 + ["large"] * 4, "in the table's order"
+    assert wide["method"].tolist() == ["greedy", "ACS-Free", "DeepConf", "medoid"] * 2
+    assert wide["tiny, a"].iloc[0] == "50.0 [30.0, 70.0]"
+    differences = table.rename(columns={f"acc50{end}": f"delta{end}" for end in ("", "_lo", "_hi")})
+    assert pivoted(differences, ["size", "method"], "delta")["tiny, a"].iloc[0] == "+50.0 [+30.0, +70.0]"
+
+
+def test_a_tie_is_rounded_as_in_the_references_table():
+    exact, stored = ({"d": value, "d_lo": 0.0, "d_hi": 0.2} for value in (0.01 - 0.0075, 0.0025))
+    told = [estimate(pd.Series(row), "d", "+.1f", 100) for row in (exact, stored)]
+    assert exact["d"] != stored["d"] and told[0] == told[1]
