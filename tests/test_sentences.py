@@ -9,7 +9,7 @@ import pytest
 from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
 from acs_lib.report import sentences
-from acs_lib.report.tables import pivoted
+from acs_lib.report.tables import head_set_table, pivoted
 from acs_lib.study import results
 
 POOLED = np.array([[0.5, 0.6], [0.9, 0.4], [0.7, 0.8]])  # AUROC [layers, heads]
@@ -142,3 +142,26 @@ def test_a_tie_is_rounded_as_in_the_references_table():
     exact, stored = ({"d": value, "d_lo": 0.0, "d_hi": 0.2} for value in (0.01 - 0.0075, 0.0025))
     told = [estimate(pd.Series(row), "d", "+.1f", 100) for row in (exact, stored)]
     assert exact["d"] != stored["d"] and told[0] == told[1]
+
+
+def test_d_c_is_a_row_an_lvlm():
+    found = head_set_table([HeadSet("tiny", "scenes", ((np.int64(2), np.int64(1)), (3, 0)), (0, 3))])
+    assert found.to_numpy().tolist() == [["tiny", "(2, 1), (3, 0)", "x1, y2"]]
+
+
+def test_the_sharpest_layer_is_that_of_the_least_entropy():
+    table = pd.DataFrame({"layer": [0, 1], "entropy": [3.0, 2.0], "mass": [0.1, 0.4], "mass_in_box": [0.01, 0.08]})
+    said = sentences.say_statistics(table.assign(even=5.99)).data
+    assert "10.0 to 40.0 % of its attention on the image, by layer, and 1.0 to 8.0 % inside the box" in said
+    assert (
+        "Layer 1 is the sharpest with 2.00 nats on average, layer 0 the most diffuse with 3.00; an even map has 5.99"
+        in said
+    )
+
+
+def test_only_what_both_tests_tell_apart_is_named():
+    rows = [("ACS-Free", 0.1, 0.01, 0.04), ("medoid", 0.2, 0.01, 0.06), ("random", -0.1, 0.02, 0.02)]
+    names = ["method", "delta_vs_greedy", "p_bootstrap_holm", "p_mcnemar_holm"]
+    table = pd.DataFrame(rows, columns=names).assign(lvlm="tiny", dataset="scenes")
+    said = sentences.say_significance(table).data
+    assert said.endswith("in how many of 1 columns, above: ACS-Free (1), below: random (1).")

@@ -92,10 +92,10 @@ def pivoted(table: pd.DataFrame, rows: list[str], value: str) -> pd.DataFrame:
 
 def head_set_table(head_sets: list[HeadSet]) -> pd.DataFrame:
     """head_sets.csv: lvlm, D_c's heads as (layer, head), counted from 0, and the coordinates at which they are read."""
-    rows = [
-        (found.lvlm, ", ".join(map(str, found.heads)), ", ".join(COORDINATES[index] for index in found.coordinates))
-        for found in head_sets
-    ]
+    rows = []
+    for found in head_sets:
+        heads = ", ".join(f"({layer}, {head})" for layer, head in found.heads)
+        rows.append((found.lvlm, heads, ", ".join(COORDINATES[index] for index in found.coordinates)))
     return pd.DataFrame(rows, columns=["lvlm", "heads", "coordinates"])
 
 
