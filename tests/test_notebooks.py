@@ -201,6 +201,7 @@ TAKEAWAYS = {  # sentence -> the tables that it is made of
     "say_regressor": ["regressor"], "say_signal": ["heads", "attributions", "entropy_by_layer"],
     "say_acs_free": ["acs_free"], "say_when": ["habit", "ranked_right", "partial_correlation", "training_variants"],
     "say_ablations": ["ablations"],
+    "say_renderings": ["renderings"],
     "say_zoom": ["zoom"], "say_instances": ["instances"], "say_risk": ["risk"], "say_effort": ["effort"],
     "say_label_free": ["label_free_heads"], "say_intervention": ["intervention"],
     "say_sinks": ["sinks", "sinks_masked"], "say_advice": ["advice"],
