@@ -22,14 +22,14 @@ trap 'advise $?' EXIT
 trap 'exit 130' INT
 
 # ---------------------------------------------------------------------------------------------- what can be asked for
-options=" --profile --from --limit --engine --dry-run --test --help "
+options=" --profile --from --limit --engine --dry-run --test --full --help "
 
 usage() {
     local profiles=(acs_lib/profiles/*.yaml)
     profiles=("${profiles[@]##*/}")
     cat <<EOF
 Usage: ./run_all.sh [--profile NAME] [--from N] [--limit N] [--engine NAME] [--dry-run]
-       ./run_all.sh --test
+       ./run_all.sh --test [--full]
 
 Sets up the environment (the active conda or virtual environment, or .venv in this folder), then hands its options to
 \`acs run\`, which runs the notebooks in order. Finished notebooks are reused as long as nothing they depend on has
@@ -42,6 +42,7 @@ changed.
   --dry-run       set up, then only say which notebooks would run, and what a GPU's profile would cost
   --test          set up, then check style and imports, run the tests, and compare the notebooks' outputs with what
                   they give now
+  --full          after that, run the embedded profile and compare the notebooks as they are stored, too
   --help          this text
 EOF
 }
@@ -61,7 +62,12 @@ for word; do
             ;;
     esac
 done
-[ $extra != test ] || [ $# = 1 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes nothing besides"
+case " $* " in
+    " --test " | " --test --full ") ;;
+    *" --test "* | *" --full "*)
+        fail 2 "run_all.sh: --test runs the whole test suite and takes nothing besides but --full, after it"
+        ;;
+esac
 
 # ------------------------------------------------------------------------------------------------------- environment
 is_python() { # is_python COMMAND [BELOW]: it runs, and is Python 3.11 or later (and below 3.BELOW)
@@ -188,5 +194,11 @@ lint-imports
 export OMP_NUM_THREADS=1 # a process a core, whose threads would wait for each other
 "$python" -m pytest --numprocesses=auto --dist=loadfile
 export TQDM_DISABLE=1 # progress is no result
-"$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
-    --nbval-cell-timeout=600 tests/notebooks/*.ipynb
+notebooks() { # notebooks FILE...: run them, and compare every output with the stored one
+    "$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
+        --nbval-cell-timeout=600 "$@"
+}
+notebooks tests/notebooks/*.ipynb
+[ "${2:-}" = --full ] || exit 0
+"$python" -m acs_lib run --profile embedded
+notebooks notebooks/0[1-8]*.ipynb

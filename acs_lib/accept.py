@@ -107,7 +107,8 @@ def _for_tests(notebook: nbformat.NotebookNode, profile: str) -> nbformat.Notebo
             cell.source = re.sub("(?m)^profile = .*$", f'profile = "{profile}"', cell.source)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            data.pop("image/png", None)
+            for kind in [kind for kind in data if kind.startswith("image/")]:
+                del data[kind]
             if "text/html" in data:
                 data["text/html"] = INLINE_PNG.sub("", data["text/html"])
     return notebook

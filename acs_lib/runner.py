@@ -406,6 +406,8 @@ def run(
     tables.write_comparison(profile, paths.reports(name))
     manifest = make_manifest(profile, stages, began)
     write_text(paths.reports(name) / "manifest.json", json.dumps(manifest, indent=1))
-    if manifest["compared"]:
-        typer.echo(f"against the committed reference: {manifest['compared']['said']}")
+    if found := manifest["compared"]:
+        typer.echo(
+            "\n  ".join([f"against the committed reference: {found['said']}", *compare.first(found["differences"])])
+        )
     return page.build(name)

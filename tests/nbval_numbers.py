@@ -66,11 +66,12 @@ def _compare_outputs(cell, test, reference, skip_compare=None, to_the_letter=IPy
 
 
 def _once(output):
-    """An output without the plain text of what it also shows as HTML."""
-    data = output.get("data", {})
-    if "text/html" not in data:
+    """An output without pictures, and without the plain text of what it also shows as HTML."""
+    if "data" not in output:
         return output
-    return from_dict({**output, "data": {kind: value for kind, value in data.items() if kind != "text/plain"}})
+    left_out = ("image/", "text/plain") if "text/html" in output["data"] else ("image/",)
+    kept = {kind: value for kind, value in output["data"].items() if not kind.startswith(left_out)}
+    return from_dict({**output, "data": kept})
 
 
 IPyNbCell.compare_outputs = _compare_outputs

@@ -316,7 +316,7 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
     assert values["temperature"] == {"0.8", "1.1"} and values["top-p"] == {"0.6", "1"}
     assert values["row read"] == {"own", "predicting"}, "planted answers have neither commas nor several digits"
-    assert "'after' is left out, since no token" in sentences.say_rows(columns).data
+    assert "'after' is left out, since no token" in sentences.rows_left_out(columns)
     assert values["samples"] == {str(n) for n in range(1, 13)}
     best = table[(table["factor"] == "samples") & (table["method"] == ORACLE)]["acc50"]
     assert best.is_monotonic_increasing and best.iloc[0] < best.iloc[-1]
@@ -361,15 +361,16 @@ def test_a_sentence_names_only_changes_whose_interval_leaves_out_zero():
     values = {"hot": (0.05, 0.01, 0.09), "cold": (-0.04, -0.09, 0.01), "own": (0, 0, 0)}
     table = pd.DataFrame(
         [
-            {"factor": factor, "value": value, "lvlm": "tiny", "method": "ACS-Free", "n_queries": 9,
+            {"factor": factor, "value": value, "lvlm": "tiny", "dataset": "scenes", "method": "ACS-Free",
              "delta": delta, "delta_lo": lo, "delta_hi": hi}
             for factor, names in {"temperature": ("hot", "cold", "own"), "row read": ("cold", "own")}.items()
             for value, (delta, lo, hi) in ((name, values[name]) for name in names)
         ]
     )  # fmt: skip
-    said = sentences.say_ablations(table, "ACS-Free").data
-    assert "1 of 3 changes" in said and "temperature: hot +5.0 [+1.0, +9.0]" in said
-    assert "cold" not in said and "told apart under row read" in said
+    said = sentences.say_ablations(table).data
+    hot = "gained most by temperature = hot (tiny on scenes, +5.0 [+1.0, +9.0])."
+    assert f"ACS-Free depends on 1 of 3 changes to it; {hot}" in said
+    assert "cold" not in said and "lost" not in said
 
 
 def test_confidence_and_calibration_of_a_planted_study(study):

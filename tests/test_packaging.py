@@ -298,11 +298,13 @@ def test_help_lists_the_profiles(kit):
 def test_it_knows_the_options_of_acs_run(kit):
     known = {option for parameter in get_command(app).commands["run"].params for option in parameter.opts}
     listed = run_all(kit, "--bogus").stderr.splitlines()[1].removeprefix("valid ones:").split()
-    assert set(listed) == known | {"--test", "--help"}
+    assert set(listed) == known | {"--test", "--full", "--help"}
     assert all(option in run_all(kit, "--help").stdout for option in listed)
 
 
-@pytest.mark.parametrize("arguments", [["--bogus"], ["--profile", "smoke", "-x"], ["--test", "--dry-run"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["--bogus"], ["--profile", "smoke", "-x"], ["--test", "--dry-run"], ["--full"]], ids=str
+)
 def test_unknown_options_are_refused_before_any_set_up(kit, environment, arguments):
     result = run_all(kit, *arguments, VIRTUAL_ENV=str(environment))
     assert (result.returncode, result.stdout) == (2, "")
@@ -362,6 +364,15 @@ def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, 
     assert calls(environment)[0] == INSTALL.format("test")
 
 
+def test_full_also_runs_the_embedded_profile_and_the_notebooks_as_they_are_stored(kit, environment):
+    assert run_all(kit, "--test", VIRTUAL_ENV=str(environment)).returncode == 0
+    tested = calls(environment)
+    assert run_all(kit, "--test", "--full", VIRTUAL_ENV=str(environment)).returncode == 0
+    *known, run, compared = calls(environment)
+    assert known == [call for call in tested if call != INSTALL.format("test")]
+    assert run == "-m acs_lib run --profile embedded" and "--nbval " in compared and " notebooks/0" in compared
+
+
 def test_failing_tests_end_with_the_advice_and_their_exit_code(kit, environment):
     (environment / "failing").touch()
     result = run_all(kit, "--test", VIRTUAL_ENV=str(environment))
@@ -404,7 +415,7 @@ def test_condas_base_is_left_alone(kit, tmp_path):
 
 
 def test_the_checkout_is_small():
-    """Most of it are the weights (31 MiB); a report is kept once, without PDF, LaTeX and executed notebooks."""
+    """Most of it are the weights; a report is kept once, without PDF, LaTeX and executed notebooks."""
     command = ["git", "-C", paths.ROOT, "ls-files", "-z"]
     if not (paths.ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("no git checkout")

@@ -14,10 +14,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from acs_lib import paths
-from acs_lib.report.page import _shown, build, page_table, render
+from acs_lib.report.page import FIGURES, _shown, build, page_table, render
 
 NASTY = "<img src=x onerror=alert(1)></script><b>&\"'"
 OTHER = "tiny-plain on scenes without the habit"
+PUBLISHED = ("embedded", "ablations", "beyond")  # whose pages are committed
 VOID = {"meta", "img", "input", "link", "br", "hr"}
 
 
@@ -113,7 +114,8 @@ def report(tmp_path):
     queries = [query(i, outcome, NASTY if i == 0 else "ball") for i, outcome in enumerate(outcomes)]
     queries += [query(9, "lost", of=OTHER)]
     (tmp_path / "browser.json").write_text(json.dumps(queries))
-    compared = {"said": "every table as the reference's", "differences": []}
+    differences = [f"a.csv: row {number}" for number in range(7)]
+    compared = {"said": "every table as the reference's", "differences": differences}
     manifest = {"git": {"commit": "abc123"}, "seeds": [1, 2], "wall": [{"name": "01"}], "compared": compared}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
@@ -129,6 +131,10 @@ def test_page_holds_everything(report):
     assert len(page.all("figure")) == 3 and "Sampling candidates" in text
     for part in ("git.commit", "abc123", "wall[0].name", "reproduced", OTHER, "reference: every table as"):
         assert part in text
+    assert (
+        "a.csv: row 4 ... and 2 more: acs compare lists all" in text
+        and "a.csv: row 5" not in text.split("Provenance")[0]
+    )
     assert page.all("h1") and "results of the profile “smoke”" in text and "In short" not in text
     assert {"tables/heads.csv", "figures/main_results.pdf", "notebooks/01_candidate_sampling.html"} <= set(page.links)
     assert not list(report.glob(".index*")), "nothing is left of the temporary file"
@@ -179,7 +185,7 @@ def shown(cell: str) -> str:
     return "" if cell in {"nan", "None"} else _shown(cell) or cell
 
 
-@pytest.mark.parametrize("profile", ["embedded", "ablations", "smoke"])
+@pytest.mark.parametrize("profile", [*PUBLISHED, "smoke"])
 def test_no_committed_table_is_cut(profile):
     page, files = Page(render(profile, paths.reference(profile))), list(paths.reference(profile).glob("tables/*.csv"))
     assert len(files) > 10
@@ -253,6 +259,15 @@ def test_figures_come_in_the_order_of_the_notebooks(report):
     text = build("smoke", report).read_text(encoding="utf-8")
     order = ["method", "candidates", "heads", "main_results", "main_results-plain", "your_own_image", "zebra"]
     assert re.findall(r'id="figure-([\w-]+)"', text) == order
+
+
+def test_the_figures_are_named_in_the_order_in_which_the_notebooks_save_them():
+    cells = [cell for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")) for cell in json.loads(path.read_text())["cells"]]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    saved = [stem for source in code for stem in re.findall(r'save_figure\(.*?, report, f?"([a-z_0-9]+)', source)]
+    assert len(saved) == sum(source.count("save_figure(") for source in code) and list(dict.fromkeys(saved)) == list(
+        FIGURES
+    )
 
 
 def test_an_empty_folder_says_what_to_run(tmp_path):
@@ -464,6 +479,19 @@ def test_claims_are_stacked_on_a_phone_with_the_verdict_first(report, look):
     assert set(others) == {verdict}
     *others, verdict = look(report / "index.html", 390).execute_script(places)
     assert verdict < others[0] < others[1] < others[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_published_pages_are_small_and_readable(look, profile, width, scheme):
+    path = paths.reference(profile) / "index.html"
+    assert path.stat().st_size < 3_000_000
+    browser = look(path, width, scheme)
+    assert browser.execute_script(CONTRAST)[0] == []
+    page, screen = browser.execute_script("return [document.scrollingElement.scrollWidth, window.innerWidth]")
+    assert page <= screen, "no scrolling to the side"
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.skipif(not (paths.reference("embedded") / "index.html").is_file(), reason="no published report here")

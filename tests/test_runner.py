@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
-from acs_lib.accept import REPORT, _copy, six_digits
+from acs_lib.accept import REPORT, _copy, _for_tests, six_digits
 from acs_lib.core import progress
 from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.profiles import load_profile
@@ -644,3 +644,11 @@ with progress.progress("some LVLM on scenes, test", 3) as told:
     (line,) = [line for line in result.stderr.splitlines() if "some LVLM" in line]
     assert progress.NOTEBOOK not in os.environ, "no other work is the notebook's"
     assert re.fullmatch(r"01 one thing: some LVLM on scenes, test: 1 of 3 queries, ends about .*\d\d:\d\d", line)
+
+
+def test_the_tests_copy_has_no_picture_of_any_kind():
+    data = {"image/png": "aa", "image/svg+xml": "<svg/>", "text/html": '<img src="data:image/png;base64,aa==">'}
+    shown = nbformat.v4.new_output("display_data", data)
+    cell = nbformat.v4.new_code_cell("1", outputs=[shown])
+    (copy,) = _for_tests(nbformat.v4.new_notebook(cells=[cell]), "smoke").cells
+    assert copy.outputs[0].data == {"text/html": '<img src="data:image/png;base64,">'}

@@ -67,22 +67,25 @@ def test_the_contrast_is_like_for_like(experiment, row):
             assert control == lvlm.model_copy(update=changed), "the same question and precision"
     contrast = habit_contrast([experiment])
     assert contrast["condition"].tolist() == ["habit"] and contrast["pearson"].tolist() == [row["pearson"]]
-    assert "with the habit: greedy" in sentences.say_habit(contrast).data
 
 
-def test_the_takeaway_counts_wins_and_losses_from_the_log():
-    rows = [("a", 0.4, 0.03, 0.01, 0.05, 0.5), ("b", 0.4, -0.03, -0.05, -0.01, 0.1), ("c", 0.3, 0.0, -0.1, 0.1, 0.3)]
-    names = [
-        "design",
-        "temperature",
-        "delta_learned_vs_greedy",
-        "delta_learned_vs_greedy_lo",
-        "delta_learned_vs_greedy_hi",
-    ]
-    log = pd.DataFrame(rows, columns=[*names, "share another object"]).assign(
-        pearson=[0.6, 0.7, 0.65], top_p=0.8, lvlm="x"
+def test_the_takeaway_says_with_and_without_the_habit_and_over_how_many_models():
+    of = pd.DataFrame({"lvlm": ["x", "x-plain"], "dataset": "scenes", "condition": ["habit", "plain"]})
+    gain = "delta_learned_vs_greedy"
+    contrast = of.assign(**{gain: [0.05, -0.03], f"{gain}_lo": [0.01, -0.06], f"{gain}_hi": [0.09, 0.01]})
+    ranked = pd.concat([
+        of.assign(method="ACS-Learned", kind=kind, pair_auroc=found)
+        for kind, found in (("another object", [0.9, 0.5]), ("near miss", [0.6, 0.55]))
+    ])  # fmt: skip
+    correlations = of.assign(score="ACS-Learned", partial_pearson_category=[0.5, 0.25])
+    log = pd.DataFrame({
+        "lvlm": "x", "edition": [1, 1, 2], "design": "a", "temperature": [0.4, 0.8, 0.4], gain: [0.03, -0.03, 0.0],
+        "share another object": [0.5, 0.1, 0.3], "pearson": [0.6, 0.7, 0.65], "within_query_pearson": [0.5, 0.4, 0.3],
+    })  # fmt: skip
+    text = sentences.say_when(contrast, ranked, correlations, log).data
+    assert "with the habit above in 1, below in 0, not told apart in 0 of 1 (+5.0 to +5.0); without the habit" in text
+    assert (
+        "better than *where its edges are* in 1 of 2 columns" in text and "object with probability 0.50 to 0.90" in text
     )
-    text = sentences.say_training_variants(log.assign(within_query_pearson=[0.5, 0.4, 0.3])).data
-    assert "above greedy in 1 of 3 rows (x, a, T 0.4, top-p 0.8) and below in 1 (x, b, T 0.4, top-p 0.8)" in text
-    assert text.endswith(MISSING) and "trials of the habit that stopped before they were measured" in MISSING
-    assert "correlation of +1.00 with the share" in text and "of -1.00 with the pooled r" in text
+    assert "still correlates with IoU by +0.25 to +0.50. Over 2 models, 3 with their settings of sampling" in text
+    assert "of +1.00 with the share" in text and "-1.00 with the pooled r" in text

@@ -2,8 +2,8 @@
 
     python tools/results.py
 
-README's part stands between two marks; docs/results.md is written whole. A test holds both to what this gives, so no
-number in them is typed by hand.
+Both have a part between two marks, which is written whole; the rest of them is typed. tests/test_docs.py holds the
+parts to what this gives, so no number in them is typed by hand.
 """
 
 from pathlib import Path
@@ -15,44 +15,46 @@ from acs_lib.core.files import write_text
 from acs_lib.evaluation import published
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.claims import claims_table
+from acs_lib.evaluation.claims import verdict as judged
 from acs_lib.report.tables import measured_text, to_markdown
 
+REPORT = paths.reference("embedded")
 MARKS = ("<!-- results: written by tools/results.py -->", "<!-- end of results -->")
-SIGNS = {1: "✓", 0: "○", -1: "✗"}  # for the claim, neither, against it
+MARK = {"reproduced": "✓", "in part": "◐", "not shown": "○", "contradicted": "✗"}  # a verdict, up to its colon
+NAMES = {"habit": "With the habit", "plain": "Without the habit"}
+COLUMNS = (
+    "A column is an LVLM on one set of rendered scenes, {n} small objects: `scenes`, whose train split D_c and the "
+    "regressor come from, or `scenes-shift`, with other backgrounds and haze, which nothing is trained on. r is the "
+    "correlation of predicted with true IoU."
+)
 SHOWN = (
     "greedy", RANDOM, "box area, small first", "sequence log-prob", "self-certainty", "DeepConf mean", "medoid",
     "mass inside the box (MTLA)", "entropy, all heads", "ACS-Free", "ACS-Learned", ORACLE,
 )  # fmt: skip
 
 
-def tables(profile: str = "embedded") -> dict[str, pd.DataFrame]:
-    """The tables of the reference run that are told, by stem; empty conditions are ''."""
-    folder = paths.reference(profile) / "tables"
-    found = {
-        stem: pd.read_csv(folder / f"{stem}.csv") for stem in ("main_results", "comparisons", "regressor", "evidence")
-    }
+def tables(folder: Path = REPORT) -> dict[str, pd.DataFrame]:
+    """The tables of a report that are told, by stem; empty conditions are ''."""
+    stems = ("main_results", "comparisons", "regressor", "evidence")
+    found = {stem: pd.read_csv(folder / "tables" / f"{stem}.csv") for stem in stems}
     for frame in found.values():
         words = frame.columns.intersection(["lvlm", "dataset", "condition"])
         frame[words] = frame[words].fillna("")
     return found
 
 
-def _column(lvlm: str, dataset: str) -> str:
-    """An LVLM on a dataset, whichever its condition."""
-    return f"{lvlm.removesuffix('-plain').removesuffix('-embedded')}, {dataset}" if lvlm else "all"
-
-
 def claims(evidence: pd.DataFrame) -> pd.DataFrame:
-    """claim, paper, and a mark a column: with the habit / without it."""
-    found = evidence.assign(column=[_column(*each) for each in zip(evidence["lvlm"], evidence["dataset"])])
-    columns = [c for c in dict.fromkeys(found["column"]) if found.loc[found["column"] == c, "dataset"].ne("").all()]
+    """claim, paper, and a column an LVLM and condition, with one mark: the verdict over its datasets. A claim that is
+    judged by condition alone ('' as LVLM) has the same mark in all columns of the condition."""
+    columns = evidence.loc[evidence["lvlm"] != "", ["lvlm", "condition"]].drop_duplicates()
     rows = []
-    for claim, part in found.groupby("claim", sort=False):
-        row = {"claim": claim, "paper": part["published"].iloc[0]}
-        for column in columns:
-            lvlm = column.partition(",")[0]
-            own = part[part["column"].isin([column, f"{lvlm}, ", "all"])]
-            row[column] = " / ".join(SIGNS[sign] for sign in own.sort_values("condition")["sign"])
+    for claim, part in evidence.groupby("claim", sort=False):
+        row = {"claim": claim, "paper": part["published"].iloc[0].partition(" (")[0]}
+        for lvlm, condition in columns.itertuples(index=False):
+            own = part[(part["condition"] == condition) & part["lvlm"].isin([lvlm, ""])]
+            name = lvlm.removesuffix("-plain").removesuffix("-embedded")
+            said = judged(own["sign"]).partition(":")[0]
+            row[", ".join(filter(None, [name, NAMES.get(condition, "").lower()]))] = MARK[said]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -67,7 +69,7 @@ def verdict(found: dict[str, pd.DataFrame]) -> str:
         above, delta = ((rows["p_holm"] < 0.05) & (rows["delta"] > 0)).sum(), 100 * rows["delta"]
         return (
             f"above greedy decoding in {above} of {len(rows)} columns ({delta.min():+.1f} to {delta.max():+.1f} "
-            f"points, predicted IoU at r {r.min():.2f} to {r.max():.2f})"
+            f"points, r {r.min():.2f} to {r.max():.2f})"
         )
 
     return (
@@ -79,30 +81,30 @@ def verdict(found: dict[str, pd.DataFrame]) -> str:
 
 def readme(found: dict[str, pd.DataFrame]) -> str:
     """README's part, marks included."""
-    n = found["main_results"]["n_queries"].unique()
+    n = " or ".join(map(str, found["main_results"]["n_queries"].unique()))
     return "\n".join([
         MARKS[0],
         verdict(found),
         "",
         to_markdown(claims(found["evidence"])).rstrip(),
         "",
-        f"Measured on rendered scenes, {' or '.join(map(str, n))} small objects a column; ✓ shown, ○ not shown, ✗ the "
-        "contrary, with the habit / without it. [All numbers, with intervals](docs/results.md).",
+        f"{', '.join(f'{mark} {said}' for said, mark in MARK.items())}, over the LVLM's columns. {COLUMNS.format(n=n)} "
+        "[All numbers, with intervals](docs/results.md).",
         MARKS[1],
     ])  # fmt: skip
 
 
 def results(found: dict[str, pd.DataFrame]) -> str:
-    """docs/results.md."""
-    lines = ["# Results", "", verdict(found), ""]
-    lines += ["Every number on this page is written by `tools/results.py` from the committed reference run.", ""]
-    main, names = found["main_results"], {"habit": "With the habit", "plain": "Without the habit"}
+    """The part of docs/results.md, marks included."""
+    main = found["main_results"]
+    n = " or ".join(map(str, main["n_queries"].unique()))
+    lines = [MARKS[0], verdict(found), "", COLUMNS.format(n=n), ""]
     for condition, rows in main.groupby("condition", sort=False):
         display = pd.DataFrame({"method": [name for name in SHOWN if name in set(rows["method"])]})
         for (lvlm, dataset), part in rows.groupby(["lvlm", "dataset"], sort=False):
             cells = {row.method: measured_text(row) for row in part.itertuples()}
-            display[_column(lvlm, dataset)] = display["method"].map(cells)
-        lines += [f"## {names.get(condition, 'Measured')}", ""]
+            display[f"{lvlm}, {dataset}"] = display["method"].map(cells)
+        lines += [f"## {NAMES.get(condition, 'Measured')}", ""]
         lines += [to_markdown(display, "Acc@0.5 on small objects in %, 95 % intervals over images; measured here.")]
     known = published.main_results()
     known = known.assign(
@@ -114,19 +116,20 @@ def results(found: dict[str, pd.DataFrame]) -> str:
     lines += [to_markdown(wide, f"Acc@0.5 on small objects in %, {published.PAPER}: other LVLMs and other data.")]
     lines += ["## Claims", ""]
     for row in claims_table(found["evidence"]).itertuples():
-        under = f", {names[row.condition].lower()}" if row.condition in names else ""
+        under = f", {NAMES[row.condition].lower()}" if row.condition in NAMES else ""
         lines += [f"- **{row.claim}**{under}: {row.verdict}. Paper: {row.published}. Measured: {row.measured}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, MARKS[1]])
 
 
-def write(root: Path = paths.ROOT) -> None:
-    """Put both where they belong."""
-    found = tables()
-    text = (root / "README.md").read_text(encoding="utf-8")
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    write_text(root / "README.md", before + readme(found) + after)
-    write_text(root / "docs" / "results.md", results(found))
+def told(root: Path, found: dict[str, pd.DataFrame]) -> dict[Path, str]:
+    """README.md and docs/results.md below `root` as they have to be: their typed text around what the tables say."""
+    parts = {root / "README.md": readme(found), root / "docs" / "results.md": results(found)}
+    texts = {path: path.read_text(encoding="utf-8") for path in parts}
+    return {
+        path: texts[path].split(MARKS[0])[0] + part + texts[path].split(MARKS[1])[1] for path, part in parts.items()
+    }
 
 
 if __name__ == "__main__":
-    write()
+    for path, text in told(paths.ROOT, tables()).items():
+        write_text(path, text)

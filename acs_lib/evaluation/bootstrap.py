@@ -40,8 +40,9 @@ def image_counts(images: int, draws: int) -> np.ndarray:
 
 
 def estimate(row, value: str, form: str = ".2f", unit: float = 1) -> str:
-    """'0.72 [0.60, 0.80]': `value` of a row of a table with its interval, in the `form`, times `unit`."""
-    point, lo, hi = (format(unit * getattr(row, value + end), form) for end in ("", "_lo", "_hi"))
+    """'0.72 [0.60, 0.80]': `value` of a row of a table with its interval, in the `form`, times `unit`; 0.14749999999 is
+    0.1475, as in a reference's table."""
+    point, lo, hi = (format(round(unit * getattr(row, value + end), 6), form) for end in ("", "_lo", "_hi"))
     return f"{point} [{lo}, {hi}]"
 
 

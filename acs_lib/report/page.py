@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from acs_lib import paths
 from acs_lib.core.files import write_text
+from acs_lib.evaluation import compare
 from acs_lib.report.encoding import data_address, inlined
 from acs_lib.report.tables import pivoted
 
@@ -47,6 +48,7 @@ TITLES = {  # table stem -> title; the order of the page
     "partial_correlation": "Scores and IoU at equal size and category",
     "layers": "Layers by gradient attribution",
     "heads": "Heads by entropy separation",
+    "head_sets": "The discriminative heads",
     "acs_free": "ACS-Free against references",
     "entropy_by_layer": "Attention entropy by layer",
     "entropy_by_head": "Attention entropy of the discriminative heads",
@@ -79,8 +81,9 @@ FIGURES = (  # the order of the notebooks; one of these with an ending ("-plain"
     "main_results", "differences", "by_size", "large_and_small", "candidates_sweep", "gained", "lost",  # 06
     "your_own_image",  # 07
     "ranked_right", "gains_by_category", "partial_correlation", "training_variants",  # 08
-    "ablations", "confidence", "risk_coverage", "reliability", "head_stability", "head_transfer", "cost",  # 09, 11
+    "ablations", "cost",  # 09
     "zoom", "instances_curve", "risk_curve", "effort", "label_free_heads", "intervention",  # 10
+    "confidence", "risk_coverage", "reliability", "head_stability", "head_transfer", "sampling_seeds",  # 11
 )  # fmt: skip
 PIVOTS = {  # table stem -> columns that name a row, rates that are shown an LVLM and dataset beside the other
     "main_results": (["method"], {"acc50": "Acc@0.5", "acc75": "Acc@0.75"}),
@@ -306,6 +309,7 @@ def render(profile: str, folder: Path) -> str:
         profile=profile,
         headline=story,
         against=compared["said"] if compared else None,
+        differences=compare.first(compared["differences"]) if compared else [],
         sections=sections,
         tall=TALL,
         outcomes=OUTCOMES,
