@@ -251,7 +251,6 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([SCENE, "car", "--selector", "p-true"], "internvl-embedded cannot be asked whether a box is right"),
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
         (
             [SCENE, "car", "--lvlm", "gpt"],
@@ -267,6 +266,12 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
 def test_what_can_be_mended_is_one_sentence_and_exit_code_1(arguments, message):
     code, out, err = acs("ground", *arguments)
     assert code == 1 and message in err and not table(out)
+
+
+def test_an_lvlm_that_cannot_say_yes_is_told(monkeypatch):
+    monkeypatch.setattr("acs_lib.method.baselines.p_true.YES", "Ja")
+    code, out, err = acs("ground", SCENE, "car", "--selector", "p-true")
+    assert code == 1 and "internvl-embedded cannot be asked whether a box is right" in err and not table(out)
 
 
 @pytest.mark.usefixtures("offline_hub")

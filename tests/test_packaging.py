@@ -19,6 +19,8 @@ from typer.main import get_command
 
 from acs_lib import __version__, paths
 from acs_lib.cli import app
+from acs_lib.lvlms.checkpoint import is_embedded
+from acs_lib.profiles import known_lvlms
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = ("run_all.sh", ".ci/run")
@@ -131,7 +133,7 @@ def brought_by(requirements):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A new environment's folder, with the wheel and links to the packages of the core, and no others."""
+    """A new environment's folder, with the wheel, made of the sdist, and links to the packages of the core alone."""
     folder = tmp_path_factory.mktemp("wheel")
     source, environment = folder / "source", folder / "environment"
     for name in ("acs_lib", "data/embedded"):
@@ -139,7 +141,10 @@ def alone(tmp_path_factory):
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy2(paths.ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, source]
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, folder], cwd=source, capture_output=True, check=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, sdist]
     subprocess.run([*pip, *build], check=True)
     venv.create(environment, with_pip=False)
     (site,) = environment.glob("lib/python*/site-packages")
@@ -168,6 +173,15 @@ def test_the_wheel_grounds_from_any_folder_with_the_core_alone(alone, tmp_path):
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["found.png"]
     assert run_alone(alone, "acs", "--version", cwd=tmp_path).stdout == f"{__version__}\n"
+
+
+def test_the_wheel_carries_every_embedded_lvlm(alone, tmp_path):
+    (shipped,) = alone.glob("lib/python*/site-packages/acs_lib/shipped")
+    carried = {f"data/embedded/{weights.parent.name}" for weights in shipped.glob("*/model.safetensors")}
+    assert carried == {lvlm.source for lvlm in known_lvlms().values() if is_embedded(lvlm)}
+    asked = [shipped / "samples" / "images" / "000000.png", "police car", "--selector", "medoid", "--samples", "1"]
+    result = run_alone(alone, "acs", "ground", *asked, "--lvlm", "internvl-embedded-plain", "--json", cwd=tmp_path)
+    assert json.loads(result.stdout)["lvlm"] == "internvl-embedded-plain", result.stderr
 
 
 def test_what_the_core_lacks_is_told_with_the_mend(alone, tmp_path):
