@@ -125,6 +125,14 @@ def test_each_head_can_be_named_and_clicked(found):
     assert clicked == set(names) - {demo.ALL}
 
 
+def test_a_candidate_can_be_clicked(found):
+    boxes = np.array([[10, 10, 90, 90], [20, 20, 40, 40], [np.nan] * 4], float)
+    made_up = replace(found, candidates=replace(found.candidates, boxes=boxes))
+    scale = 640 / max(found.image.size)
+    clicked = [demo.candidate_clicked(made_up, x * scale, y * scale) for x, y in ((30, 30), (60, 30), (95, 50))]
+    assert clicked == [1, 0, None], "the smaller one, the one around it, none"
+
+
 def test_the_table_of_heads_has_each_map_in_its_place():
     maps = np.zeros((2, 3, 2, 2), np.float32)
     maps[1, 2, 0, 1] = 0.5
@@ -156,6 +164,16 @@ def test_a_closer_look_can_be_seen(found):
 
 
 # -------------------------------------------------------------------------------------------------------- server
+
+
+def test_it_leaves_the_process_as_it_was(monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "mine")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="there is no LVLM 'nothing'"):
+        demo.serve(lvlm="nothing")
+    with demo.serving():
+        assert os.environ["GRADIO_TEMP_DIR"] != "mine"
+    assert (os.environ["GRADIO_TEMP_DIR"], signal.getsignal(signal.SIGTERM)) == ("mine", handler)
 
 
 @pytest.fixture(scope="module")

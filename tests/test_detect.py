@@ -55,9 +55,9 @@ def test_it_says_how_many_and_shows_them(found, tmp_path):
     ("change", "message"),
     [
         ({"category": " "}, "name the objects to look for"),
-        ({"selector": "medoid"}, "medoid compares whole answers"),
-        ({"selector": "weighted-box-fusion"}, "makes one box of several"),
-        ({"selector": "best"}, "there is no selector 'best'"),
+        ({"selector": "medoid"}, "'medoid' scores no single boxes; choose one of votes, acs-free, "),
+        ({"selector": "weighted-box-fusion"}, "'weighted-box-fusion' scores no single boxes"),
+        ({"selector": "best"}, "'best' scores no single boxes"),
         ({"category": "giraffe"}, "has no word for 'giraffe'"),
         ({"samples": 0}, "at least 1 sample"),
     ],

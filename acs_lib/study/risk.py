@@ -14,6 +14,7 @@ import pandas as pd
 
 from acs_lib import paths
 from acs_lib.core import boxes as bx
+from acs_lib.core.progress import tracked
 from acs_lib.evaluation import risk
 from acs_lib.evaluation.accuracy import hits
 from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, image_counts
@@ -135,7 +136,7 @@ def risk_rows(
     draw from the validation images alone; else they mix both.
     """
     rows = []
-    for method in METHODS:
+    for method in tracked(METHODS, "promises over many splits", unit="methods"):
         parts = [frame[frame["method"] == method] for frame in (train, validation, test)]
         scores, hit, images = arrays(parts[2])
         codes, names = pd.factorize(images)
