@@ -289,8 +289,8 @@ def run_all(root, *arguments, **environment):
 
 @pytest.fixture
 def environment(tmp_path):
-    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real; where there is a file
-    `bare`, without any package)."""
+    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real: where there is a
+    file `bare`, without any package)."""
     prefix = tmp_path / "env"
     (prefix / "bin").mkdir(parents=True)
     python = prefix / "bin" / "python"
