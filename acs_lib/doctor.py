@@ -56,7 +56,7 @@ def machine() -> Iterator[Finding]:
         yield Finding("packages", "ok", told)
     yield from devices()
     yield memory()
-    free = shutil.disk_usage(paths.DATA if paths.DATA.is_dir() else paths.ROOT.parent).free / 1e9
+    free = shutil.disk_usage(next(filter(Path.is_dir, (paths.DATA, *paths.DATA.parents)))).free / 1e9
     yield Finding("disk", "ok" if free > 5 else "lack", f"{free:.0f} GB free at {paths.DATA}")
     yield hub()
     browser = shutil.which("chromedriver") and next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -111,7 +111,8 @@ def coco_ids(
     """The ids that a COCO-format file has for images, by the names of their files, and for objects, by `word` of its
     categories' names. ValueError for one that it does not have, or has twice."""
     found = read_annotations(annotations)
-    named, known = defaultdict(list), defaultdict(list)
+    named: defaultdict[str, list[int]] = defaultdict(list)
+    known: defaultdict[str, list[int]] = defaultdict(list)
     for image in found.imgs.values():
         named[Path(image["file_name"]).name].append(image["id"])
     for category in found.cats.values():
