@@ -91,7 +91,7 @@ def report_user_errors(stopped: str = "stopped", advice: str = "") -> Iterator[N
         complain(f"error: {message}")
         if advice:
             complain(advice)
-        raise typer.Exit(getattr(error, "code", 1)) from None
+        raise typer.Exit(error.code if isinstance(error, UserError) else 1) from None
 
 
 def _completed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -99,13 +99,13 @@ def _completed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
     return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
-def _methods() -> Iterable[str]:
+def _methods() -> tuple[str, ...]:
     from acs_lib.method.baselines import METHODS  # late: it takes seconds
 
     return METHODS
 
 
-def _box_selectors() -> Iterable[str]:
+def _box_selectors() -> tuple[str, ...]:
     from acs_lib.grounding.detect import BOX_SELECTORS  # late: it takes seconds
 
     return BOX_SELECTORS
@@ -135,7 +135,7 @@ def _runs() -> Iterable[str]:
     return [run.name for run in left()]
 
 
-def _check_selector(name: str, known: Iterable[str]) -> None:
+def _check_selector(name: str, known: tuple[str, ...]) -> None:
     from acs_lib.method.baselines import slug  # late: it takes seconds
 
     if slug(name) not in known:
