@@ -284,7 +284,7 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
         (
             [SCENE, "car", "--lvlm", "gpt"],
-            "there is no LVLM 'gpt': give internvl-embedded, internvl-embedded-plain, qwen2.5-vl-embedded, ",
+            "there is no LVLM 'gpt': give internvl-embedded, qwen2.5-vl-embedded, qwen2.5-vl-embedded-plain, ",
         ),
         ([SCENE, "car", "--lvlm", paths.DATA], "data': it has no config.json that names a model type; give a folder"),
         ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),

@@ -9,6 +9,7 @@ from PIL import Image
 
 import acs_lib
 from acs_lib.grounding import api, detect
+from acs_lib.lvlms.load import load_lvlm
 from acs_lib.profiles import Sampling
 
 
@@ -49,6 +50,15 @@ def test_it_says_how_many_and_shows_them(found, tmp_path):
     assert "dog" in found._repr_html_() and found._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="cannot be written as 'a.txt'"):
         found.save(tmp_path / "a.txt")
+
+
+def test_lists_without_a_box_are_no_instances(monkeypatch):
+    lvlm = load_lvlm()
+    monkeypatch.setattr(lvlm, "parse_all", lambda text, prompt: [])
+    image, category = api.samples().iloc[0][["image", "category"]]
+    for selector in ("votes", "sequence-log-prob"):
+        none = detect.detect(lvlm, image, category, selector, samples=1)
+        assert len(none) == 0 and none.to_dict()["instances"] == [] and len(none.texts) == 2
 
 
 @pytest.mark.parametrize(
