@@ -13,8 +13,8 @@ fail() { # fail CODE MESSAGE...: each message on a line of its own
     printf '%s\n' "$@" >&2
     exit "$code"
 }
-advise() { # advise CODE: the last line of every failure
-    if [ "$1" != 0 ] && [ "$1" != 130 ] && "${python:-}" -c 'import acs_lib' 2>/dev/null; then
+advise() { # advise CODE: the last line of every failure, once what the doctor needs is installed
+    if [ "$1" != 0 ] && [ "$1" != 130 ] && "${python:-}" -c 'import acs_lib.doctor, torch, typer' 2>/dev/null; then
         printf 'look: %s -m acs_lib doctor\n' "$python" >&2
     fi
 }

@@ -257,6 +257,17 @@ def test_the_answer_is_json(result):
     }  # fmt: skip
 
 
+def test_cocos_results(lvlm, scene):
+    found = ground(lvlm, *scene, selector="medoid", **FEW)
+    x1, y1, x2, y2 = found.box
+    (told,) = found.to_coco(3, 4)
+    assert told == {"image_id": 3, "category_id": 4, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": found.score}
+    assert (
+        dataclasses.replace(found, score=np.nan).to_coco(3, 4)[0]["score"] == 0
+        and dataclasses.replace(found, box=None).to_coco(3, 4) == []
+    )
+
+
 def test_an_answer_has_at_most_as_many_tokens_as_one_allows(lvlm, scene):
     found = ground(lvlm, *scene, samples=1, max_new_tokens=3)
     assert found.settings.max_new_tokens == 3 and found.box is None

@@ -1,18 +1,21 @@
-"""How far something long is: a bar at a terminal, lines in a log file.
+"""How far something long is: a bar at a terminal, lines in a pipe or a log file.
 
-`acs run` without a terminal names the notebook in the environment (ACS_PROGRESS); then what works in it says every 30
-seconds how many are done and when it should end. Anywhere else there is a bar, and none in pipes.
+Where standard error is no terminal, every 30 seconds a line says how many are done and when it should end. `acs run`
+names the notebook for these lines in the environment (ACS_PROGRESS); at a terminal it wants no bars of what works in
+notebooks (TQDM_DISABLE).
 """
 
 import os
 import sys
 import time
-from typing import TextIO
+from collections.abc import Collection, Iterator
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
 NOTEBOOK = "ACS_PROGRESS"  # variable of the environment: the notebook that is run without a terminal
 EVERY = 30  # seconds
+Item = TypeVar("Item")
 
 
 class Lines:
@@ -44,9 +47,21 @@ class Lines:
         return None
 
 
-def progress(what: str, total: int, done: int = 0, unit: str = "queries") -> Lines | tqdm:
-    """A context whose `update(count)` says how far it is: `Lines` in a run without a terminal, a bar otherwise, which
-    is not shown where standard error is no terminal."""
-    if notebook := os.environ.get(NOTEBOOK):
-        return Lines(f"{notebook}: {what}", total, done, unit)
-    return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", mininterval=2, disable=None)
+def progress(what: str, total: int, done: int = 0, unit: str = "queries", printed: bool = False) -> Lines | tqdm:
+    """A context whose `update(count)` says how far it is: a bar at a terminal, else `Lines`. There is no bar for one
+    thing alone, and none in a terminal that what is done is `printed` on."""
+    notebook = os.environ.get(NOTEBOOK)
+    if notebook or not (sys.stderr.isatty() or "TQDM_DISABLE" in os.environ):
+        return Lines(f"{notebook}: {what}" if notebook else what, total, done, unit)
+    hidden = "TQDM_DISABLE" in os.environ or total < 2 or (printed and sys.stdout.isatty())
+    return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", mininterval=2, disable=hidden)
+
+
+def tracked(
+    items: Collection[Item], what: str, done: int = 0, unit: str = "queries", printed: bool = False
+) -> Iterator[Item]:
+    """The items, one after the other, with `progress`; `done` others were done before."""
+    with progress(what, done + len(items), done, unit, printed) as told:
+        for item in items:
+            yield item
+            told.update()

@@ -26,6 +26,7 @@ from urllib3.util import Retry
 
 from acs_lib import __version__
 from acs_lib.core.files import file_digest, replacing
+from acs_lib.core.progress import tracked
 from acs_lib.datasets.coco import read_annotations
 from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.profiles import DatasetSpec, Profile
@@ -198,7 +199,7 @@ def _each(check: Callable[[Path], str | None], images: Collection[Path], outcome
     """Note for every image the reason why it is not there, or None."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(check, images)
-        for path, reason in tqdm(zip(images, found), total=len(images), desc=label, unit="image", disable=None):
+        for path, reason in zip(tracked(images, label, unit="images"), found):
             if reason is None:
                 outcome.there.add(path)
             else:

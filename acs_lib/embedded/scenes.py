@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
-from tqdm import tqdm
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.extras import load_extra
+from acs_lib.core.progress import tracked
 
 SIZE = 160  # px, both sides of a scene as an LVLM looks at it, and of those on disk that hold no more detail
 INSTANCES = 6  # of one category, at most
@@ -265,7 +265,7 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
         ],
     }
     digest = hashlib.sha256()
-    for index in tqdm(range(images), desc=f"rendering {world_name}", unit="image", disable=None):
+    for index in tracked(range(images), f"rendering {world_name}", unit="images"):
         scene = render(np.random.default_rng([seed, index]), world, side=world.side)
         name = f"{index:06d}.png"
         Image.fromarray(scene.image).save(aside / "images" / name)

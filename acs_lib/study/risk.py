@@ -16,6 +16,7 @@ import pandas as pd
 
 from acs_lib import paths
 from acs_lib.core import boxes as bx
+from acs_lib.core.progress import tracked
 from acs_lib.evaluation import risk
 from acs_lib.evaluation.accuracy import hits
 from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, image_counts
@@ -139,7 +140,7 @@ def risk_rows(
     splits draw from these alone; else they mix both.
     """
     rows = []
-    for method in METHODS:
+    for method in tracked(METHODS, "promises over many splits", unit="methods"):
         parts = [frame[frame["method"] == method] for frame in (train, calibration, test)]
         scores, hit, images = arrays(parts[2])
         codes, names = pd.factorize(images)
