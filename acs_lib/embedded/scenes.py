@@ -97,6 +97,11 @@ WORLDS = {
         background="stripes",
     ),
 }
+WORLDS |= {  # with more detail on disk than a look at the whole shows; and with several objects of a category
+    "scenes-480": replace(WORLDS["scenes"], side=3 * SIZE),
+    "scenes-shift-480": replace(WORLDS["scenes-shift"], side=3 * SIZE),
+    "scenes-repeats": replace(WORLDS["scenes"], repeats=0.4),
+}
 
 
 @dataclass(frozen=True)
