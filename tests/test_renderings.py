@@ -51,7 +51,7 @@ def test_the_table_by_hand():
         "fine": (fine, answers(["a", "b", "x"], [0.1, 0.9, 0.0])),
         "coarse": (coarse, answers(["a", "b", "c"], [0.1, 0.9, 0.5])),
     }
-    table = renderings.rendering_rows(found, 50).set_index("dataset")
+    table = renderings.rendering_rows(found, 400)
     assert (table["n"] == 3).all()
     assert table["greedy"].tolist() == pytest.approx([2 / 3, 1 / 3]) and table["oracle"].tolist() == pytest.approx(
         [1, 2 / 3]

@@ -29,17 +29,17 @@ def measured(e: Experiment) -> Measured:
 
 
 def rendering_rows(found: Mapping[str, Measured], draws: int) -> pd.DataFrame:
-    """dataset, n (objects that are in all renderings), RATES (0-1), pearson of predicted and true IoU, and
-    delta_<rate>, the first rendering's less the row's own, all with 95 % intervals over images, differences paired; one
-    row a rendering, dataset -> `measured`."""
+    """n (objects that are in all renderings), RATES (0-1), delta_<rate>, the first rendering's less the row's own, and
+    pearson of predicted and true IoU, all with 95 % intervals over images, differences paired; one row a rendering, its
+    name the index. found: name -> `measured`."""
     first, *others = [objects for objects, _ in found.values()]
     shared = first.index.intersection(others[0].index)
     images, rows = pd.factorize(first.loc[shared, "image_id"])[0], []
-    for dataset, (objects, answers) in found.items():
+    for objects, answers in found.values():
         own, base = (frame.loc[shared, list(RATES)].to_numpy(float) for frame in (objects, first))
         values = np.hstack([own, base - own])
         ends = np.quantile(bootstrap_means(values, images, draws), INTERVAL, axis=0)
-        row = {"dataset": dataset, "n": len(shared)}
+        row = {"n": len(shared)}
         for name, mean, (lo, hi) in zip([*RATES, *(f"delta_{rate}" for rate in RATES)], values.mean(0), ends.T):
             row |= {name: mean, f"{name}_lo": lo, f"{name}_hi": hi}
         told = answers[answers["object"].isin(shared)]
@@ -48,7 +48,7 @@ def rendering_rows(found: Mapping[str, Measured], draws: int) -> pd.DataFrame:
         )
         r = pearson(told["predicted_iou"], told["iou"])
         rows.append(row | {"pearson": r, "pearson_lo": lo, "pearson_hi": hi})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, index=list(found))
 
 
 def renderings_table(study: Study, experiments: list[Experiment]) -> pd.DataFrame:
@@ -62,5 +62,5 @@ def renderings_table(study: Study, experiments: list[Experiment]) -> pd.DataFram
             for dataset in (study.train_set, other)
         }
         rows = rendering_rows(found, study.profile.costly_draws)
-        tables.append(e.labelled(rows).assign(dataset=rows["dataset"]))
+        tables.append(e.labelled(rows).assign(dataset=rows.index))
     return pd.concat(tables, ignore_index=True)
