@@ -63,10 +63,8 @@ def say_renderings(table: pd.DataFrame) -> Markdown:
     renderings.csv."""
     if table.empty:
         return say("there is no other rendering of these images.")
-    finer = table["dataset"] == table["dataset"].iloc[0]
-    r = [f"{rows['pearson'].min():.2f} to {rows['pearson'].max():.2f}" for rows in (table[finer], table[~finer])]
-    finer, coarse = table["dataset"].unique()
-    other = table[table["dataset"] == coarse]
+    (finer, own), (coarse, other) = table.groupby("dataset", sort=False)
+    r = [f"{rows['pearson'].min():.2f} to {rows['pearson'].max():.2f}" for rows in (own, other)]
     return say(
         f"more detail on disk than a look shows helps by itself: {answer(other, 'delta_greedy')}. {finer} instead of "
         f"{coarse}, the same scenes without it, {tally(other, 'delta_greedy')} for greedy decoding and "

@@ -55,11 +55,13 @@ def renderings_table(study: Study, experiments: list[Experiment]) -> pd.DataFram
     """renderings.csv: `rendering_rows` of every LVLM on the test scenes of the dataset that D_c is from and on
     `profile.beyond.rendered`, the same scenes without more detail; by the first regressor, which saw the former alone.
     Without rows where the profile has no other rendering, as of photographs."""
-    other, tables = study.profile.beyond.rendered, [pd.DataFrame(columns=["lvlm", "dataset", "condition", "n"])]
-    for e in (e for e in experiments if other is not None and e.dataset == study.train_set):
+    if (other := study.profile.beyond.rendered) is None:
+        return pd.DataFrame(columns=["lvlm", "dataset", "condition", "n"])
+    tables = []
+    for e in (e for e in experiments if e.dataset == study.train_set):
         found = {
             dataset.name: measured(by_first_regressor(study, e.lvlm, dataset, study.run(e.lvlm, dataset, "test")))
-            for dataset in (study.train_set, other)
+            for dataset in (e.dataset, other)
         }
         rows = rendering_rows(found, study.profile.costly_draws)
         tables.append(e.labelled(rows).assign(dataset=rows.index))
