@@ -81,12 +81,13 @@ def zoom(frame: pd.DataFrame) -> Figure:
 @styled
 def zoom_forest(frame: pd.DataFrame) -> Figure:
     """What a second look brings over one (points of Acc@0.5, paired 95 % intervals): the greedy box of a window over
-    that of the whole image, and what ACS-Learned chooses of both over what it chooses of as many answers to the whole.
+    that of the whole image, and what ACS-Learned chooses of both over what it chooses of as many answers to the whole;
+    at the smallest zoom, by what the window lies around.
 
     frame: zoom.csv: columns budget, window, times, method, delta_vs_ten, _lo, _hi (-1 to 1), lvlm, dataset, condition
     """
     wanted = {closer.ONES: closer.SECOND, closer.FIVES: "ACS-Learned"}
-    rows = frame[frame["method"] == frame["budget"].map(wanted)]
+    rows = frame[(frame["method"] == frame["budget"].map(wanted)) & (frame["times"] == frame["times"].min())]
     named = rows["budget"] + ", " + rows["times"].map("{:g}x ".format) + rows["window"]
     looks = {method: looks_of(wanted.values())[method][:2] for method in wanted.values()}
     return forest(rows.assign(row=named), "delta_vs_ten", looks, "Acc@0.5 against one look (points)")
