@@ -145,20 +145,21 @@ def promises(curves: pd.DataFrame, table: pd.DataFrame) -> Figure:
 @styled
 def effort(frame: pd.DataFrame, cost: str = "answers") -> Figure:
     """Acc@0.5 against a mean cost, answers or seconds: thresholds between the greedy answer alone and always all, the
-    one that validation chose (large), and who knows which is the first round that holds a hit. (Drawn in rounds, all
-    answers take longer than at once.)
+    one that validation chose (large), and who knows which is the first round that holds a hit. Always all is one look,
+    so that of seconds no line leads there.
 
     frame: effort.csv: columns method, rule, answers, seconds, acc50 with its interval, and lvlm, dataset
     """
     methods = list(dict.fromkeys(frame["method"]))
-    looks = looks_of(methods)
+    looks, apart = looks_of(methods), [stops.AUTO, stops.ORACLE, *([stops.ALWAYS] if cost == "seconds" else [])]
     figure, grid = panel_grid(frame, 3.6, 3.6, 1.2, xlabel=f"{cost} a question, mean", ylabel=ACCURACY)
     for axes, block in grid:
         for method, rows in block.groupby("method", sort=False):
             colour, marker, line, _ = looks[method]
-            path = rows[~rows["rule"].isin([stops.AUTO, stops.ORACLE])].sort_values("answers", kind="stable")
+            path = rows[~rows["rule"].isin(apart)].sort_values("answers", kind="stable")
             axes.plot(path[cost], path["acc50"], line, label=method, **marks(colour, marker, 4))
             always, auto = (rows[rows["rule"] == rule] for rule in (stops.ALWAYS, stops.AUTO))
+            axes.plot(always[cost], always["acc50"], linestyle="", **marks(colour, marker, 4))
             axes.plot(always[cost], always["acc50"], "s", color=colour, fillstyle="none", markersize=10)
             points(axes, auto, "acc50", x=auto[cost], zorder=3, **marks(colour, marker, 9), **EDGED)
         best = block[block["rule"] == stops.ORACLE].head(1)

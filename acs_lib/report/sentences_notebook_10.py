@@ -83,9 +83,9 @@ def say_zoom(table: pd.DataFrame) -> Markdown:
     more = near["prompt_tokens"].mean() / ten["prompt_tokens"].mean()
     return say(
         f"a closer look finds more than more answers do: {answer(even, 'delta_vs_ten')}. Around the greedy box, five "
-        f"answers to each look instead of ten to the whole image {by_method(even, 'delta_vs_ten')} cases (LVLM, "
-        f"dataset, zoom); as many answers, but {more:.1f} times the tokens that are read. The one answer to the window "
-        f"instead of the greedy one {tally(second, 'delta_vs_greedy')}."
+        "answers to each look instead of ten to the whole image, over LVLMs, datasets and zooms: "
+        f"{by_method(even, 'delta_vs_ten')}; as many answers, but {more:.1f} times the tokens that are read. The one "
+        f"answer to the window instead of the greedy one {tally(second, 'delta_vs_greedy')}."
     )
 
 
@@ -95,8 +95,8 @@ def say_instances(table: pd.DataFrame) -> Markdown:
     least, most = 100 * greedy["ap"].min(), 100 * greedy["ap"].max()
     before, after = (instances.PUBLISHED_AP[name] for name in (instances.GREEDY, instances.MTLA))
     return say(
-        f"several lists, scored, are better than the greedy one: {answer(rest, 'delta_ap')}. By AP on "
-        f"{greedy['n'].max()} images, {by_method(rest, 'delta_ap')} LVLMs; the greedy list's is {least:.1f} to "
+        f"several lists, scored, are better than the greedy one: {answer(rest, 'delta_ap')}. AP on "
+        f"{greedy['n'].max()} images, over LVLMs: {by_method(rest, 'delta_ap')}; the greedy list's is {least:.1f} to "
         f"{most:.1f}. Published, another LVLM and other data (arXiv 2607.05978): {before} by the greedy list, {after} "
         f"by {instances.MTLA}."
     )
@@ -152,7 +152,8 @@ def say_effort(table: pd.DataFrame) -> Markdown:
     )
     return say(
         f"of {most:.0f} answers so many are enough where no loss is told apart in any column: {enough}. Stopping as "
-        f"soon as the score is enough, against always all at once (means over columns): {counts}."
+        f"soon as the score is enough, against always all at once (means over columns): {counts}. A further look "
+        "encodes the image again, so fewer answers need not be fewer seconds (in the table)."
     )
 
 
