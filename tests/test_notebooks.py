@@ -165,7 +165,6 @@ TAKEAWAYS = {  # sentence -> the tables that it is made of
     "say_significance": ["significance"], "say_ranks": ["ranks"], "say_ranked": ["ranked_right"],
     "say_size": ["size_and_category", "partial_correlation"], "say_habit": ["habit"],
     "say_training_variants": ["training_variants"],
-    "say_renderings": ["renderings"],
     "say_zoom": ["zoom"], "say_instances": ["instances"], "say_risk": ["risk"], "say_effort": ["effort"],
     "say_label_free": ["label_free_heads"], "say_intervention": ["intervention"],
     "say_sinks": ["sinks", "sinks_masked"], "say_advice": ["advice"],
