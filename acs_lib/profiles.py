@@ -142,6 +142,7 @@ class BeyondSpec(Strict):
 
     zooms: tuple[float, ...] = ()  # how many times closer the second look is
     zoomed: int = 0  # small test objects of each dataset that are looked at again
+    rendered: DatasetSpec | None = None  # test scenes of train_on, rendered without more detail than a look shows
     lists: DatasetSpec | None = None  # the images whose objects are all asked for: its test split
     list_tokens: int = 512  # of a list, at most
     calibration: SplitSpec | None = None  # of `train_on`: what the promises are calibrated on, and nothing is chosen by

@@ -98,10 +98,15 @@ def test_enough_is_the_cheapest_threshold_that_is_no_worse_than_all():
 
 def test_the_table_by_hand():
     image_of = pd.Series({"a": 1, "b": 1, "c": 2, "d": 3})
-    table = study.effort_rows(ROUNDS, ROUNDS, image_of, 200).set_index("rule")
+    seconds = {(0, 0): 1.0, (0, 3): 2.0, (3, 5): 4.0, (0, 5): 5.0}
+    table = study.effort_rows(ROUNDS, ROUNDS, image_of, seconds, 200).set_index("rule")
     assert table.loc["always", ["answers", "acc50", "delta_vs_always"]].tolist() == [6, 0.5, 0]
     assert table.loc["greedy", ["answers", "acc50"]].tolist() == [1, 0.5]
     assert table.loc["oracle", ["answers", "acc50", "delta_vs_greedy"]].tolist() == [1.75, 0.75, 0.25]
+    assert table.loc["always", ["looks", "seconds"]].tolist() == [1, 5], "all at once, not in three rounds"
+    assert table.loc["oracle", ["looks", "seconds"]].tolist() == [1.25, (3 * 1 + 1 + 2) / 4]
+    everyone = study.effort_rows(ROUNDS, ROUNDS.assign(score=-np.inf), image_of, seconds, 20).set_index("rule")
+    assert everyone.loc["auto", ["answers", "seconds"]].tolist() == [6, 7], "who never stops early pays all rounds"
     assert table.loc["auto", "answers"] == 1 and (table["n"] == 4).all()
     for name in study.COLUMNS:
         assert (table[f"{name}_lo"] <= table[name]).all() and (table[name] <= table[f"{name}_hi"]).all()

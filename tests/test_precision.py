@@ -10,6 +10,7 @@ from test_accuracy import candidates
 from acs_lib.datasets import coco
 from acs_lib.evaluation import precision
 from acs_lib.method.heads import HeadSet
+from acs_lib.profiles import DatasetSpec, LVLMSpec, Sampling, SplitSpec
 from acs_lib.study import instances as study
 
 CONTENT = {
@@ -128,3 +129,24 @@ def test_listed_boxes_are_scored_by_every_method():
     assert ((found["ACS-Learned"] > 0) & (found["ACS-Learned"] < 1)).all()
     none = study.scored(c.first(0), HeadSet("one", "x", ((1, 1),)), model)
     assert all(len(scores) == 0 for scores in none.values())
+
+
+def test_another_detectors_boxes_count_where_it_was_asked(tmp_path, monkeypatch):
+    """Its box of a category that the image does not hold is left out, as no list was asked for."""
+    truth, mine = coco.indexed(CONTENT), tmp_path / "mine.json"
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).touch()
+    precision.write_results(mine, [*RIGHT, row(2, [0, 0, 10, 10], 1.0, category=9), row(3, [0, 0, 10, 10], 1.0)])
+    spec = DatasetSpec(name="lists", kind="coco", splits={"test": SplitSpec(queries={})})
+    beyond = type("Beyond", (), {"lists": spec})
+    profile = type("P", (), {"name": "p", "beyond": beyond, "small": 0.02, "bootstrap": 20, "sampling": Sampling()})
+    lvlm = LVLMSpec(name="one", source="x")
+    monkeypatch.setattr(study, "split_files", lambda dataset, split: (tmp_path / "a.json", tmp_path))
+    monkeypatch.setattr(study, "data_digest", lambda dataset, split: "d")
+    monkeypatch.setattr(study.coco, "read_annotations", lambda path: truth)
+    monkeypatch.setattr(study, "listed_boxes", lambda *_: BOXES.assign(**dict.fromkeys(study.SCORES, 0.5)))
+    monkeypatch.setattr(study.paths, "runs", lambda name: tmp_path)
+    e = type("E", (), {"lvlm": lvlm})
+    table, curves = study.instances_tables(type("S", (), {"profile": profile}), [e], {"mine": mine})
+    assert table.set_index("method").loc["mine", ["ap", "boxes"]].tolist() == [1, 3]
+    assert set(curves["method"]) == {*study.METHODS, "mine"}

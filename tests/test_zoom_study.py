@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from test_accuracy import candidates
 
+from acs_lib import paths
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.selection import Selector
-from acs_lib.study import advice, zoom
+from acs_lib.study import advice, instances, intervention, zoom
+from acs_lib.study.experiment import code_of
 
 NAN = [np.nan] * 4
 TRUTH = np.array([0, 0, 10, 10.0])
@@ -17,6 +19,8 @@ WIDE, GOOD = [0, 0, 40, 40], [0, 0, 10, 9]
 HEADS = HeadSet("one", "x", ((0, 0),))
 BY_SIZE = {"small": Selector("small", "control", lambda c: -c.boxes[:, 2], "test")}
 SECONDS = {"10": 1.0, "5 + 5": 0.6, "1 + 1": 0.1}
+FIVES, ONES = ("5 + 5", "greedy", 2), ("1 + 1", "greedy", 2)
+PROMPTS = {None: 100, FIVES: 110, ONES: 120}
 
 
 def with_maps(boxes):
@@ -44,8 +48,8 @@ def rows():
     """The whole image's answers are all wide but the last two samples; a window's are good."""
     first = with_maps([WIDE] * 9 + [GOOD] * 2)
     closer = with_maps([GOOD, [0, 0, 9, 10], WIDE, WIDE, WIDE, WIDE])
-    second = {("5 + 5", "greedy", 2): closer, ("1 + 1", "greedy", 2): with_maps([NAN])}
-    found = zoom.outcomes(first, second, TRUTH, BY_SIZE, SECONDS)
+    second = {FIVES: closer, ONES: with_maps([NAN])}
+    found = zoom.outcomes(first, second, TRUTH, BY_SIZE, PROMPTS, SECONDS)
     return pd.DataFrame([("a", *row) for row in found], columns=zoom.ROW).set_index(["budget", "method"])
 
 
@@ -55,14 +59,15 @@ def test_outcomes_by_hand(rows):
     ten, fives, ones = (rows.loc[(name, "small")] for name in ("10", "5 + 5", "1 + 1"))
     assert ten["answers"] == fives["answers"] == 11 and ones["answers"] == 2
     assert ten["tokens"] == fives["tokens"] == 44 and ones["tokens"] == 8
+    assert [one["prompt_tokens"] for one in (ten, fives, ones)] == [100, 210, 220], "both looks' prompts are read"
     assert [one["seconds"] for one in (ten, fives, ones)] == pytest.approx([1, 1.2, 0.2]), "two looks"
     assert rows.loc[("1 + 1", "second look"), "iou"] == 1 / 16, "without a box there, the first look's"
     assert rows.loc[("5 + 5", "oracle"), "iou"] == pytest.approx(0.9)
 
 
 def test_a_window_whose_greedy_box_is_better_is_found_by_one_and_one():
-    second = {("1 + 1", "greedy", 3): with_maps([GOOD])}
-    found = [row for row in zoom.outcomes(with_maps([WIDE] * 11), second, TRUTH, BY_SIZE, SECONDS) if row[0] == "1 + 1"]
+    first, second = with_maps([WIDE] * 11), {ONES: with_maps([GOOD])}
+    found = [row for row in zoom.outcomes(first, second, TRUTH, BY_SIZE, PROMPTS, SECONDS) if row[0] == "1 + 1"]
     assert [(row[3], row[4]) for row in found] == [("small", 0.9), ("second look", 0.9), ("oracle", 0.9)]
 
 
@@ -77,7 +82,17 @@ def test_zoom_rows_by_hand(rows):
     assert table.loc[("5 + 5", "small"), ["acc50", "delta_vs_greedy", "delta_vs_ten"]].tolist() == [0.5, 0.5, 0]
     assert table.loc[("1 + 1", "small"), ["acc50", "delta_vs_ten"]].tolist() == [0, -0.5]
     assert table.loc[("1 + 1", "small"), "answers"] == 1.5, "the greedy answer alone where there is no window"
+    assert table.loc[("1 + 1", "small"), "prompt_tokens"] == (220 + 100) / 2
     assert table.loc[("5 + 5", "small"), ["acc50_lo", "acc50_hi"]].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("module", [zoom, instances, intervention])
+def test_what_is_kept_follows_from_the_selectors_too(module):
+    """A changed selector, or how maps are made, leaves no kept scores that are old."""
+    code = code_of(module.__name__)
+    for name in ("study/experiment.py", "method/selection.py", "method/maps.py", "method/sampling.py"):
+        assert (paths.LIBRARY / name).read_text(encoding="utf-8") in code, name
+    assert (paths.LIBRARY / "report/figures_notebook_10.py").read_text(encoding="utf-8") not in code
 
 
 # --------------------------------------------------------------------------------------------------------- advice
@@ -86,8 +101,9 @@ WHERE = {"lvlm": "one", "dataset": "d", "condition": "plain"}
 CHOSEN = pd.DataFrame(
     [("one", "d", "plain", "greedy", 4, 0.5, 0.4, 0.6, 0.0, 0.0, 0.0, 1, 1, advice.NOTHING, False, False),
      ("one", "d", "plain", "ACS-Free", 4, 0.6, 0.5, 0.7, 0.1, 0.0, 0.2, 11, 1, advice.BOXES, False, True),
+     ("one", "d", "plain", "P(True)", 4, 0.57, 0.5, 0.6, 0.07, 0.0, 0.1, 22, 2, advice.NOTHING, False, False),
      ("one", "d", "plain", "self-certainty", 4, 0.55, 0.5, 0.6, 0.05, 0, 0.1, 11, 1, advice.NOTHING, False, False)],
-    columns=advice.COLUMNS,
+    columns=[name for name in advice.COLUMNS if name != "seconds"],
 )  # fmt: skip
 
 
@@ -100,18 +116,18 @@ def test_what_should_i_use_by_hand():
     ])  # fmt: skip
     free.loc[0, "acc50"] = 0.1
     effort = pd.DataFrame([
-        {**WHERE, "method": "ACS-Free", "rule": rule, "n": 4, "answers": answers, "acc50": 0.6,
+        {**WHERE, "method": "ACS-Free", "rule": rule, "n": 4, "answers": answers, "acc50": 0.6, "looks": looks,
          "acc50_lo": 0.5, "acc50_hi": 0.7, "delta_vs_greedy": 0.1, "delta_vs_greedy_lo": 0.0,
-         "delta_vs_greedy_hi": 0.2} for rule, answers in (("auto", 3.5), ("always", 11.0))
+         "delta_vs_greedy_hi": 0.2, "seconds": answers / 10}
+        for rule, answers, looks in (("auto", 3.5, 1.8), ("always", 11.0, 1.0), ("greedy", 1.0, 1.0))
     ])  # fmt: skip
     looked = pd.DataFrame([
         {**WHERE, "budget": "1 + 1", "window": "greedy", "times": 2.0, "method": method,
          "n": 2, "acc50": 0.7, "acc50_lo": 0.5, "acc50_hi": 0.9, "delta_vs_greedy": 0.2, "delta_vs_greedy_lo": 0.1,
-         "delta_vs_greedy_hi": 0.3, "answers": 2.0} for method in ("second look", "oracle", "ACS-Free")
+         "delta_vs_greedy_hi": 0.3, "answers": 2.0, "seconds": 0.25} for method in ("second look", "oracle", "ACS-Free")
     ])  # fmt: skip
     table = advice.advice_table(
-        CHOSEN,
-        advice.label_free_advice(free, "label-free", 11),
+        *(advice.timed(ways, effort) for ways in (CHOSEN, advice.label_free_advice(free, "label-free", 11))),
         advice.effort_advice(effort, CHOSEN, "auto"),
         advice.zoom_advice(looked, CHOSEN, "1 + 1", "greedy", 2),
     )
@@ -119,10 +135,13 @@ def test_what_should_i_use_by_hand():
     assert table["method"].tolist() == [
         "second look, 1 + 1 answers, 2 times closer around the greedy box",
         "ACS-Free, 1 + 1 answers, 2 times closer around the greedy box",
-        "ACS-Free, as many samples as needed", "ACS-Free", "ACS-Free, heads found without labels", "self-certainty",
-        "greedy",
+        "ACS-Free, as many samples as needed", "ACS-Free", "ACS-Free, heads found without labels", "P(True)",
+        "self-certainty", "greedy",
     ]  # fmt: skip
-    assert table["looks"].tolist() == [2, 2, 1, 1, 1, 1, 1] and table.loc[2, "answers"] == 3.5
+    assert table["looks"].tolist() == [2, 2, 1.8, 1, 1, 2, 1, 1] and table.loc[2, "answers"] == 3.5
+    seconds = table["seconds"].tolist()
+    assert seconds[:5] == pytest.approx([0.25, 0.25, 0.35, 1.1, 1.1]) and seconds[6:] == pytest.approx([1.1, 0.1])
+    assert np.isnan(seconds[5]), "nobody timed the questions of P(True)"
     assert table.loc[2, "delta_vs_greedy"] == pytest.approx(0.1) and table.loc[2, "labels"] == advice.BOXES
     assert table.loc[0, "labels"] == advice.NOTHING and not table.loc[0, "attention"] and table.loc[1, "attention"]
     assert table.loc[4, ["acc50", "labels"]].tolist() == [0.58, advice.NOTHING] and table.loc[4, "attention"]

@@ -18,6 +18,7 @@ from acs_lib.report.style import (
     GREY,
     LIGHT,
     VERMILLION,
+    forest,
     legend_below,
     looks_of,
     marks,
@@ -78,6 +79,21 @@ def zoom(frame: pd.DataFrame) -> Figure:
 
 
 @styled
+def zoom_forest(frame: pd.DataFrame) -> Figure:
+    """What a second look brings over one (points of Acc@0.5, paired 95 % intervals): the greedy box of a window over
+    that of the whole image, and what ACS-Learned chooses of both over what it chooses of as many answers to the whole;
+    at the smallest zoom, by what the window lies around.
+
+    frame: zoom.csv: columns budget, window, times, method, delta_vs_ten, _lo, _hi (-1 to 1), lvlm, dataset, condition
+    """
+    wanted = {closer.ONES: closer.SECOND, closer.FIVES: "ACS-Learned"}
+    rows = frame[(frame["method"] == frame["budget"].map(wanted)) & (frame["times"] == frame["times"].min())]
+    named = rows["budget"] + ", " + rows["times"].map("{:g}x ".format) + rows["window"]
+    looks = {method: looks_of(wanted.values())[method][:2] for method in wanted.values()}
+    return forest(rows.assign(row=named), "delta_vs_ten", looks, "Acc@0.5 against one look (points)")
+
+
+@styled
 def precision_recall(frame: pd.DataFrame) -> Figure:
     """Precision against recall of all instances, at IoU 0.5, by what boxes are scored with; a panel for each LVLM.
 
@@ -127,25 +143,27 @@ def promises(curves: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 @styled
-def effort(frame: pd.DataFrame) -> Figure:
-    """Acc@0.5 against the mean number of answers: thresholds between the greedy answer alone and always all, the one
-    that validation chose (large), and who knows where the first hit is.
+def effort(frame: pd.DataFrame, cost: str = "answers") -> Figure:
+    """Acc@0.5 against a mean cost, answers or seconds: thresholds between the greedy answer alone and always all, the
+    one that validation chose (large), and who knows which is the first round that holds a hit. Always all is one look,
+    so that of seconds no line leads there.
 
-    frame: effort.csv: columns method, rule, answers, acc50 with its interval, and lvlm, dataset
+    frame: effort.csv: columns method, rule, answers, seconds, acc50 with its interval, and lvlm, dataset
     """
     methods = list(dict.fromkeys(frame["method"]))
-    looks = looks_of(methods)
-    figure, grid = panel_grid(frame, 3.6, 3.6, 1.2, xlabel="answers a question, mean", ylabel=ACCURACY)
+    looks, apart = looks_of(methods), [stops.AUTO, stops.ORACLE, *([stops.ALWAYS] if cost == "seconds" else [])]
+    figure, grid = panel_grid(frame, 3.6, 3.6, 1.2, xlabel=f"{cost} a question, mean", ylabel=ACCURACY)
     for axes, block in grid:
         for method, rows in block.groupby("method", sort=False):
             colour, marker, line, _ = looks[method]
-            path = rows[~rows["rule"].isin([stops.AUTO, stops.ORACLE])].sort_values("answers", kind="stable")
-            axes.plot(path["answers"], path["acc50"], line, label=method, **marks(colour, marker, 4))
+            path = rows[~rows["rule"].isin(apart)].sort_values("answers", kind="stable")
+            axes.plot(path[cost], path["acc50"], line, label=method, **marks(colour, marker, 4))
             always, auto = (rows[rows["rule"] == rule] for rule in (stops.ALWAYS, stops.AUTO))
-            axes.plot(always["answers"], always["acc50"], "s", color=colour, fillstyle="none", markersize=10)
-            points(axes, auto, "acc50", x=auto["answers"], zorder=3, **marks(colour, marker, 9), **EDGED)
+            axes.plot(always[cost], always["acc50"], linestyle="", **marks(colour, marker, 4))
+            axes.plot(always[cost], always["acc50"], "s", color=colour, fillstyle="none", markersize=10)
+            points(axes, auto, "acc50", x=auto[cost], zorder=3, **marks(colour, marker, 9), **EDGED)
         best = block[block["rule"] == stops.ORACLE].head(1)
-        axes.plot(best["answers"], best["acc50"], linestyle="", label="oracle", **marks(BLACK, "p", 8))
+        axes.plot(best[cost], best["acc50"], linestyle="", label="oracle", **marks(BLACK, "p", 8))
     handles = list({handle.get_label(): handle for handle in grid[0][0].get_legend_handles_labels()[0]}.values())
     handles.append(Line2D([], [], marker="s", fillstyle="none", markersize=9, label="always all answers", **HANDLE))
     handles.append(Line2D([], [], marker="o", markersize=9, label="large: threshold from validation", **HANDLE))

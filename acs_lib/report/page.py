@@ -63,6 +63,7 @@ TITLES = {  # table stem -> title; the order of the page
     "head_transfer": "Heads found on other data",
     "cost": "Cost",
     "advice": "What should I use?",
+    "renderings": "The same scenes with more detail and without",
     "zoom": "A closer look",
     "instances": "All instances",
     "instances_curve": "All instances: precision by recall",

@@ -159,7 +159,7 @@ def at_a_glance(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for method, part in table.groupby("method", sort=False):
         first = part.iloc[0]
-        row = {"method": method, "answers": f"{part['answers'].mean():.1f}", "looks": first["looks"]}
+        row = {"method": method, "answers": f"{part['answers'].mean():.1f}", "looks": f"{part['looks'].mean():.1f}"}
         row |= {"labels": first["labels"]} | {n: "yes" if first[n] else "no" for n in ("training", "attention")}
         row |= {f"{each.lvlm}, {each.dataset}": estimate(each, "acc50", ".1f", 100) for each in part.itertuples()}
         rows.append((part["acc50"].mean(), row))

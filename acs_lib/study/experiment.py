@@ -108,7 +108,9 @@ class Experiment:
         frames = [None if frame is None else frame_digest(frame) for frame in (self.predictions, self.p_true)]
         head_set = None if self.head_set is None else asdict(self.head_set)
         return kept(
-            self.folder / "choices", digest([self.run.key, self.profile.pool, head_set, frames, _code()]), choose
+            self.folder / "choices",
+            digest([self.run.key, self.profile.pool, head_set, frames, code_of(__name__)]),
+            choose,
         )
 
     def choices_on(self, size: str) -> pd.DataFrame:
@@ -117,9 +119,10 @@ class Experiment:
 
 
 @functools.cache
-def _code() -> list[str]:
-    """What choices follow from besides their inputs."""
-    files = imported_files(f"import {__name__}", paths.LIBRARY)
+def code_of(module: str) -> list[str]:
+    """The text of a module of the library and of all that it imports: what a kept frame follows from besides its
+    inputs."""
+    files = imported_files(f"import {module}", paths.LIBRARY)
     return [path.read_text(encoding="utf-8") for path in sorted(files)]
 
 

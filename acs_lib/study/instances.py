@@ -4,6 +4,7 @@ with (`method.instances`), as COCO's average precision (`evaluation.precision`).
 Every category that an image holds is asked for, so that a box of a category that is not there is never counted.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from acs_lib import paths
 from acs_lib.core.candidates import COORDINATES, Candidates
 from acs_lib.core.files import digest, query_key
 from acs_lib.core.images import read_annotated_image
+from acs_lib.core.progress import progress
 from acs_lib.datasets import coco
 from acs_lib.datasets.image_files import find_images
-from acs_lib.datasets.splits import data_digest, split_files
+from acs_lib.datasets.splits import data_digest, in_share, split_files
 from acs_lib.evaluation.bootstrap import INTERVAL
 from acs_lib.evaluation.precision import (
     MEASURES,
@@ -37,8 +39,8 @@ from acs_lib.method.heads import HeadSet
 from acs_lib.method.instances import QUESTION, instances, listed
 from acs_lib.method.selection import acs_free
 from acs_lib.profiles import Profile
-from acs_lib.study.experiment import Experiment, labelled
-from acs_lib.study.stages import Study, kept
+from acs_lib.study.experiment import Experiment, code_of, labelled
+from acs_lib.study.stages import Study, frame_digest, kept
 
 LIKELIHOOD, MTLA, FREE, LEARNED = "mean token log-prob", "mass inside the box (MTLA)", "ACS-Free", "ACS-Learned"
 SCORES = (LIKELIHOOD, "self-certainty", MTLA, FREE, LEARNED)  # columns of a frame of listed boxes
@@ -83,9 +85,9 @@ def listed_boxes(study: Study, e: Experiment, questions: pd.DataFrame, data: str
         from acs_lib.lvlms.load import load_spec  # late: they bring transformers
         from acs_lib.method.sampling import generate
 
-        lvlm, parts = load_spec(e.lvlm), []
-        single, lvlm.question = lvlm.question, QUESTION
-        try:
+        lvlm, parts = copy.copy(load_spec(e.lvlm)), []
+        lvlm.question = QUESTION
+        with progress(f"lists of {e.lvlm.name}", len(questions)) as told:
             for (path, width, height), rows in questions.groupby(["image", "width", "height"], sort=False):
                 prompts = lvlm.prompts(read_annotated_image(path, width, height), list(rows["category"]))
                 ids = [f"{row.image_id}/all {row.category}" for row in rows.itertuples()]
@@ -95,16 +97,13 @@ def listed_boxes(study: Study, e: Experiment, questions: pd.DataFrame, data: str
                     frame = pd.DataFrame(found.boxes, columns=list(COORDINATES)).assign(answer=origin)
                     frame = frame.assign(**scored(found, head_set, model))
                     parts.append(frame.assign(image_id=row.image_id, category_id=row.category_id))
-        finally:
-            lvlm.question = single
+                told.update(len(rows))
         return pd.concat(parts, ignore_index=True)
 
-    code = [
-        (paths.LIBRARY / name).read_text(encoding="utf-8") for name in ("method/instances.py", "study/instances.py")
-    ]
     weights = digest([value.tolist() for value in model.state_dict().values()])
-    key = [lvlm_digest(e.lvlm), how.model_dump(), head_set.heads, head_set.coordinates, weights, data, code]
-    return kept(paths.runs(profile.name) / e.lvlm.name / "listed-boxes", digest(key), ask)
+    spec = [head_set.heads, head_set.coordinates, weights, frame_digest(questions.drop(columns="image"))]
+    key = digest([lvlm_digest(e.lvlm), how.model_dump(), data, spec, code_of(__name__)])
+    return kept(paths.runs(profile.name) / e.lvlm.name / "listed-boxes", key, ask)
 
 
 def results_of(boxes: pd.DataFrame, method: str, answers: int) -> list[dict]:
@@ -166,11 +165,12 @@ def small_area(content: COCO, profile: Profile) -> float:
 
 
 def instances_tables(
-    study: Study, experiments: Sequence[Experiment], others: Mapping[str, Path] | None = None
+    study: Study, experiments: Sequence[Experiment], others: Mapping[str, str | Path] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """instances.csv and instances_curve.csv: `precision_tables` of the experiments' LVLMs on the images of
-    `profile.beyond.lists`, with METHODS and, where there are files of other detectors' results in COCO's format, with
-    these (name -> file). The detections of METHODS are written beside the LVLM's runs, in the same format.
+    `profile.beyond.lists` (its test split's share), with METHODS and with other detectors' results in COCO's format
+    (name -> file), of these too only what was asked for: categories that the image holds. The detections of METHODS are
+    written beside the LVLM's runs, in the same format.
 
     ValueError for a profile that names no images for it.
     """
@@ -180,8 +180,13 @@ def instances_tables(
     annotations, folder = split_files(dataset, "test")
     truth, data = coco.read_annotations(annotations), data_digest(dataset, "test")
     questions, tables, curves = list_questions(truth, folder), [], []
+    questions = questions[in_share(questions["image_id"], dataset.splits["test"].share)]
     images, draws = sorted(questions["image_id"].unique().tolist()), min(DRAWS, study.profile.bootstrap)
-    given = {name: read_results(path) for name, path in (others or {}).items()}
+    asked = set(zip(questions["image_id"], questions["category_id"]))
+    given = {
+        name: [box for box in read_results(path) if (box["image_id"], box["category_id"]) in asked]
+        for name, path in (others or {}).items()
+    }
     for lvlm, e in {e.lvlm: e for e in experiments}.items():
         boxes, answers = listed_boxes(study, e, questions, data), study.profile.sampling.samples + 1
         results = {method: results_of(boxes, method, answers) for method in METHODS}

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from acs_lib import paths
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import Candidates, Heads
 from acs_lib.core.files import digest
+from acs_lib.core.progress import progress
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.evaluation.accuracy import accuracy_table, hits, make_choices
 from acs_lib.evaluation.bootstrap import INTERVAL, bootstrap_means, paired_difference
@@ -20,7 +20,7 @@ from acs_lib.method.knockout import knocked_out
 from acs_lib.method.maps import head_statistics, pool_maps
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.method.selection import Selector, over_heads
-from acs_lib.study.experiment import Experiment, labelled
+from acs_lib.study.experiment import Experiment, code_of, labelled
 from acs_lib.study.stages import Study, kept
 
 NONE, CHOSEN, REST, RANDOM = "none", "D_c", "the other heads of D_c's layers", "random heads"
@@ -60,19 +60,21 @@ def answered_without(e: Experiment, queries: pd.DataFrame) -> pd.DataFrame:
         from acs_lib.runs.answer import answer_batch
 
         lvlm, how, rows = load_spec(e.lvlm), e.profile.sampling.model_copy(update={"samples": 0}), []
-        batch = max(1, e.profile.batch_queries)
-        for draw, (method, heads) in enumerate(conditions(e.head_set, lvlm.layers, lvlm.heads)):
-            with knocked_out(lvlm, heads):
-                for begin in range(0, len(queries), batch):
-                    for c, _ in answer_batch(lvlm, how, queries.iloc[begin : begin + batch]):
-                        rows.append({"query_id": c.query_id, "method": method, "draw": draw,
-                                     **described(c, e.run.truth[c.query_id])})  # fmt: skip
+        tried, batch = conditions(e.head_set, lvlm.layers, lvlm.heads), max(1, e.profile.batch_queries)
+        with progress(f"without heads, {e}", len(tried) * len(queries)) as told:
+            for draw, (method, heads) in enumerate(tried):
+                with knocked_out(lvlm, heads):
+                    for begin in range(0, len(queries), batch):
+                        found = answer_batch(lvlm, how, queries.iloc[begin : begin + batch])
+                        rows += [
+                            {"query_id": c.query_id, "method": method, "draw": draw}
+                            | described(c, e.run.truth[c.query_id])
+                            for c, _ in found
+                        ]
+                        told.update(len(found))
         return pd.DataFrame(rows)
 
-    code = [
-        (paths.LIBRARY / name).read_text(encoding="utf-8") for name in ("method/knockout.py", "study/intervention.py")
-    ]
-    key = digest([e.run.key, list(queries["query_id"]), e.head_set.heads, code])
+    key = digest([e.run.key, list(queries["query_id"]), e.head_set.heads, code_of(__name__)])
     return kept(e.run.folder / "without-heads", key, ask)
 
 
