@@ -1034,7 +1034,9 @@ def train_embedded(
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where checkpoints are kept.", show_default="data/train/<family>"),
+        typer.Option(
+            metavar="FOLDER", help="Where checkpoints are kept.", show_default="~/.local/share/acs-kit/train/<family>"
+        ),
     ] = None,
     start: Annotated[
         Path | None,
@@ -1057,7 +1059,7 @@ def train_embedded(
 
         if family not in training.TINY:
             raise ValueError(f"no embedded LVLM is called {family!r}; choose one of {', '.join(training.TINY)}")
-        folder, work = folder or paths.EMBEDDED / family, work or paths.DATA / "train" / family
+        folder, work = folder or paths.EMBEDDED / family, work or paths.users() / "train" / family
         if anew:
             shutil.rmtree(work, ignore_errors=True)
         if start is None:

@@ -15,16 +15,19 @@ PROFILES = LIBRARY / "profiles"  # <profile>.yaml
 CARRIED = LIBRARY / "shipped"  # a wheel's copy of data/embedded
 
 
+def users() -> Path:
+    """The folder of a user's, outside any checkout."""
+    try:
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError:  # who has no home
+        data = tempfile.gettempdir()
+    return Path(data) / "acs-kit"
+
+
 def _root() -> Path:
     if given := os.environ.get("ACS_ROOT"):
         return Path(given).expanduser().resolve()
-    if not CARRIED.is_dir():
-        return LIBRARY.parent
-    try:
-        users = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    except RuntimeError:  # who has no home
-        users = tempfile.gettempdir()
-    return Path(users) / "acs-kit"
+    return users() if CARRIED.is_dir() else LIBRARY.parent
 
 
 ROOT = _root()

@@ -60,7 +60,7 @@ def test_every_rendered_dataset_of_a_profile_is_a_world_and_none_holds_research_
     """What the embedded LVLMs were chosen by is drawn from a seed that no profile has (benchmarks.bars)."""
     for name in available():
         profile = load_profile(name)
-        datasets = [*profile.datasets, *filter(None, [profile.beyond.lists])]
+        datasets = [*profile.datasets, *filter(None, [profile.beyond.lists, profile.beyond.rendered])]
         for dataset in (each for each in datasets if each.kind == "scenes"):
             assert dataset.name in scenes.WORLDS, name
             seeds = {split.seed for split in dataset.splits.values()}
