@@ -121,9 +121,10 @@ def training_variants(frame: pd.DataFrame) -> Figure:
     """What choosing by attention gained over greedy in every design of an LVLM that the log holds, against how many of
     the mistakes in mixed queries are other objects (no figure of the paper).
 
-    frame: columns design, dataset, share another object, delta_learned_vs_greedy, _lo, _hi (0-1), and
+    frame: columns design, edition, dataset, share another object, delta_learned_vs_greedy, _lo, _hi (0-1), and
         optionally lvlm (a panel each)
     """
+    frame = frame.assign(design=frame["design"] + ", edition " + frame["edition"].astype(str))
     frame = frame.assign(**{f"gain{end}": 100 * frame[f"delta_learned_vs_greedy{end}"] for end in ("", "_lo", "_hi")})
     labels = {"xlabel": "mistakes that are another object, share", "ylabel": "ACS-Learned - greedy (points)"}
     figure, grid = panel_grid(frame, 4.2, 3.9, 1.2, **labels)
