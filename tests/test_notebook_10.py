@@ -213,9 +213,10 @@ def test_a_promise_is_kept_broken_or_not_given():
     nearly = table.assign(selective_risk_lo=0.1)
     assert sentences.kept(nearly.iloc[1]) == "above, not told apart"
     told = sentences.say_risk(table).data
-    assert f"'{risk.CONFORMAL}' on the dataset that calibrated them: kept 1 of 1" in told
-    assert "broken 1, none 1 of 2" in told and "ACS-Free, wrong of the answered: no threshold keeps it" in told
-    assert "(n = 50, 10 of them about absent objects)" in told and "on another one" not in told
+    assert f"'{risk.CONFORMAL}' on the dataset that calibrated them: kept 1 of 1" in told and "\n" not in told
+    assert "broken 1, none 1 of 2" in told and "on another one" not in told
+    assert "(n = 50, 10 of them about absent objects)" in told and "ACS-Free nothing is answered" in told
+    assert "ACS-Learned 50 to 50 % of the questions and 30 to 30 % of these wrongly" in told
     assert "on another one: kept 1 of 1" in sentences.say_risk(table.assign(calibrated_on="x")).data
 
 

@@ -14,7 +14,7 @@ from IPython.display import Markdown
 
 from acs_lib.core.files import write_text
 from acs_lib.evaluation.bootstrap import estimate
-from acs_lib.report.sentences import say
+from acs_lib.report.sentences import say, spread_of
 from acs_lib.report.style import CONDITIONS, told
 from acs_lib.study import advice, effort, instances, intervention, label_free, risk, zoom
 
@@ -50,12 +50,6 @@ def answer(rows: pd.DataFrame, value: str) -> str:
 def by_method(rows: pd.DataFrame, value: str) -> str:
     """'ACS-Free helps in ...; ACS-Learned ...'."""
     return "; ".join(f"{name} {tally(part, value)}" for name, part in rows.groupby("method", sort=False))
-
-
-def by_column(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """('<lvlm> on <dataset>', its rows)."""
-    for (lvlm, dataset), rows in table.groupby(["lvlm", "dataset"], sort=False):
-        yield f"{lvlm} on {dataset}", rows
 
 
 def say_renderings(table: pd.DataFrame) -> Markdown:
@@ -130,17 +124,21 @@ def say_risk(table: pd.DataFrame) -> Markdown:
                 told_of = ", ".join(f"{name} {found.count(name)}" for name in dict.fromkeys(found))
                 counts.append(f"'{promise}' {place}: {told_of} of {len(found)}")
     alpha, parts = risk.middle(table["alpha"]), []
-    at = table[(table["alpha"] == alpha) & table["method"].isin(OF_ALL)]
-    for name, rows in by_column(at):
-        said = [
-            f"{row.method}, {row.promise}: answers {estimate(row, 'answered', '.1f', 100)} %, "
-            f"{estimate(row, 'selective_risk', '.1f', 100)} % of these wrong, {kept(row)}"
-            if pd.notna(row.threshold) else f"{row.method}, {row.promise}: no threshold keeps it"
-            for row in rows.itertuples()
-        ]  # fmt: skip
-        n, absent = rows[["n", "n_absent"]].iloc[0]
-        parts.append(f"{name} (n = {n}, {absent} of them about absent objects): {'; '.join(said)}")
-    return say(f"promises over all scores, alphas and random splits: {'; '.join(counts)}. At alpha = {alpha:g}:", parts)
+    at = table[(table["alpha"] == alpha) & home]
+    for name, rows in at[at["method"].isin(OF_ALL)].groupby("method", sort=False):
+        given = rows[rows["threshold"].notna()]
+        shares = spread_of(given["answered"], ".0f"), spread_of(given["selective_risk"], ".0f")
+        parts.append(f"{name} {shares[0]} % of the questions and {shares[1]} % of these wrongly" if len(given) else
+                     f"{name} nothing")  # fmt: skip
+    kept_where = f"over all scores, alphas and random splits the promises are, {'; '.join(counts)}."
+    if at.empty:
+        return say(kept_where)
+    n, absent = at[["n", "n_absent"]].max()
+    return say(
+        f"{kept_where} At alpha = {alpha:g}, where "
+        f"they were calibrated, over the promises and LVLMs (n = {n}, {absent} of them about absent objects), "
+        f"{'; '.join(parts)} is answered."
+    )
 
 
 def say_effort(table: pd.DataFrame) -> Markdown:
