@@ -61,3 +61,11 @@ def test_a_notebook_run_at_a_terminal_has_the_runs_own_bar_alone(monkeypatch, ca
     monkeypatch.setattr(progress, "EVERY", -1)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert told(capsys) == ""
+
+
+def test_a_process_beside_others_leaves_the_telling_to_who_gives_out_the_work(monkeypatch, capsys):
+    monkeypatch.setattr(progress.multiprocessing, "parent_process", object)
+    for name in (None, "03 regressor training"):
+        monkeypatch.setenv(progress.NOTEBOOK, name) if name else monkeypatch.delenv(progress.NOTEBOOK, raising=False)
+        assert progress.progress("epochs", 5).disable
+    assert capsys.readouterr().err == ""

@@ -5,6 +5,7 @@ names the notebook for these lines in the environment (ACS_PROGRESS); at a termi
 notebooks (TQDM_DISABLE).
 """
 
+import multiprocessing
 import os
 import sys
 import time
@@ -49,11 +50,12 @@ class Lines:
 
 def progress(what: str, total: int, done: int = 0, unit: str = "queries", printed: bool = False) -> Lines | tqdm:
     """A context whose `update(count)` says how far it is: a bar at a terminal, else `Lines`. There is no bar for one
-    thing alone, and none in a terminal that what is done is `printed` on."""
-    notebook = os.environ.get(NOTEBOOK)
-    if notebook or not (sys.stderr.isatty() or "TQDM_DISABLE" in os.environ):
+    thing alone, none in a terminal that what is done is `printed` on, and nothing of a process that works beside
+    others: who gives out the work tells of it."""
+    notebook, beside = os.environ.get(NOTEBOOK), multiprocessing.parent_process() is not None
+    if not beside and (notebook or not (sys.stderr.isatty() or "TQDM_DISABLE" in os.environ)):
         return Lines(f"{notebook}: {what}" if notebook else what, total, done, unit)
-    hidden = "TQDM_DISABLE" in os.environ or total < 2 or (printed and sys.stdout.isatty())
+    hidden = beside or "TQDM_DISABLE" in os.environ or total < 2 or (printed and sys.stdout.isatty())
     return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", mininterval=2, disable=hidden)
 
 
