@@ -539,12 +539,12 @@ def _answer(
 def _in_coco(answers: dict[tuple[Path, str], dict], images: dict[Path, int], objects: dict[str, int]) -> list[dict]:
     """The boxes of answers in COCO's results format, by the ids of images and objects."""
     from acs_lib.core.boxes import as_coco  # late: they take seconds
-    from acs_lib.grounding.detect import word
+    from acs_lib.datasets.coco import asked_for
 
     found = []
     for (path, name), answer in answers.items():
         rows = [row for row in _rows(answer) if row[0] is not None]
-        found += as_coco([row[:4] for row in rows], [row[4] for row in rows], images[path], objects[word(name)])
+        found += as_coco([row[:4] for row in rows], [row[4] for row in rows], images[path], objects[asked_for(name)])
     return found
 
 

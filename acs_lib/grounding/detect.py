@@ -16,7 +16,7 @@ from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import query_key
 from acs_lib.core.images import Picture, read_image
-from acs_lib.datasets.coco import read_annotations
+from acs_lib.datasets.coco import asked_for, read_annotations
 from acs_lib.grounding.api import head_set_of, method_of, object_name, origins_of, regressor_of, unasked
 from acs_lib.grounding.picture import draw_boxes, encode, write
 from acs_lib.lvlms.adapter import LVLM
@@ -100,23 +100,18 @@ class Detections:
         return f"<p>{html.escape(self.summary)}</p>{self.table.round(3).to_html(index=False, na_rep='')}"
 
 
-def word(name: str) -> str:
-    """A category's name, whatever its case and spacing."""
-    return " ".join(name.casefold().split())
-
-
 def coco_ids(
     annotations: Path, images: Sequence[Path], objects: Sequence[str]
 ) -> tuple[dict[Path, int], dict[str, int]]:
-    """The ids that a COCO-format file has for images, by the names of their files, and for objects, by `word` of its
-    categories' names. ValueError for one that it does not have, or has twice."""
+    """The ids that a COCO-format file has for images, by the names of their files, and for objects, by what its
+    categories' names ask for. ValueError for one that it does not have, or has twice."""
     found = read_annotations(annotations)
     named: defaultdict[str, list[int]] = defaultdict(list)
     known: defaultdict[str, list[int]] = defaultdict(list)
     for image in found.imgs.values():
         named[Path(image["file_name"]).name].append(image["id"])
     for category in found.cats.values():
-        known[word(category["name"])].append(category["id"])
+        known[asked_for(category["name"])].append(category["id"])
 
     def only(ids: list[int], name: str) -> int:
         if len(ids) != 1:
@@ -124,7 +119,7 @@ def coco_ids(
         return ids[0]
 
     image_ids = {path: only(named[path.name], path.name) for path in images}
-    return image_ids, {word(name): only(known[word(name)], name) for name in objects}
+    return image_ids, {asked_for(name): only(known[asked_for(name)], name) for name in objects}
 
 
 def detect(
