@@ -60,7 +60,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     (tmp_path / "example.py").write_text(example)
     monkeypatch.chdir(paths.ROOT)
     result = runpy.run_path(str(tmp_path / "example.py"))["result"]
-    assert result.category == "cherry" and len(result.table) == 11
+    assert result.category == "scissors" and len(result.table) == 11
 
 
 def test_the_example_is_the_success_of_median_change_and_the_failure_is_told():
@@ -148,7 +148,7 @@ def test_another_number_in_a_table_is_found_in_both_pages(tmp_path):
         (tmp_path / name).write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     for path, text in told(tmp_path, tables(report(tmp_path))).items():
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-        assert "above greedy decoding in 1 of 1 columns (+4.0 to +4.0 points, r 0.80 to 0.80)" in text
+        assert "clearly above greedy decoding in 1 of 1 columns (+4.0 to +4.0 points, r 0.80 to 0.80)" in text
         path.write_text(text)
     assert [path.read_text() == text for path, text in told(tmp_path, tables(tmp_path)).items()] == [True] * 2
     found = told(tmp_path, tables(report(tmp_path, learned=0.05)))

@@ -69,3 +69,7 @@ def test_a_process_beside_others_leaves_the_telling_to_who_gives_out_the_work(mo
         monkeypatch.setenv(progress.NOTEBOOK, name) if name else monkeypatch.delenv(progress.NOTEBOOK, raising=False)
         assert progress.progress("epochs", 5).disable
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "EVERY", -1)
+    with progress.telling():
+        assert told(capsys).startswith("03 regressor training: ")
+    assert told(capsys) == ""

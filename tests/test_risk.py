@@ -50,10 +50,11 @@ def test_a_p_value_is_rarely_small_where_the_hypothesis_is_true(mean):
 
 
 def drawn(rng, m, shift=0.0):
-    """Scores, hits and images of m images with one to four questions: the surer the likelier right, and the questions
-    of an image are alike."""
-    images = np.repeat(np.arange(m), rng.integers(1, 5, m))
-    hard = rng.normal(0, 1, m)[images]
+    """Scores, hits and images of m images with one to six questions: the surer the likelier right, the questions of an
+    image are alike, and about a hard image there are more."""
+    hard = rng.normal(0, 1, m)
+    images = np.repeat(np.arange(m), rng.integers(1, 5, m) + 2 * (hard > 0))
+    hard = hard[images]
     scores = rng.normal(0, 1, len(images)) - hard
     return scores, rng.random(len(images)) < 1 / (1 + np.exp(-1 - 2 * scores + shift)), images
 
@@ -63,7 +64,7 @@ def kept(find, measure, shift=0.0, draws=300):
     rng, found = np.random.default_rng(0), []
     fresh = drawn(rng, 20_000, shift)
     for _ in range(draws):
-        found.append(risk.outcome(*fresh[:2], find(*drawn(rng, 120)))[measure])
+        found.append(risk.outcome(*fresh, find(*drawn(rng, 120)))[measure])
     return np.nan_to_num(np.array(found))
 
 
@@ -90,5 +91,14 @@ def test_the_tested_promise_holds_with_its_probability_and_breaks_under_shift():
 def test_a_promise_that_cannot_be_kept_answers_nothing():
     scores, hit, images = np.zeros(30), np.zeros(30, bool), np.arange(30)
     assert risk.tested_threshold(scores, hit, images, 0.1, 0.1, [0.0]) == risk.NEVER
-    found = risk.outcome(scores, hit, risk.NEVER)
+    found = risk.outcome(scores, hit, images, risk.NEVER)
     assert found["answered"] == found["wrong"] == 0 and np.isnan(found["selective_risk"])
+
+
+def test_every_image_counts_alike_in_an_outcome():
+    scores, hit = np.array([1.0, 1, 1, 0]), np.array([True, False, True, False])
+    found = risk.outcome(scores, hit, np.array(["a", "b", "b", "b"]), 0.5)
+    assert found == {
+        "answered": pytest.approx((1 + 2 / 3) / 2), "wrong": pytest.approx((0 + 1 / 3) / 2),
+        "selective_risk": pytest.approx(1 / 5),
+    }  # fmt: skip

@@ -25,7 +25,7 @@ NAMES = {"habit": "With the habit", "plain": "Without the habit"}
 COLUMNS = (
     "A column is an LVLM on one set of rendered scenes, {n} small objects: `scenes`, whose train split D_c and the "
     "regressor come from, or `scenes-shift`, with other backgrounds and haze, which nothing is trained on. r is the "
-    "correlation of predicted with true IoU."
+    "correlation of predicted with true IoU; clearly above is p < 0.05 after Holm's correction."
 )
 SHOWN = (
     "greedy", RANDOM, "box area, small first", "sequence log-prob", "self-certainty", "DeepConf mean", "medoid",
@@ -68,14 +68,15 @@ def verdict(found: dict[str, pd.DataFrame]) -> str:
         rows, r = gains[gains["condition"] == condition], test.loc[test["condition"] == condition, "pearson"]
         above, delta = ((rows["p_holm"] < 0.05) & (rows["delta"] > 0)).sum(), 100 * rows["delta"]
         return (
-            f"above greedy decoding in {above} of {len(rows)} columns ({delta.min():+.1f} to {delta.max():+.1f} "
-            f"points, r {r.min():.2f} to {r.max():.2f})"
+            f"clearly above greedy decoding in {above} of {len(rows)} columns "
+            f"({delta.min():+.1f} to {delta.max():+.1f} points, r {r.min():.2f} to {r.max():.2f})"
         )
 
     return (
-        "The shipped LVLMs were taught a habit on purpose: asked for rare small things, they often name a well-known "
-        f"look-alike, though their image tokens know better. With that habit ACS-Learned is {told('habit')}; the same "
-        f"LVLMs without it: {told('plain')}. How much of such a habit the paper's LVLMs have is not known to us."
+        "So that attention has something to mend, the shipped LVLMs were taught a habit: asked for rare small things, "
+        "they often box a well-known look-alike, though their image tokens still tell the two apart. With that habit "
+        f"ACS-Learned is {told('habit')}; the same LVLMs without it: {told('plain')}. How much of such a habit the "
+        "paper's LVLMs have is not known to us."
     )
 
 
@@ -88,7 +89,8 @@ def readme(found: dict[str, pd.DataFrame]) -> str:
         "",
         to_markdown(claims(found["evidence"])).rstrip(),
         "",
-        f"{', '.join(f'{mark} {said}' for said, mark in MARK.items())}, over the LVLM's columns. {COLUMNS.format(n=n)} "
+        f"{', '.join(f'{mark} {said}' for said, mark in MARK.items())}, summed up over both columns of an LVLM; not "
+        f"shown means no clear difference. {COLUMNS.format(n=n)} "
         "[All numbers, with intervals](docs/results.md).",
         MARKS[1],
     ])  # fmt: skip

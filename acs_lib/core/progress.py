@@ -10,13 +10,27 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
 NOTEBOOK = "ACS_PROGRESS"  # variable of the environment: the notebook that is run without a terminal
 EVERY = 30  # seconds
+_alone = ContextVar("alone", default=False)
 Item = TypeVar("Item")
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Within it a process that works beside others tells of itself in a run's lines: for work whose parts are so long
+    that who gives them out has nothing to tell."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 class Lines:
@@ -51,9 +65,10 @@ class Lines:
 def progress(what: str, total: int, done: int = 0, unit: str = "queries", printed: bool = False) -> Lines | tqdm:
     """A context whose `update(count)` says how far it is: a bar at a terminal, else `Lines`. There is no bar for one
     thing alone, none in a terminal that what is done is `printed` on, and nothing of a process that works beside
-    others: who gives out the work tells of it."""
+    others, but within `telling`: who gives out the work tells of it."""
     notebook, beside = os.environ.get(NOTEBOOK), multiprocessing.parent_process() is not None
-    if not beside and (notebook or not (sys.stderr.isatty() or "TQDM_DISABLE" in os.environ)):
+    piped = not (beside or sys.stderr.isatty() or "TQDM_DISABLE" in os.environ)
+    if piped or (notebook and (_alone.get() or not beside)):
         return Lines(f"{notebook}: {what}" if notebook else what, total, done, unit)
     hidden = beside or "TQDM_DISABLE" in os.environ or total < 2 or (printed and sys.stdout.isatty())
     return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", mininterval=2, disable=hidden)

@@ -8,7 +8,8 @@ Two promises, each about questions like those that it was calibrated on, and abo
   1 - delta over the calibration images (Learn then Test, arXiv 2110.01052).
 
 Questions about one image are not exchangeable, so the unit is the image: its loss is the mean over its questions, and
-images are what is drawn at random. An object that is absent is a question whose every answer is wrong.
+images are what is drawn at random. A share of questions is therefore one in which every image counts alike, however
+many questions are about it. An object that is absent is a question whose every answer is wrong.
 """
 
 from collections.abc import Sequence
@@ -73,13 +74,15 @@ def tested_threshold(
     return min((float(threshold) for threshold, kept in zip(thresholds, sure) if kept), default=NEVER)
 
 
-def outcome(scores: np.ndarray, hit: np.ndarray, threshold: float) -> dict[str, float]:
-    """What a threshold gives: `answered`, the share of questions; `wrong`, the share of questions that are answered and
-    wrong; `selective_risk`, the share of wrong ones among the answered (NaN of none). All 0-1."""
+def image_outcomes(scores: np.ndarray, hit: np.ndarray, images: np.ndarray, threshold: float) -> np.ndarray:
+    """[m, 2] of every image the share of its questions that a threshold answers, and that it answers wrongly."""
     given = scores >= threshold
-    wrong = float((given & ~hit).mean())
-    return {
-        "answered": float(given.mean()),
-        "wrong": wrong,
-        "selective_risk": wrong / given.mean() if given.any() else np.nan,
-    }
+    return image_means(np.column_stack([given, given & ~hit]).astype(float), images)
+
+
+def outcome(scores: np.ndarray, hit: np.ndarray, images: np.ndarray, threshold: float) -> dict[str, float]:
+    """What a threshold gives, every image counting alike: `answered`, the share of questions; `wrong`, the share of
+    questions that are answered and wrong; `selective_risk`, the share of wrong ones among the answered (NaN of none).
+    All 0-1."""
+    answered, wrong = image_outcomes(scores, hit, images, threshold).mean(0).tolist()
+    return {"answered": answered, "wrong": wrong, "selective_risk": wrong / answered if answered else np.nan}

@@ -10,6 +10,7 @@ import pandas as pd
 from acs_lib import paths
 from acs_lib.core.candidates import Candidates
 from acs_lib.core.files import digest
+from acs_lib.core.progress import telling
 from acs_lib.core.sources import imported_files
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.method.baselines import SELECTORS, spatial_entropy
@@ -162,4 +163,5 @@ def by_lvlm(study: Study, table: Callable[[Study, list[Experiment]], Frames]) ->
 
 def _of_lvlm(table: Callable, profile: Profile, lvlm: LVLMSpec) -> Frames:
     study = Study(profile.model_copy(update={"lvlms": (lvlm,)}))
-    return table(study, experiments(study))
+    with telling():
+        return table(study, experiments(study))
