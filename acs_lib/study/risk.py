@@ -103,11 +103,11 @@ def outcome_interval(
     scores: np.ndarray, hit: np.ndarray, images: np.ndarray, threshold: float, draws: int
 ) -> dict[str, float]:
     """`risk.outcome` with the 95 % interval of each of MEASURES (name_lo, name_hi), from drawing images."""
-    by_image = risk.image_outcomes(scores, hit, images, threshold)
-    drawn = bootstrap_means(by_image, np.arange(len(by_image)), draws)
+    given = scores >= threshold
+    drawn = bootstrap_means(np.column_stack([given, given & ~hit]).astype(float), pd.factorize(images)[0], draws)
     with np.errstate(invalid="ignore"):
         drawn = np.column_stack([drawn, drawn[:, 1] / drawn[:, 0]])
-    found = risk.outcome(scores, hit, images, threshold)
+    found = risk.outcome(scores, hit, threshold)
     for name, values in zip(MEASURES, drawn.T):
         ends = np.nanquantile(values, INTERVAL) if np.isfinite(values).any() else (np.nan, np.nan)
         found[f"{name}_lo"], found[f"{name}_hi"] = ends
@@ -122,8 +122,8 @@ def over_splits(
     rng, images, found = np.random.default_rng(0), calibration["image"].unique(), []
     for _ in range(splits):
         half = np.isin(calibration["image"], rng.permutation(images)[: len(images) // 2])
-        tried = arrays(calibration[~half] if test is None else test)
-        found.append(risk.outcome(*tried, find(*arrays(calibration[half]))))
+        scores, hit, _ = arrays(calibration[~half] if test is None else test)
+        found.append(risk.outcome(scores, hit, find(*arrays(calibration[half]))))
     return pd.DataFrame(found)
 
 
