@@ -26,6 +26,7 @@ import papermill
 import typer
 import yaml
 from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
@@ -189,6 +190,14 @@ def _started_last(executed: Path) -> str:
     return f"cell [{number}] `{cells[number - 1].source.partition(chr(10))[0]}`"
 
 
+class _Kernels(AsyncKernelManager):
+    """Kernels that share no terminal: what they and their processes write to standard error comes by papermill alone,
+    not twice."""
+
+    def start_kernel(self, **settings):
+        return super().start_kernel(**settings, stderr=subprocess.DEVNULL)
+
+
 def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
     """The executed notebook; UserError says in which cell it failed and why, and leaves <stem>.failed.ipynb."""
     alone = multiprocessing.parent_process() is None  # bars of several would write over each other
@@ -205,7 +214,7 @@ def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
             kernel_name="python3", cwd=stage.notebook.parent,
             progress_bar=alone and sys.stderr.isatty() and {"desc": stage.label, "leave": False},
             stderr_file=sys.stderr,  # warnings at once; the report is kept free of them
-            extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which shares this terminal
+            kernel_manager_class=_Kernels,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         cause = f"{error.ename}: {error.evalue.strip()}"[:800]
