@@ -60,7 +60,8 @@ def _methods_by_group(frame: pd.DataFrame, value: str, column: str, groups: Mapp
         axes.axvline(0.5, **CHANCE)
         for shift, (name, (colour, marker, label)) in zip(offsets(len(groups), 0.24), groups.items()):
             rows = block[block[column] == name]
-            points(axes, rows, value, y=rows["method"].map(places) + shift, label=label, **marks(colour, marker))
+            heights = rows["method"].map(places).astype(float) + shift  # a panel may have none of a group
+            points(axes, rows, value, y=heights, label=label, **marks(colour, marker))
     return legend_below(figure)
 
 

@@ -10,6 +10,7 @@ the same queries (NaN where the queries are what is changed). Each ACS-Learned i
 seeds as `profile.seeds.regressor` names: one seed's luck is as large as many a change.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ import pandas as pd
 import torch
 
 from acs_lib.core.candidates import COORDINATES, STATISTICS, Candidates
+from acs_lib.core.files import digest
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM, SIZES, accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import paired_difference
@@ -30,8 +32,8 @@ from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Selector, acs_free, acs_learned, over_heads, statistic, stored_scores
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, SHARD, Run
-from acs_lib.study.experiment import Experiment
-from acs_lib.study.stages import HeadFinding, Study, restricted
+from acs_lib.study.experiment import Experiment, code_of
+from acs_lib.study.stages import HeadFinding, Study, kept, restricted
 
 COLUMNS = [
     "factor", "value", "lvlm", "dataset", "condition", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
@@ -247,12 +249,23 @@ def retrained(
     training: Training, e: Experiment, change: Change | None = None, most: int | None = None, **settings
 ) -> list[Selector]:
     """ACS-Learned with regressors of another input, training set or width, one a seed; with fewer shards they get more
-    epochs (at most four times as many), so that few queries do not mean few steps."""
+    epochs (at most four times as many), so that few queries do not mean few steps. What they predict is kept beside
+    the experiment's run."""
     known = e.profile.regressor.model_dump(exclude={"seeds"}) | settings
     train, validation = TransformedRun(training.train, change, most), TransformedRun(training.validation, change)
     known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(training.train.shards) // len(train.shards))
-    models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in range(len(training.models)))
-    return [_learned(model, TransformedRun(e.run, change)) for model in models]
+    what = [change.__name__ if change else "maps", len(train.shards), known]
+    runs = [training.train.key, training.validation.key, e.run.key]
+
+    def predict(seed: int) -> pd.DataFrame:
+        model, _ = regressor.train(train, validation, **known, seed=seed)
+        return regressor.predict(model, TransformedRun(e.run, change))
+
+    found = []
+    for seed in range(len(training.models)):
+        key, name = digest([*runs, *what, seed, code_of(__name__)]), digest([*what, seed])[:16]
+        found.append(kept(e.run.folder / f"retrained-{name}", key, functools.partial(predict, seed)))
+    return [acs_learned(stored_scores(frame, "predicted_iou")) for frame in found]
 
 
 def _learned(model: AttentionIoURegressor, run: StoredAnswers) -> Selector:
