@@ -305,6 +305,28 @@ def found_and_resolved(study):
     return experiments(study)
 
 
+def test_what_is_trained_anew_is_trained_once(study, monkeypatch):
+    """A killed notebook goes on after the regressors that it has trained; another input or width is another one."""
+    (e, *_) = found_and_resolved(study)
+    training = ablations.Training.of(study, e.lvlm)
+    trained = []
+    train = ablations.regressor.train
+    monkeypatch.setattr(
+        ablations.regressor, "train", lambda *runs, **known: (trained.append(known["width"]), train(*runs, **known))[1]
+    )
+
+    def scores(change=None, **settings):
+        chosen = ablations.retrained(training, e, change, **settings)
+        return np.array([[selector.score(c) for c in e.run.candidates()] for selector in chosen])
+
+    first = scores(ablations.renormalised, width=5)
+    assert trained == [5] * len(training.models)
+    np.testing.assert_array_equal(scores(ablations.renormalised, width=5), first)
+    assert trained == [5] * len(training.models), "the second time it is read"
+    assert (scores(width=5) != first).any() and (scores(ablations.renormalised, width=6) != first).any()
+    assert sorted(trained) == sorted([5, 5, 6] * len(training.models))
+
+
 def test_stored_ablations_of_a_planted_study(study):
     columns = found_and_resolved(study)
     table = ablations.ablation_table(study, columns)
