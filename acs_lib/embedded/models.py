@@ -116,6 +116,11 @@ class TinyLVLM(ABC):
         """Which token ids [n] are numbers."""
         return (ids >= self.number_0) & (ids < self.number_0 + len(self.number_words))
 
+    def numbered(self, ids: np.ndarray) -> np.ndarray:
+        """The how many-th number each of the token ids [n] writes, counted from 0; -1 for what is none."""
+        number = self.is_number(ids)
+        return np.where(number, number.cumsum() - 1, -1)
+
     def said_ids(self, right: bool) -> list[int]:
         """Token ids of the answer to a question whether a box is right."""
         return self.ids(["Yes" if right else "No", self.end])

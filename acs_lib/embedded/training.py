@@ -259,9 +259,10 @@ def pack(tiny: TinyLVLM, questions: list[Question]) -> dict[str, np.ndarray]:
         packed["after"][begin:end] = np.arange(len(ids))
         packed["target"][first : end - 1] = question.answer
         packed["decision"][first] = 1
-        written = first + np.flatnonzero(tiny.is_number(np.array(question.answer)))
-        packed["coordinate"][written] = np.arange(len(written)) % 4
-        packed["written"][written] = np.repeat(question.boxes, 4, 0)
+        number = tiny.numbered(np.array(question.answer))
+        written, number = first + np.flatnonzero(number >= 0), number[number >= 0]
+        packed["coordinate"][written] = number % 4
+        packed["written"][written] = question.boxes[number // 4]
         for token, following in zip(written, written[1:]):
             if packed["coordinate"][token] < 3:
                 packed["following"][token + 1] = packed["target"][following]
