@@ -24,7 +24,7 @@ START = paths.ROOT / "data" / "embedded" / "internvl-plain"
 
 
 class Digits(TinyInternVL):
-    """`<box>234,562,300,610</box>`; ids of the shipped vocabulary stay, those of whole numbers are no longer written."""
+    """`<box>234,562,300,610</box>`; the shipped ids stay, those of whole numbers are no longer written."""
 
     number_words = [f"#{number}" for number in TinyInternVL.number_words]
     box = ["<box>", "{}", ",", "{}", ",", "{}", ",", "{}", "</box>"]

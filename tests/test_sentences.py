@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from acs_lib import accept
 from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.method.heads import ATTRIBUTIONS, HeadSet
 from acs_lib.report import sentences
@@ -138,10 +139,12 @@ def test_a_table_of_methods_begins_with_what_they_are_set_against_and_acs_then_t
     assert pivoted(differences, ["size", "method"], "delta")["tiny, a"].iloc[0] == "+50.0 [+30.0, +70.0]"
 
 
-def test_a_tie_is_rounded_as_in_the_references_table():
-    exact, stored = ({"d": value, "d_lo": 0.0, "d_hi": 0.2} for value in (0.01 - 0.0075, 0.0025))
+@pytest.mark.parametrize(("value", "kept"), [(0.01 - 0.0075, 0.0025), (0.35749998, 0.3575)])
+def test_a_tie_is_rounded_as_in_the_references_table(value, kept):
+    exact, stored = ({"d": each, "d_lo": 0.0, "d_hi": 0.2} for each in (value, kept))
     told = [estimate(pd.Series(row), "d", "+.1f", 100) for row in (exact, stored)]
     assert exact["d"] != stored["d"] and told[0] == told[1]
+    assert float(accept.six_digits(str(value))) == kept
 
 
 def test_d_c_is_a_row_an_lvlm():
