@@ -27,6 +27,7 @@ options=" --profile --from --limit --engine --dry-run --test --full --help "
 usage() {
     local profiles=(acs_lib/profiles/*.yaml)
     profiles=("${profiles[@]##*/}")
+    profiles=($(printf '%s\n' "${profiles[@]%.yaml}" | LC_ALL=C sort))
     cat <<EOF
 Usage: ./run_all.sh [--profile NAME] [--from N] [--limit N] [--engine NAME] [--dry-run]
        ./run_all.sh --test [--full]
@@ -35,7 +36,7 @@ Sets up the environment (the active conda or virtual environment, or .venv in th
 \`acs run\`, which runs the notebooks in order. Finished notebooks are reused as long as nothing they depend on has
 changed.
 
-  --profile NAME  what to run (default: embedded), one of: ${profiles[*]%.yaml}
+  --profile NAME  what to run (default: embedded), one of: ${profiles[*]}
   --from N        run notebook N and the later ones anew
   --limit N       a first look: at most N queries of each size and split, in a report of its own
   --engine NAME   who samples, local or ray (docs/scale_out.md)

@@ -40,6 +40,7 @@ from acs_lib.profiles import Sampling
 
 SEED = 31
 BATCH = 32
+TOKENS = 24  # of a box at most, where numbers are written digit by digit
 TEXT = {"internvl": "<box>{} {} {} {}</box>", "qwen2_5_vl": '{{"bbox_2d": [{}, {}, {}, {}]}}'}
 SMALL, LARGE = 0.01, 0.05  # share of the image
 
@@ -77,7 +78,7 @@ def single(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
                 truths.append(box)
     area = bx.area_fraction(np.array(truths), world.side, world.side)
     rows, none = [], says_none(lvlm)
-    for (prompt, text, _), truth, share in zip(answers(lvlm, asked, DETECT, 16), truths, area):
+    for (prompt, text, _), truth, share in zip(answers(lvlm, asked, DETECT, TOKENS), truths, area):
         box = lvlm.parse(text, prompt).box
         hit = box is not None and float(bx.iou(box, truth)) >= 0.5
         rows.append((share, box is not None, hit, none(text)))
@@ -100,7 +101,7 @@ def absent(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
     for index, (image, scene) in enumerate(drawn(world, images)):
         asks = asker(scene, SEED, index, 1)
         asked += [(image, scenes.CATEGORIES[asks.absent_category()]) for _ in range(2)]
-    none = [*map(says_none(lvlm), (text for _, text, _ in answers(lvlm, asked, DETECT, 16)))]
+    none = [*map(says_none(lvlm), (text for _, text, _ in answers(lvlm, asked, DETECT, TOKENS)))]
     return {"n_absent": len(none), "none_absent": np.mean(none)}
 
 
@@ -113,7 +114,7 @@ def lists(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
                                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})  # fmt: skip
         asked += [(image, scenes.CATEGORIES[c], index, c) for c in sorted(set(scene.categories.tolist()))]
     pairs = [each[:2] for each in asked]
-    for (prompt, text, logprobs), (_, _, index, category) in zip(answers(lvlm, pairs, DETECT_ALL, 72), asked):
+    for (prompt, text, logprobs), (_, _, index, category) in zip(answers(lvlm, pairs, DETECT_ALL, 6 * TOKENS), asked):
         for x1, y1, x2, y2 in (found.box for found in lvlm.parse_all(text, prompt)):
             results.append({"image_id": index, "category_id": category, "score": float(np.mean(logprobs)),
                             "bbox": [x1, y1, x2 - x1, y2 - y1]})  # fmt: skip

@@ -292,7 +292,7 @@ def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):
 @pytest.mark.parametrize("name", ["internvl-embedded", "qwen2.5-vl-embedded"])
 def test_several_objects_are_answered_as_each_alone_from_one_batch(name, scene, monkeypatch):
     lvlm, batches, sample = load_lvlm(name), [], sampling.sample_candidates
-    objects = [*api.samples()["category"][:2], "dog"]
+    objects = [*api.samples()["category"][:3]]
     alone = [ground(lvlm, scene[0], category, **FEW) for category in objects]
     monkeypatch.setattr(sampling, "sample_candidates", lambda *given: batches.append(given[4]) or sample(*given))
     together = ground(lvlm, scene[0], objects, **FEW)
@@ -586,14 +586,14 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
 
 def test_calibration_without_annotations(lvlm, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
-    scenes.write_split(tmp_path / "world", "scenes", 3, 5)
+    scenes.write_split(tmp_path / "world", "scenes", 8, 5)
     images = sorted((tmp_path / "world" / "images").glob("*.png"))
     how = Sampling(samples=4, temperature=1.0, max_new_tokens=16)
     asked = lvlm_spec("internvl-embedded"), images, ["car", "dog", "cup"], how, tmp_path / "out"
     path, head_set, counts = find_label_free(*asked)
-    assert path == tmp_path / "out" / "head_set.json" and counts["questions"] == 9
+    assert path == tmp_path / "out" / "head_set.json" and counts["questions"] == 24
     assert len(head_set.heads) == 3 and head_set.origin.sampling == how
-    assert 0 < counts["high"] and 0 < counts["zero"] and counts["answers"] <= 9 * 3
+    assert 0 < counts["high"] and 0 < counts["zero"] and counts["answers"] <= 24 * 3
     again = ground(lvlm, *scene, head_set=path, samples=1)
     assert again.heads == head_set.heads and again.settings.temperature == 1
     monkeypatch.setattr("acs_lib.runs.answer.answer_batch", None)

@@ -289,14 +289,14 @@ def run_all(root, *arguments, **environment):
 
 @pytest.fixture
 def environment(tmp_path):
-    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real: where there is a
-    file `bare`, without any package)."""
+    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real, with the packages of
+    this one and not the copy's rest of acs_lib; where there is a file `bare`, without any package)."""
     prefix = tmp_path / "env"
     (prefix / "bin").mkdir(parents=True)
     python = prefix / "bin" / "python"
     python.write_text(
         f'#!/usr/bin/env bash\n[ ! -e "{prefix}/bare" ] || bare=-S\n'
-        f'[ "$1" = -c ] && exec "{sys.executable}" ${{bare:-}} "$@"\n'
+        f'[ "$1" = -c ] && exec "{sys.executable}" -P ${{bare:-}} "$@"\n'
         f'echo "$*" >> "{prefix}/calls"\n[ ! -e "{prefix}/broken" ] || [ "$3" != install ] || '
         "{ echo 'ERROR: No matching distribution found for torch'; exit 1; }\n"
         f'[ ! -e "{prefix}/failing" ] || [ "$2" != pytest ] || exit 3\n'

@@ -30,7 +30,7 @@ FEWEST = 48  # queries, where a table does not say of how many a number is the m
 SIZES = ("n_queries", "pairs", "n")  # the columns that say it
 COUNTS = {"n": 2, "n_answers": 2, "n_mixed": 2, "gained": 2, "lost": 2, "pairs": 10}
 KEYS = (  # they name a row
-    "layer", "head", "seed", "epoch", "candidate", "n_samples", "coverage", "from", "temperature", "top_p",
+    "edition", "layer", "head", "seed", "epoch", "candidate", "n_samples", "coverage", "from", "temperature", "top_p",
 )  # fmt: skip
 MACHINES_OWN = re.compile("seconds|^peak_mb")
 HOLM = re.compile("_holm$")
