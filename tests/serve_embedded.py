@@ -12,7 +12,6 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-
 AROUND_AN_IMAGE = {
     "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
