@@ -337,8 +337,9 @@ def report(tmp_path):
     for stem in ("greedy_to_oracle", "acs_free", "comparisons", "fusions", "candidates_sweep"):
         compared.to_csv(tmp_path / "tables" / f"{stem}.csv", index=False)
     compared.rename(columns={"delta": "delta_vs_greedy"}).to_csv(tmp_path / "tables" / "significance.csv", index=False)
-    judged = [of.assign(claim=claim, published="+1", measured="+2 [+1, +3]", sign=1) for claim in sentences.HEADLINE]
-    pd.concat(judged).to_csv(tmp_path / "tables" / "evidence.csv", index=False)
+    told = of.assign(published="+1 points", measured="+2 [+1, +3]", sign=1)
+    judged = pd.concat([told.assign(claim=claim) for claim in sentences.HEADLINE])
+    judged.to_csv(tmp_path / "tables" / "evidence.csv", index=False)
     tables = committed(tmp_path)
     tables["headline"] = sentences.headline(tables["evidence"], tables["comparisons"], tmp_path).data
     return tmp_path, tables
