@@ -13,8 +13,8 @@ fail() { # fail CODE MESSAGE...: each message on a line of its own
     printf '%s\n' "$@" >&2
     exit "$code"
 }
-advise() { # advise CODE: the last line of every failure
-    if [ "$1" != 0 ] && [ "$1" != 130 ] && "${python:-}" -c 'import acs_lib' 2>/dev/null; then
+advise() { # advise CODE: the last line of every failure, once what the doctor needs is installed
+    if [ "$1" != 0 ] && [ "$1" != 130 ] && "${python:-}" -c 'import acs_lib.doctor, torch, typer' 2>/dev/null; then
         printf 'look: %s -m acs_lib doctor\n' "$python" >&2
     fi
 }
@@ -22,26 +22,28 @@ trap 'advise $?' EXIT
 trap 'exit 130' INT
 
 # ---------------------------------------------------------------------------------------------- what can be asked for
-options=" --profile --from --limit --engine --dry-run --test --help "
+options=" --profile --from --limit --engine --dry-run --test --full --help "
 
 usage() {
     local profiles=(acs_lib/profiles/*.yaml)
     profiles=("${profiles[@]##*/}")
+    profiles=($(printf '%s\n' "${profiles[@]%.yaml}" | LC_ALL=C sort))
     cat <<EOF
 Usage: ./run_all.sh [--profile NAME] [--from N] [--limit N] [--engine NAME] [--dry-run]
-       ./run_all.sh --test
+       ./run_all.sh --test [--full]
 
 Sets up the environment (the active conda or virtual environment, or .venv in this folder), then hands its options to
 \`acs run\`, which runs the notebooks in order. Finished notebooks are reused as long as nothing they depend on has
 changed.
 
-  --profile NAME  what to run (default: embedded), one of: ${profiles[*]%.yaml}
+  --profile NAME  what to run (default: embedded), one of: ${profiles[*]}
   --from N        run notebook N and the later ones anew
   --limit N       a first look: at most N queries of each size and split, in a report of its own
   --engine NAME   who samples, local or ray (docs/scale_out.md)
   --dry-run       set up, then only say which notebooks would run, and what a GPU's profile would cost
   --test          set up, then check style and imports, run the tests, and compare the notebooks' outputs with what
                   they give now
+  --full          after that, run the embedded profile and compare the notebooks as they are stored, too
   --help          this text
 EOF
 }
@@ -61,7 +63,12 @@ for word; do
             ;;
     esac
 done
-[ $extra != test ] || [ $# = 1 ] || fail 2 "run_all.sh: --test runs the whole test suite and takes nothing besides"
+case " $* " in
+    " --test " | " --test --full ") ;;
+    *" --test "* | *" --full "*)
+        fail 2 "run_all.sh: --test runs the whole test suite and takes nothing besides but --full, after it"
+        ;;
+esac
 
 # ------------------------------------------------------------------------------------------------------- environment
 is_python() { # is_python COMMAND [BELOW]: it runs, and is Python 3.11 or later (and below 3.BELOW)
@@ -188,5 +195,11 @@ lint-imports
 export OMP_NUM_THREADS=1 # a process a core, whose threads would wait for each other
 "$python" -m pytest --numprocesses=auto --dist=loadfile
 export TQDM_DISABLE=1 # progress is no result
-"$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
-    --nbval-cell-timeout=600 notebooks/[0-9][0-9]_*.ipynb
+notebooks() { # notebooks FILE...: run them, and compare every output with the stored one
+    "$python" -m pytest --numprocesses=auto --dist=loadfile -p tests.nbval_numbers --nbval --nbval-current-env \
+        --nbval-cell-timeout=600 "$@"
+}
+notebooks tests/notebooks/*.ipynb
+[ "${2:-}" = --full ] || exit 0
+"$python" -m acs_lib run --profile embedded
+notebooks notebooks/0[1-8]*.ipynb

@@ -1,8 +1,9 @@
-"""Take over a finished run: as the committed reference of its profile, and as the outputs that the notebooks store.
+"""Take over a finished run: as the committed reference of its profile, and as the outputs that the notebooks store
+whose default profile it is.
 
 Of a report is kept what is read and compared: tables (CSV, Markdown), figures (PNG), page, manifest. PDF and LaTeX, for
-papers, every run writes anew. Of a profile that notebooks name as their default only tables/*.csv are kept, for the
-tests to compare with: its pictures and sentences stand in the notebooks.
+papers, every run writes anew. Of the profile TESTED, which the tests run, are kept tables/*.csv and, in COPIES, all its
+executed notebooks without pictures.
 """
 
 import ast
@@ -24,16 +25,20 @@ from acs_lib.profiles import load_profile
 from acs_lib.report import page
 from acs_lib.report.encoding import small_png
 
+TESTED = "smoke"
+COPIES = Path("tests", "notebooks")  # below the project's root
 COMPARED = ("tables/*.csv",)
 LONG = 100  # lines of a table in Markdown: longer ones are read on the page, and kept as CSV alone
 REPORT = (*COMPARED, "tables/*.md", "tables/*.json", "figures/*.png", "figures/*.json", "manifest.json", "browser.json")
 PRECISE = re.compile(r"(?<![\w.])-?\d+\.\d{7,}(?:e[-+]?\d+)?(?!\w)")  # a number with more digits than are compared
+INLINE_PICTURE = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/=]+")
 INLINE_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 
 
 def accept(name: str) -> list[str]:
     """Replace reports/reference/<profile> by what is kept of the run's report, and the outputs of the notebooks whose
-    default profile it is by the run's. Returns what differs between the old tables and the new ones, a sentence each.
+    default profile it is, or those copies that the tests execute, by the run's. Returns what differs between the old
+    tables and the new ones, a sentence each.
 
     A run with uncommitted changes is taken with a warning: they are to be committed with it.
     ValueError for a run that is not finished, or not of the notebooks, library, profile and weights that are here.
@@ -49,30 +54,37 @@ def accept(name: str) -> list[str]:
         )
     if json.loads((report / "manifest.json").read_text(encoding="utf-8"))["git"]["dirty"]:
         typer.echo("warning: the run had uncommitted changes; commit them with the reference", err=True)
-    stored = {
-        stage.notebook: with_outputs(stage.notebook, stage.output(".ipynb"))
-        for stage in stages
-        if _default_profile(stage.notebook) == name
-    }
+    tested = name == TESTED
+    stored = {}
+    for stage in stages:
+        if tested:
+            copy = with_outputs(stage.notebook, stage.output(".ipynb"))
+            stored[paths.ROOT / COPIES / stage.notebook.name] = _for_tests(copy, name)
+        elif _default_profile(stage.notebook) == name:
+            stored[stage.notebook] = with_outputs(stage.notebook, stage.output(".ipynb"))
     aside = reference.with_name(f".{name}.{os.getpid()}")
     written = {paths.ROOT / file for stage in stages for file in stage.stamp()["outputs"]}
     written |= {*report.glob("*.json"), *report.glob("tables/published_and_measured.*")}  # from after the last stage
     try:
-        _copy(report, aside, COMPARED if stored else REPORT, written)
+        _copy(report, aside, COMPARED if tested else REPORT, written)
         differences = compare.folders(reference / "tables", aside / "tables")
-        if not stored:
+        if not tested:
+            manifest = json.loads((aside / "manifest.json").read_text(encoding="utf-8"))
+            manifest["compared"] = None  # it is the reference now
+            write_text(aside / "manifest.json", json.dumps(manifest, indent=1))
             page.build(name, aside)
             (aside / "browser.json").unlink(missing_ok=True)  # the page holds it
         _rename(aside, reference)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for notebook, text in stored.items():
-        write_text(notebook, text)
+    for notebook, found in stored.items():
+        notebook.parent.mkdir(parents=True, exist_ok=True)
+        write_text(notebook, nbformat.writes(found) + "\n")
     return differences
 
 
-def with_outputs(notebook: Path, executed: Path) -> str:
-    """The text of a notebook with the outputs of its executed copy: cells counted from 1, small pictures, and nothing
+def with_outputs(notebook: Path, executed: Path) -> nbformat.NotebookNode:
+    """A notebook with the outputs of its executed copy: cells counted from 1, small pictures, and nothing
     of papermill, of the session or of the minute."""
     stored = nbformat.read(notebook, 4)
     stored.metadata.pop("widgets", None)
@@ -86,7 +98,21 @@ def with_outputs(notebook: Path, executed: Path) -> str:
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = count
-    return nbformat.writes(stored) + "\n"
+    return stored
+
+
+def _for_tests(notebook: nbformat.NotebookNode, profile: str) -> nbformat.NotebookNode:
+    """The notebook with that default profile, and without pictures, which no test compares."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub("(?m)^profile = .*$", f'profile = "{profile}"', cell.source)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for kind in [kind for kind in data if kind.startswith("image/")]:
+                del data[kind]
+            if "text/html" in data:
+                data["text/html"] = INLINE_PICTURE.sub("", data["text/html"])
+    return notebook
 
 
 def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -50,7 +50,7 @@ def _measured(name: str, folders: list[Path]) -> Left:
 
 def remove(names: list[str]) -> list[Left]:
     """Remove the runs of these names, and return what they were. ValueError, before anything is removed, if one is
-    unknown; RuntimeError if another process writes to one."""
+    unknown; UserError if another process writes to one."""
     known = {each.name: each for each in left()}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"there is no run {unknown[0]!r}; there are {', '.join(known) or 'none'}")

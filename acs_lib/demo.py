@@ -20,11 +20,13 @@ import typer
 from PIL import Image
 
 from acs_lib import profiles
+from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES
+from acs_lib.core.errors import UserError, lacks_memory
 from acs_lib.core.extras import load_extra
 from acs_lib.core.images import read_image
 from acs_lib.grounding.api import ACS_FREE, Grounding, ground, samples
-from acs_lib.grounding.picture import attention_panel, candidates_panel, draw_heads, head_at
+from acs_lib.grounding.picture import SIDE, attention_panel, candidates_panel, draw_heads, head_at
 from acs_lib.lvlms.checkpoint import is_embedded
 from acs_lib.lvlms.load import DEFAULT_LVLM, load_lvlm, lvlm_spec, patience
 from acs_lib.method.baselines import METHODS
@@ -70,10 +72,10 @@ def ask(
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
             found = ground(loaded, picture, names, **settings)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, UserError) as error:
         return [], [str(error)]
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+        if not lacks_memory(error):
             raise
         return [], [f"out of memory ({error}); ask for fewer samples or objects, or take a smaller LVLM"]
     sentences = [str(each.message) for each in told if issubclass(each.category, UserWarning)]
@@ -143,6 +145,13 @@ def head_clicked(found: Grounding, x: float, y: float) -> str:
     return USUAL if at is None else f"layer {at[0]}, head {at[1]}"
 
 
+def candidate_clicked(found: Grounding, x: float, y: float) -> int | None:
+    """The candidate whose box is at a pixel of `candidates_panel`, the smallest of several; None beside them."""
+    at, boxes = np.array([x, y]) * max(found.image.size) / SIDE, found.candidates.boxes
+    rows = np.flatnonzero(((boxes[:, :2] <= at) & (at <= boxes[:, 2:])).all(1))
+    return int(rows[bx.area(boxes[rows]).argmin()]) if len(rows) else None
+
+
 def build(lvlms: Sequence[str], folder: str | Path, any_lvlm: bool = True):
     """The page, a `gradio.Blocks`; ImportError without Gradio.
 
@@ -189,6 +198,10 @@ def build(lvlms: Sequence[str], folder: str | Path, any_lvlm: bool = True):
     def row_clicked(event: gr.SelectData):
         return int(event.row_value[0])
 
+    def box_clicked(found, name, event: gr.SelectData):
+        row = candidate_clicked(chosen_answer(found, name), *event.index)
+        return gr.skip() if row is None else row
+
     def map_clicked(found, name, event: gr.SelectData):
         return head_clicked(chosen_answer(found, name), *event.index)
 
@@ -228,7 +241,9 @@ def build(lvlms: Sequence[str], folder: str | Path, any_lvlm: bool = True):
                     drawn = dict(interactive=False, show_label=False, buttons=["fullscreen"])
                     with gr.Row():
                         with gr.Column(min_width=280):
-                            gr.Markdown("**Candidates**: the lighter, the higher the score; red is the chosen box")
+                            gr.Markdown(
+                                "**Candidates**: the lighter, the higher the score; red is the chosen one; click on any"
+                            )
                             candidates = gr.Image(alt_text="candidates", elem_id="candidates", **drawn)
                         with gr.Column(min_width=280):
                             gr.Markdown("**Attention** of the coordinate tokens of the candidate below, and its box")
@@ -241,11 +256,11 @@ def build(lvlms: Sequence[str], folder: str | Path, any_lvlm: bool = True):
                         coordinate = gr.Dropdown(
                             [USUAL, ALL, *COORDINATES], value=USUAL, label="Coordinates", min_width=100
                         )
-                    gr.Markdown("**Scores**: choose a row to see its attention")
+                    gr.Markdown("**Scores**: click on a row to see its attention")
                     table = gr.Dataframe(
                         interactive=False, max_chars=60, elem_id="table", buttons=["copy"], show_label=False
                     )
-                    gr.Markdown("**Attention by layer (down) and head (across)**: choose a map; red are those of D_c")
+                    gr.Markdown("**Attention by layer (down) and head (across)**: click on a map; red are those of D_c")
                     maps = gr.Image(alt_text="attention by layer and head", elem_id="maps", **drawn)
                     save = gr.DownloadButton("Save the picture", elem_id="save")
                     as_json = gr.JSON(label="JSON", buttons=["copy"], max_height=240, elem_id="json")
@@ -261,9 +276,23 @@ def build(lvlms: Sequence[str], folder: str | Path, any_lvlm: bool = True):
             begun.then(show, [answers, name], shown, **quiet).then(**looked, **quiet)
         for chosen in (candidate, head, coordinate):
             chosen.input(**looked, **quiet)
+        candidates.select(box_clicked, [answers, name], candidate, **quiet).then(**looked, **quiet)
         table.select(row_clicked, None, candidate, **quiet).then(**looked, **quiet)
         maps.select(map_clicked, [answers, name], head, **quiet).then(**looked, **quiet)
     return page
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Within this context a variable of the environment has that value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager
@@ -280,8 +309,7 @@ def serving(host: str = LOCAL[0], port: int | None = None, lvlm: str = DEFAULT_L
     font = gr.themes.Font
     theme = gr.themes.Default(font=[font("sans-serif")], font_mono=[font("monospace")])
     lvlm_spec(lvlm)  # or an error now
-    with tempfile.TemporaryDirectory(prefix="acs-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+    with tempfile.TemporaryDirectory(prefix="acs-demo-") as folder, _environment("GRADIO_TEMP_DIR", folder):
         page = build(list(dict.fromkeys([lvlm, *known])), folder, any_lvlm=host in LOCAL)
         try:
             page.launch(
@@ -292,13 +320,15 @@ def serving(host: str = LOCAL[0], port: int | None = None, lvlm: str = DEFAULT_L
             yield page.local_url
         finally:
             page.close(verbose=False)
-            os.environ.pop("GRADIO_TEMP_DIR")
 
 
 def serve(host: str = LOCAL[0], port: int | None = None, lvlm: str = DEFAULT_LVLM) -> None:
     """`serving` until it is interrupted (KeyboardInterrupt) or ended (SIGTERM); prints the address."""
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    with serving(host, port, lvlm) as address:
-        typer.echo(f"{address} (Ctrl-C ends it)")
-        ended.wait()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        with serving(host, port, lvlm) as address:
+            typer.echo(f"{address} (Ctrl-C ends it)")
+            ended.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)

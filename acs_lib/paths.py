@@ -1,11 +1,13 @@
 """Every path of the kit, from one root; nothing here depends on the current folder.
 
 In a checkout the root is its folder. A wheel has none: what it computes and fetches goes to a folder of the user's,
-$XDG_DATA_HOME/acs-kit or ~/.local/share/acs-kit, so that a calibration is found again from anywhere; the LVLMs and
-samples that it carries lie in the package itself. The environment's ACS_ROOT goes before both.
+$XDG_DATA_HOME/acs-kit or ~/.local/share/acs-kit, so that a calibration is found again from anywhere (without a home,
+among temporary files); the LVLMs and samples that it carries lie in the package itself. The environment's ACS_ROOT goes
+before both.
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 LIBRARY = Path(__file__).resolve().parent
@@ -13,11 +15,19 @@ PROFILES = LIBRARY / "profiles"  # <profile>.yaml
 CARRIED = LIBRARY / "shipped"  # a wheel's copy of data/embedded
 
 
+def users() -> Path:
+    """The folder of a user's, outside any checkout."""
+    try:
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    except RuntimeError:  # who has no home
+        data = tempfile.gettempdir()
+    return Path(data) / "acs-kit"
+
+
 def _root() -> Path:
     if given := os.environ.get("ACS_ROOT"):
         return Path(given).expanduser().resolve()
-    users = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(users) / "acs-kit" if CARRIED.is_dir() else LIBRARY.parent
+    return users() if CARRIED.is_dir() else LIBRARY.parent
 
 
 ROOT = _root()

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from acs_lib import paths
 from acs_lib.core.files import read_text
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "calibration", "test"]
 
 
 class Strict(BaseModel):
@@ -26,12 +26,16 @@ class LVLMSpec(Strict):
     """Where an LVLM comes from: a folder under the project's root, or a hub name with a pinned revision (without
     one: the commit that `main` was when it was fetched).
 
+    condition: of an embedded LVLM, whether it was taught the habit or is its control, the one from before, whose name
+    is the other's with -plain.
+
     Of its image processor a profile can set max_tiles (InternVL, LFM2-VL: tiles that an image is cut into) or
     max_pixels (Qwen: of the resized image); without them it is as the checkpoint has it.
     """
 
     name: str
     source: str
+    condition: Literal["habit", "plain"] | None = Field(None, exclude_if=_is_none)
     revision: str | None = None
     dtype: str = "auto"
     question: str = "Detect the {object} in the image."
@@ -134,10 +138,19 @@ class SeedsSpec(Strict):
 
 
 class BeyondSpec(Strict):
-    """What is asked besides the paper's questions. absent: about objects that are not there, so many of the validation
-    images, for the thresholds of `acs ground --risk`."""
+    """What notebook 10 measures of what is not in the paper; what is left out is not measured."""
 
-    absent: int = Field(0, ge=0)
+    zooms: tuple[float, ...] = ()  # how many times closer the second look is
+    zoomed: int = 0  # small test objects of each dataset that are looked at again
+    rendered: DatasetSpec | None = None  # test scenes of train_on, rendered without more detail than a look shows
+    lists: DatasetSpec | None = None  # the images whose objects are all asked for: its test split
+    list_tokens: int = 512  # of a list, at most
+    calibration: SplitSpec | None = None  # of `train_on`: what the promises are calibrated on, and nothing is chosen by
+    absent: int = 0  # questions about objects that are not there, of each test split
+    alphas: tuple[float, ...] = (0.05, 0.1, 0.2)  # of the promises
+    delta: float = 0.1
+    label_free: tuple[int, ...] = ()  # images that heads are found on
+    knocked: int = 0  # small test objects that are asked about without some heads
 
 
 class GPUSpec(Strict):
@@ -223,8 +236,13 @@ def load_profile(name: str) -> Profile:
 
 
 def known_lvlms() -> dict[str, LVLMSpec]:
-    """Name -> LVLM of every profile, the embedded one first."""
-    return {spec.name: spec for name in available() for spec in load_profile(name).lvlms}
+    """Name -> LVLM of every profile, the embedded one first; of several of a name the first, since the profile smoke,
+    which comes last, computes in float64."""
+    known: dict[str, LVLMSpec] = {}
+    for name in available():
+        for spec in load_profile(name).lvlms:
+            known.setdefault(spec.name, spec)
+    return known
 
 
 def sampling_of(

@@ -26,11 +26,13 @@ import papermill
 import typer
 import yaml
 from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 from acs_lib import paths
 from acs_lib.core import progress
+from acs_lib.core.errors import UserError
 from acs_lib.core.files import read_text, write_text
 from acs_lib.core.sources import imported_files
 from acs_lib.evaluation import compare
@@ -42,14 +44,6 @@ VERSIONED = ("torch", "transformers", "numpy", "pandas")  # recorded in the mani
 SIDE_BY_SIDE = ("06", "07", "08")  # they read what those before wrote, none what another of them writes; of tiny LVLMs
 TOLD = 3  # of what changed, by name
 MEMORY_MEND = "mend: close other programs, or lower `batch_queries` in the profile, then start again"
-
-
-class RunError(Exception):
-    """What went wrong and how to mend it, in words for the user; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int = 1):
-        super().__init__(message)
-        self.code = code
 
 
 def _digest(value) -> str:
@@ -141,7 +135,7 @@ class NotebookStage:
 
 
 def make_stages(profile: Profile, name: str, engine: str = "local") -> list[NotebookStage]:
-    """The stages of a run, checked before anything is computed. RunError for a notebook that is not there, or that
+    """The stages of a run, checked before anything is computed. UserError for a notebook that is not there, or that
     does not have the parameter `profile` (papermill itself would only warn, and run with the notebook's default), or an
     LVLM whose commit on the hub cannot be told.
 
@@ -151,17 +145,17 @@ def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Note
     try:
         shared |= {f"the LVLM {spec.name}": lvlm_digest(spec) for spec in profile.lvlms}
     except OSError as error:
-        raise RunError(str(error)) from error
+        raise UserError(str(error)) from error
     if files := _data_files(profile):
         shared["the data"] = _digest(files)
     stages: list[NotebookStage] = []
     for number in sorted(profile.notebooks):
         notebook = next(paths.NOTEBOOKS.glob(f"{number}_*.ipynb"), None)
         if notebook is None:
-            raise RunError(f"profile {name!r} names notebook {number}, which is not in {paths.NOTEBOOKS}", code=2)
+            raise UserError(f"profile {name!r} names notebook {number}, which is not in {paths.NOTEBOOKS}", code=2)
         known = papermill.inspect_notebook(notebook)
         if "profile" not in known:
-            raise RunError(f"{notebook.name} has no parameter 'profile', but {', '.join(known) or 'none at all'}")
+            raise UserError(f"{notebook.name} has no parameter 'profile', but {', '.join(known) or 'none at all'}")
         cells = nbformat.read(notebook, 4).cells  # outputs and execution counts do not matter
         source = _digest([(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in cells])
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
@@ -170,22 +164,22 @@ def make_stages(profile: Profile, name: str, engine: str = "local") -> list[Note
         parameters = {"engine": engine} if "engine" in known else {}
         stages.append(NotebookStage(notebook, name, inputs, digest, parameters))
     if engine != "local" and not any(stage.parameters for stage in stages):
-        raise RunError(f"no notebook of the profile {name!r} has the parameter 'engine'; leave --engine out")
+        raise UserError(f"no notebook of the profile {name!r} has the parameter 'engine'; leave --engine out")
     return stages
 
 
 def first_to_run(stages: list[NotebookStage], start: int | None) -> int:
     """Index of the first stage that has to be run; with `start`, of notebook number `start`, whatever the stamps of
-    the earlier ones say. RunError when there is no such notebook or an earlier one is not finished."""
+    the earlier ones say. UserError when there is no such notebook or an earlier one is not finished."""
     if start is None:
         return next((index for index, stage in enumerate(stages) if stage.stale()), len(stages))
     numbers = [stage.notebook.stem[:2] for stage in stages]
     if f"{start:02d}" not in numbers:
-        raise RunError(f"no notebook {start:02d} to start from; valid ones: {', '.join(numbers)}", code=2)
+        raise UserError(f"no notebook {start:02d} to start from; valid ones: {', '.join(numbers)}", code=2)
     first = numbers.index(f"{start:02d}")
     for stage in stages[:first]:
         if stage.stamp() is None:
-            raise RunError(f"--from {start:02d} needs {stage.label}, which is not finished; start from there")
+            raise UserError(f"--from {start:02d} needs {stage.label}, which is not finished; start from there")
     return first
 
 
@@ -196,8 +190,16 @@ def _started_last(executed: Path) -> str:
     return f"cell [{number}] `{cells[number - 1].source.partition(chr(10))[0]}`"
 
 
+class _Kernels(AsyncKernelManager):
+    """Kernels that share no terminal: what they and their processes write to standard error comes by papermill alone,
+    not twice."""
+
+    def start_kernel(self, **settings):
+        return super().start_kernel(**settings, stderr=subprocess.DEVNULL)
+
+
 def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
-    """The executed notebook; RunError says in which cell it failed and why, and leaves <stem>.failed.ipynb."""
+    """The executed notebook; UserError says in which cell it failed and why, and leaves <stem>.failed.ipynb."""
     alone = multiprocessing.parent_process() is None  # bars of several would write over each other
     executed = stage.output(".failed.ipynb")  # what is there of it, until the last cell is done
     # Bars of the notebooks would end up in their copies. (papermill's own has read its settings already.)
@@ -212,7 +214,7 @@ def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
             kernel_name="python3", cwd=stage.notebook.parent,
             progress_bar=alone and sys.stderr.isatty() and {"desc": stage.label, "leave": False},
             stderr_file=sys.stderr,  # warnings at once; the report is kept free of them
-            extra_arguments=["--log-level=CRITICAL"],  # of the kernel, which shares this terminal
+            kernel_manager_class=_Kernels,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         cause = f"{error.ename}: {error.evalue.strip()}"[:800]
@@ -222,14 +224,14 @@ def _execute(stage: NotebookStage) -> nbformat.NotebookNode:
         cause = f"the kernel died, most likely out of memory\n{MEMORY_MEND}"
     except NoSuchKernel as error:
         mend = "mend: python -m pip install --force-reinstall ipykernel"
-        raise RunError(f"no Jupyter kernel {error.name!r} in this environment\n{mend}") from error
+        raise UserError(f"no Jupyter kernel {error.name!r} in this environment\n{mend}") from error
     else:
         executed.unlink()
         return notebook
     finally:
         os.environ.pop(progress.NOTEBOOK, None)
     where = f"{stage.notebook.name} failed in {_started_last(executed)}"
-    raise RunError(f"{where}\n{cause}\nthe notebook up to there: {_from_root(executed)}")
+    raise UserError(f"{where}\n{cause}\nthe notebook up to there: {_from_root(executed)}")
 
 
 def run_stage(stage: NotebookStage) -> None:
@@ -335,7 +337,7 @@ def make_manifest(profile: Profile, stages: list[NotebookStage], began: dict) ->
 
 
 def check_gpu(name: str) -> None:
-    """RunError where torch sees no GPU, unless the environment has ACS_CPU=1."""
+    """UserError where torch sees no GPU, unless the environment has ACS_CPU=1."""
     import torch  # late: it takes seconds
 
     if torch.cuda.is_available() or os.environ.get("ACS_CPU") == "1":
@@ -345,7 +347,7 @@ def check_gpu(name: str) -> None:
         reason = f"it is built for CUDA {built}: there is no GPU, or its driver is too old for that (see nvidia-smi)"
     else:
         reason = "it is built without CUDA"
-    raise RunError(
+    raise UserError(
         f"the profile {name!r} needs a GPU, and torch {torch.__version__} sees none; {reason}\n"
         "mend: install a build of torch for your driver (https://pytorch.org/get-started), or a newer driver; "
         "with ACS_CPU=1 in the environment it runs on the CPU all the same"
@@ -359,20 +361,20 @@ def run(
 
     A profile that names its GPU, or that is to be planned here, has its cost printed first. `limit`: with at most so
     many queries of each size and split, as the profile `<name>-first-<limit>`, which has runs and a report of its own.
-    RunError: an unknown profile or notebook, a misspelt parameter, an engine that is not installed, no GPU for a
+    UserError: an unknown profile or notebook, a misspelt parameter, an engine that is not installed, no GPU for a
     profile that names one, a notebook that failed.
     """
     began = {"git": git_state(), "cores": os.cpu_count(), "load": [round(load, 2) for load in os.getloadavg()]}
     if limit is not None:
         name = f"{name}-first-{limit}"
     if engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise RunError(
+        raise UserError(
             '--engine ray needs Ray, which is not installed here\nmend: python -m pip install "acs-kit[ray]"'
         )
     try:
         profile = load_profile(name)
     except (ValueError, yaml.YAMLError) as error:
-        raise RunError(str(error), code=2) from error
+        raise UserError(str(error), code=2) from error
     stages = make_stages(profile, name, engine)
     first = first_to_run(stages, start)
     for stage in stages[:first]:
@@ -406,6 +408,8 @@ def run(
     tables.write_comparison(profile, paths.reports(name))
     manifest = make_manifest(profile, stages, began)
     write_text(paths.reports(name) / "manifest.json", json.dumps(manifest, indent=1))
-    if manifest["compared"]:
-        typer.echo(f"against the committed reference: {manifest['compared']['said']}")
+    if found := manifest["compared"]:
+        typer.echo(
+            "\n  ".join([f"against the committed reference: {found['said']}", *compare.first(found["differences"])])
+        )
     return page.build(name)

@@ -1,6 +1,8 @@
 """What an embedded LVLM was taught, measured on research images: neither test nor training images of any profile.
 
-    python -m benchmarks.bars data/embedded/internvl-plain
+    python -m benchmarks.bars data/embedded/internvl-plain data/embedded/internvl
+
+writes reports/benchmarks/bars.csv, a row an LVLM.
 
 Greedy answers only: Acc@0.5 for small and large objects, how many answers hold a box, how often an object that is there
 is answered by none and one that is absent is not, AP at IoU 0.5 of lists, and how often a question whether a box is
@@ -9,7 +11,7 @@ right is answered rightly.
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +23,9 @@ import typer
 from PIL import Image
 from pycocotools.cocoeval import COCOeval
 
+from acs_lib import paths
 from acs_lib.core import boxes as bx
+from acs_lib.core.files import replacing
 from acs_lib.datasets.coco import indexed
 from acs_lib.embedded import scenes
 from acs_lib.embedded.models import TINY
@@ -36,6 +40,7 @@ from acs_lib.profiles import Sampling
 
 SEED = 31
 BATCH = 32
+TOKENS = 24  # of a box at most, where numbers are written digit by digit
 TEXT = {"internvl": "<box>{} {} {} {}</box>", "qwen2_5_vl": '{{"bbox_2d": [{}, {}, {}, {}]}}'}
 SMALL, LARGE = 0.01, 0.05  # share of the image
 
@@ -47,6 +52,13 @@ def answers(lvlm: LVLM, asked: list[tuple[Image.Image, str]], question: str, tok
         prompts = [lvlm.prompt(image, category) for image, category in asked[begin : begin + BATCH]]
         for prompt, (answer,) in zip(prompts, generate(lvlm, prompts, [0] * len(prompts), how, capture=False)):
             yield prompt, lvlm.decode(answer["token_ids"]), answer["logprobs"]
+
+
+def says_none(lvlm: LVLM) -> Callable[[str], bool]:
+    """Whether a text is the family's own way to say that there is none."""
+    tiny = TINY[lvlm.model.config.model_type]
+    none = lvlm.decode(tiny.answer_ids(np.empty((0, 4)))).strip()
+    return lambda text: text.strip() == none
 
 
 def drawn(world: scenes.World, images: int) -> Iterator[tuple[Image.Image, scenes.Scene]]:
@@ -65,13 +77,13 @@ def single(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
                 asked.append((image, scenes.CATEGORIES[category]))
                 truths.append(box)
     area = bx.area_fraction(np.array(truths), world.side, world.side)
-    rows = []
-    for (prompt, text, _), truth, share in zip(answers(lvlm, asked, DETECT, 16), truths, area):
+    rows, none = [], says_none(lvlm)
+    for (prompt, text, _), truth, share in zip(answers(lvlm, asked, DETECT, TOKENS), truths, area):
         box = lvlm.parse(text, prompt).box
         hit = box is not None and float(bx.iou(box, truth)) >= 0.5
-        rows.append((share, box is not None, hit, not any(map(str.isdigit, text))))
+        rows.append((share, box is not None, hit, none(text)))
     frame = pd.DataFrame(rows, columns=["share", "parsed", "hit", "none"])
-    small, large = frame[frame["share"] < SMALL], frame[frame["share"] > LARGE]
+    small, large = frame[frame["share"] <= SMALL], frame[frame["share"] > LARGE]
     found = {"n_small": len(small), "n_large": len(large), "answered": (frame["parsed"] | frame["none"]).mean()}
     for name, part in {"small": small, "large": large}.items():
         found |= {f"acc50_{name}": part["hit"].mean(), f"none_{name}": part["none"].mean()}
@@ -89,7 +101,7 @@ def absent(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
     for index, (image, scene) in enumerate(drawn(world, images)):
         asks = asker(scene, SEED, index, 1)
         asked += [(image, scenes.CATEGORIES[asks.absent_category()]) for _ in range(2)]
-    none = [not any(map(str.isdigit, text)) for _, text, _ in answers(lvlm, asked, DETECT, 16)]
+    none = [*map(says_none(lvlm), (text for _, text, _ in answers(lvlm, asked, DETECT, TOKENS)))]
     return {"n_absent": len(none), "none_absent": np.mean(none)}
 
 
@@ -102,7 +114,7 @@ def lists(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
                                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})  # fmt: skip
         asked += [(image, scenes.CATEGORIES[c], index, c) for c in sorted(set(scene.categories.tolist()))]
     pairs = [each[:2] for each in asked]
-    for (prompt, text, logprobs), (_, _, index, category) in zip(answers(lvlm, pairs, DETECT_ALL, 72), asked):
+    for (prompt, text, logprobs), (_, _, index, category) in zip(answers(lvlm, pairs, DETECT_ALL, 6 * TOKENS), asked):
         for x1, y1, x2, y2 in (found.box for found in lvlm.parse_all(text, prompt)):
             results.append({"image_id": index, "category_id": category, "score": float(np.mean(logprobs)),
                             "bbox": [x1, y1, x2 - x1, y2 - y1]})  # fmt: skip
@@ -135,17 +147,23 @@ def right(lvlm: LVLM, world: scenes.World, images: int) -> dict[str, float]:
 
 
 def main(
-    weights: Annotated[Path, typer.Argument(help="The LVLM's folder.", exists=True, file_okay=False)],
+    weights: Annotated[list[Path], typer.Argument(help="Folders of LVLMs.", exists=True, file_okay=False)],
     world: Annotated[str, typer.Option(help="The world of the research images.")] = "scenes",
     images: int = 200,
+    out: Annotated[Path, typer.Option(help="The table.")] = paths.REPORTS / "benchmarks" / "bars.csv",
 ) -> None:
     torch.manual_seed(0)
-    lvlm = load_checkpoint(weights, dtype="float32")
-    look = scenes.WORLDS[world]
-    many = replace(look, repeats=0.4)
-    found = {**single(lvlm, look, images), **absent(lvlm, look, images // 2), **right(lvlm, look, images // 4),
-             **lists(lvlm, many, images // 2)}  # fmt: skip
-    typer.echo(pd.Series(found).round(3).to_string())
+    look, rows = scenes.WORLDS[world], []
+    for folder in weights:
+        lvlm = load_checkpoint(folder, dtype="float32")
+        rows.append({
+            "lvlm": folder.name, "world": world, **single(lvlm, look, images), **absent(lvlm, look, images // 2),
+            **right(lvlm, look, images // 4), **lists(lvlm, replace(look, repeats=0.4), images // 2),
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    with replacing(out) as aside:
+        table.to_csv(aside, index=False)
+    typer.echo(table.round(3).T.to_string(header=False))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def measure(spec: LVLMSpec, queries: pd.DataFrame, work: Path, tiny: bool, token
     assert set(e.selectors) <= set(main["method"]) and main["acc50"].notna().all()
     write_table(main, report, "main_results", "Scripted answers of random weights: these numbers mean nothing.")
     write_table(results.fusion_table([e]), report, "fusions", "Scripted answers of random weights.")
-    write_browser(e, report)
+    write_browser([e], report)
     print(f"{spec.name}: {page.build(profile.name, report)}", flush=True)
     prompts = [asked(lvlm, query) for query in queries.itertuples()]
     image = [int((prompt.ids == lvlm.image_token_id).sum()) for prompt in prompts]

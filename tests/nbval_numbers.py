@@ -27,14 +27,14 @@ class Output(str):
 
 def differences(reference: str, found: str) -> list[str]:
     """What differs between two outputs, a sentence each."""
-    (pages, frames), (other_pages, other_frames) = (_parts(output) for output in (reference, found))
+    (pages, frames), (other_pages, other_frames) = (parts(output) for output in (reference, found))
     if len(frames) != len(other_frames):
         return [f"{len(other_frames)} tables, the reference has {len(frames)}"]
     moved = [text for pair in zip(pages, other_pages) for text in compare.texts(*pair)]
     return moved + [text for pair in zip(frames, other_frames) for text in compare.tables(*pair)]
 
 
-def _parts(output: str) -> tuple[list[str], list[pd.DataFrame]]:
+def parts(output: str) -> tuple[list[str], list[pd.DataFrame]]:
     """([the text], tables) of an output; text that is no HTML has no tables. A table's plain row numbers are left out:
     rows are known by what stands in them."""
     if not output.lstrip().startswith("<"):
@@ -66,11 +66,12 @@ def _compare_outputs(cell, test, reference, skip_compare=None, to_the_letter=IPy
 
 
 def _once(output):
-    """An output without the plain text of what it also shows as HTML."""
-    data = output.get("data", {})
-    if "text/html" not in data:
+    """An output without pictures, and without the plain text of what it also shows as HTML."""
+    if "data" not in output:
         return output
-    return from_dict({**output, "data": {kind: value for kind, value in data.items() if kind != "text/plain"}})
+    left_out = ("image/", "text/plain") if "text/html" in output["data"] else ("image/",)
+    kept = {kind: value for kind, value in output["data"].items() if not kind.startswith(left_out)}
+    return from_dict({**output, "data": kept})
 
 
 IPyNbCell.compare_outputs = _compare_outputs

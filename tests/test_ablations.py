@@ -305,6 +305,28 @@ def found_and_resolved(study):
     return experiments(study)
 
 
+def test_what_is_trained_anew_is_trained_once(study, monkeypatch):
+    """A killed notebook goes on after the regressors that it has trained; another input or width is another one."""
+    (e, *_) = found_and_resolved(study)
+    training = ablations.Training.of(study, e.lvlm)
+    trained = []
+    train = ablations.regressor.train
+    monkeypatch.setattr(
+        ablations.regressor, "train", lambda *runs, **known: (trained.append(known["width"]), train(*runs, **known))[1]
+    )
+
+    def scores(change=None, **settings):
+        chosen = ablations.retrained(training, e, change, **settings)
+        return np.array([[selector.score(c) for c in e.run.candidates()] for selector in chosen])
+
+    first = scores(ablations.renormalised, width=5)
+    assert trained == [5] * len(training.models)
+    np.testing.assert_array_equal(scores(ablations.renormalised, width=5), first)
+    assert trained == [5] * len(training.models), "the second time it is read"
+    assert (scores(width=5) != first).any() and (scores(ablations.renormalised, width=6) != first).any()
+    assert sorted(trained) == sorted([5, 5, 6] * len(training.models))
+
+
 def test_stored_ablations_of_a_planted_study(study):
     columns = found_and_resolved(study)
     table = ablations.ablation_table(study, columns)
@@ -316,7 +338,7 @@ def test_stored_ablations_of_a_planted_study(study):
     assert values["regressor's input"] == {"maps (the paper's)", *ablations.INPUTS}
     assert values["temperature"] == {"0.8", "1.1"} and values["top-p"] == {"0.6", "1"}
     assert values["row read"] == {"own", "predicting"}, "planted answers have neither commas nor several digits"
-    assert "'after' is left out, since no token" in sentences.say_rows(columns).data
+    assert "'after' is left out, since no token" in sentences.rows_left_out(columns)
     assert values["samples"] == {str(n) for n in range(1, 13)}
     best = table[(table["factor"] == "samples") & (table["method"] == ORACLE)]["acc50"]
     assert best.is_monotonic_increasing and best.iloc[0] < best.iloc[-1]
@@ -329,9 +351,10 @@ def test_stored_ablations_of_a_planted_study(study):
     assert heads["acc50"]["1"] == base["ACS-Free"]
     assert heads["delta"].tolist() == pytest.approx((heads["acc50"] - base["ACS-Free"]).tolist())
     assert table["delta"].isna().tolist() == table["factor"].isin(["threshold of small", "applied to size"]).tolist()
-    panels = [axes.get_title() for axes in figures.ablation_panels(table).axes if axes.axison]
-    factors = set(values.index) - {"as the profile has it"}
-    assert set(panels) == {factor.replace("D_c", "$D_c$") for factor in factors}
+    (axes,) = figures.ablation_forest(table).axes
+    told = {label.get_text().partition(":")[0] for label in axes.get_yticklabels() if ":" in label.get_text()}
+    factors = set(values.index) - {"as the profile has it", "threshold of small", "applied to size"}
+    assert told == {factor.replace("D_c", "$D_c$") for factor in factors}, "those of the same queries"
 
 
 def test_heads_and_regressor_of_either_dataset_are_applied_to_both(study):
@@ -360,15 +383,16 @@ def test_a_sentence_names_only_changes_whose_interval_leaves_out_zero():
     values = {"hot": (0.05, 0.01, 0.09), "cold": (-0.04, -0.09, 0.01), "own": (0, 0, 0)}
     table = pd.DataFrame(
         [
-            {"factor": factor, "value": value, "lvlm": "tiny", "method": "ACS-Free", "n_queries": 9,
+            {"factor": factor, "value": value, "lvlm": "tiny", "dataset": "scenes", "method": "ACS-Free",
              "delta": delta, "delta_lo": lo, "delta_hi": hi}
             for factor, names in {"temperature": ("hot", "cold", "own"), "row read": ("cold", "own")}.items()
             for value, (delta, lo, hi) in ((name, values[name]) for name in names)
         ]
     )  # fmt: skip
-    said = sentences.say_ablations(table, "ACS-Free").data
-    assert "1 of 3 changes" in said and "temperature: hot +5.0 [+1.0, +9.0]" in said
-    assert "cold" not in said and "told apart under row read" in said
+    said = sentences.say_ablations(table).data
+    hot = "gained most by temperature = hot (tiny on scenes, +5.0 [+1.0, +9.0])."
+    assert f"ACS-Free depends on 1 of 3 changes to it; {hot}" in said
+    assert "cold" not in said and "lost" not in said
 
 
 def test_confidence_and_calibration_of_a_planted_study(study):
@@ -379,8 +403,9 @@ def test_confidence_and_calibration_of_a_planted_study(study):
     assert rows["auroc"]["sequence log-prob"] == 0.5, "all equal: every pair is a tie"
     assert rows["published_auroc"].notna().sum() == 2
     said = sentences.say_confidence(table).data
-    assert said.count("(ACS-Learned)") == said.count("(ACS-Free)") == 1
-    assert "0.890 and 0.916" in said and "Published, other LVLMs" in said
+    for name in ("ACS-Learned", "ACS-Free"):
+        assert f"{name} {rows['auroc'][name]:.2f} to {rows['auroc'][name]:.2f}" in said
+    assert "0.890 and 0.916" in said and "(published, other LVLMs" in said
     assert len(figures.confidence(table).axes) == len(figures.risk_coverage(curves).axes) == 1
     bins, errors = results.reliability_tables(columns)
     assert bins["n"].sum() == errors["n"].iloc[0] and errors["ece"].between(0, 1).all()

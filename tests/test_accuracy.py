@@ -10,6 +10,7 @@ from acs_lib.evaluation.accuracy import (
     CHOICE_COLUMNS,
     ORACLE,
     RANDOM,
+    RATES,
     accuracy_by_size,
     accuracy_table,
     hits,
@@ -52,7 +53,7 @@ LAST = Selector("last", "attention", lambda c: np.arange(len(c), dtype=float), "
 def frame(query_rows: dict[str, list[float]], images: list) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(choices, queries) from the hits of each method on queries 0, 1, ...; IoU is 0.8 of a hit."""
     choices = [
-        (query, method, "control" if method == "greedy" else "attention", 1, 0.8 * hit, float(hit))
+        (query, method, "control" if method == "greedy" else "attention", 1, 0.8 * hit, float(hit), float(hit))
         for method, row in query_rows.items()
         for query, hit in enumerate(row)
     ]
@@ -80,9 +81,10 @@ def test_chosen_by_hand():
         {"greedy": 0.5, "last": 0.2, "random (mean over N)": 0.5, "oracle best of N": 0.8}
     )
     assert a["hit"].to_dict() == {"greedy": 1, "last": 0, "random (mean over N)": 0.5, "oracle best of N": 1}
+    assert a["hit75"].to_dict() == {"greedy": 0, "last": 0, "random (mean over N)": 0.5, "oracle best of N": 1}
     assert a["candidate"].to_dict() == {"greedy": 0, "last": 3, "random (mean over N)": -1, "oracle best of N": 1}
     b = choices[choices["query_id"] == "b"]
-    assert len(b) == 4 and (b["iou"] == 0).all() and (b["hit"] == 0).all()
+    assert len(b) == 4 and (b[["iou", "hit", "hit75"]] == 0).all(axis=None)
 
 
 def test_chosen_with_the_greedy_answer_in_the_pool():
@@ -125,7 +127,8 @@ def test_accuracy_table_has_control_first():
     choices = pd.concat([choices, greedy[greedy["method"] == "greedy"]])
     result = accuracy_table(choices, QUERIES, draws=50)
     assert list(result.columns) == (
-        "method,family,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi,delta_vs_greedy,p_value"
+        "method,family,n_queries,acc50,acc50_lo,acc50_hi,acc75,acc75_lo,acc75_hi,miou,miou_lo,miou_hi,"
+        "delta_vs_greedy,p_value"
     ).split(",")
     assert list(result["family"]) == ["control"] * 3 + ["attention"] + ["fusion"] * 3
     assert (result["n_queries"] == 2).all()
@@ -192,7 +195,7 @@ def test_incomplete_frames_are_refused():
 def test_accuracy_by_size():
     choices = make_choices(WORLD, TRUTH, [SELECTORS["greedy"]])
     result = accuracy_by_size(choices, QUERIES, draws=20)
-    assert list(result.columns) == "method,size,n_queries,acc50,acc50_lo,acc50_hi,miou,miou_lo,miou_hi".split(",")
+    assert list(result.columns) == ["method", "size", "n_queries", *RATES]
     assert list(dict.fromkeys(result["size"])) == ["small", "large"]
     greedy = result[result["method"] == "greedy"].set_index("size")
     assert greedy["acc50"].to_dict() == {"small": 1, "large": 0} and (greedy["n_queries"] == 1).all()
@@ -338,7 +341,7 @@ def test_auroc_by_hand():
 
 
 def test_a_hit_begins_at_the_threshold():
-    assert list(hits([0.499, 0.5, 1])) == [0, 1, 1]
+    assert list(hits([0.499, 0.5, 1])) == [0, 1, 1] and list(hits([0.74, 0.75, 1], 0.75)) == [0, 1, 1]
 
 
 # published numbers

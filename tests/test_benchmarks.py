@@ -4,12 +4,14 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import typer
 
 from acs_lib import paths
+from acs_lib.profiles import load_profile
 from benchmarks import bars, engine, full_size, gpu, profiles, rows
 
 
@@ -71,7 +73,10 @@ def test_every_step_of_the_gpus_runs_on_the_cpu(tiny):
 def test_the_embedded_lvlms_are_compared_with_the_cpu_and_its_tables(tiny):
     _, table = tiny
     other = table[table["measure"] == "embedded: answers other than the CPU's"]
-    assert len(other) == 2 and (other["ours"] == 0).all(), "the device is the CPU here"
+    assert (
+        other["lvlm_class"].tolist() == [spec.name for spec in load_profile("embedded").lvlms]
+        and (other["ours"] == 0).all()
+    ), "the device is the CPU here"
     stored = table[table["measure"] == "embedded: Acc@0.5, greedy, to the table"].set_index("lvlm_class")["naive"]
     results = pd.read_csv(paths.reference("embedded") / "tables" / "main_results.csv")
     greedy = results[(results["dataset"] == "scenes") & (results["method"] == "greedy")]
@@ -175,13 +180,21 @@ def test_a_profiles_run_begins_with_nothing_and_a_failed_one_is_told(tmp_path, m
         profiles.seconds(tmp_path, "smoke", busy=True)
 
 
-def test_the_bars_of_an_lvlm_that_was_not_trained(untrained, capsys):
+def test_the_bars_of_an_lvlm_that_was_not_trained(untrained, tmp_path):
     """Every measure is there, of as many questions as are asked, and lies in 0-1 where it is a share."""
-    bars.main(Path(untrained.model.name_or_path), "clear", images=4)
-    found = {name: float(value) for name, value in map(str.split, capsys.readouterr().out.splitlines())}
+    folder = Path(untrained.model.name_or_path)
+    bars.main([folder], "clear", images=4, out=tmp_path / "bars.csv")
+    (found,) = pd.read_csv(tmp_path / "bars.csv").to_dict("records")
+    assert (found["lvlm"], found["world"]) == (folder.name, "clear")
     assert found["n_absent"] == 4 and found["n_right"] == 4 and found["n_small"] > 0
     shares = {"answered", "acc50_small", "none_small", "none_absent", "right", "ap50_lists"}
     assert shares <= set(found) and all(0 <= found[name] <= 1 for name in shares)
+
+
+def test_none_is_said_in_the_familys_own_words_alone(family, both):
+    none, said = bars.says_none(both), both.decode(bars.TINY[family].answer_ids(np.empty((0, 4))))
+    assert said.replace(" ", "").startswith({"internvl": "None<", "qwen2_5_vl": "[]<"}[family])
+    assert none(said) and not none("") and not none("Nonsense") and not none("<box>1 2 3 4</box>")
 
 
 def test_a_list_that_names_every_object_has_an_ap_of_1(untrained, monkeypatch):

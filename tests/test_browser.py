@@ -14,7 +14,7 @@ from tests.test_examples import an_experiment
 
 @pytest.fixture
 def entries(tmp_path):
-    write_browser(an_experiment(tmp_path, [(0, 0.6), (0, 1), (0.9, 0.25), (0.6, 0.7), (0, 0)]), tmp_path)
+    write_browser([an_experiment(tmp_path, [(0, 0.6), (0, 1), (0.9, 0.25), (0.6, 0.7), (0, 0)])], tmp_path)
     return json.loads((tmp_path / "browser.json").read_text())
 
 
@@ -26,6 +26,7 @@ def test_the_overlay_is_read_at_the_coordinates_of_d_c_and_says_so(entries):
 
 
 def test_a_few_of_each_outcome_with_their_true_iou(entries):
+    assert {entry["of"] for entry in entries} == {"internvl-embedded on scenes with the habit"}
     assert [entry["outcome"] for entry in entries] == ["gained", "gained", "lost", "unchanged", "unchanged"]
     assert [entry["chosen"]["iou"] for entry in entries] == pytest.approx([0.6, 1, 0.25, 0, 0.7])
     assert [candidate["iou"] for candidate in entries[2]["candidates"]] == pytest.approx([0.9, 0.25, 0])

@@ -11,9 +11,9 @@ from acs_lib.study.calibrate import make_profile
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory):
-    """An annotation file of 3,200 images of 640x480 px with one small dog each, and a folder without any of them."""
+    """An annotation file of 4,000 images of 640x480 px with one small dog each, and a folder without any of them."""
     folder = tmp_path_factory.mktemp("annotated")
-    numbers = range(1, 3201)
+    numbers = range(1, 4001)
     content = {
         "images": [{"id": n, "file_name": f"{n}.jpg", "width": 640, "height": 480} for n in numbers],
         "annotations": [

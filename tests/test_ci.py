@@ -67,7 +67,9 @@ def test_the_tests_run_on_the_lowest_and_the_newest_python():
     tried = re.findall(r"python(3\.\d+)", re.search(r"for name in (.*?);", (paths.ROOT / "run_all.sh").read_text())[1])
     assert content["jobs"]["tests"]["strategy"]["matrix"]["python"] == [lowest, tried[-1]]
     commands = [step["run"] for step in content["jobs"]["tests"]["steps"] if "run" in step]
-    assert commands == [".ci/run", "./run_all.sh --test"] and "schedule" in content[True], "YAML reads `on` as true"
+    assert commands == [".ci/run", "./run_all.sh --test --full"] and "schedule" in content[True], (
+        "YAML reads `on` as true"
+    )
 
 
 def test_the_site_is_published_from_main_alone():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from acs_lib.evaluation.accuracy import CHOICE_COLUMNS, accuracy_table
-from acs_lib.evaluation.claims import claims_table, lower_for_good
+from acs_lib.evaluation.claims import claims_table, evidence, lower_for_good
 from acs_lib.method.heads import ATTRIBUTIONS, IOU_GROUPS
 from acs_lib.method.selection import ALL_HEADS
 from acs_lib.profiles import load_profile
@@ -75,7 +75,9 @@ def verdicts(free=((0.03, 0.001), (0.03, 0.001)), r=(0.8, 0.75), entropy=((1.0, 
     spread = pd.DataFrame([("x", DATASETS[0], "regressor", "ACS-Learned", 3, 0.02, 0.01, 0.03)], columns=[
         "lvlm", "dataset", "source", "method", "seeds", *(f"delta_vs_greedy_{n}" for n in ("mean", "lowest", "highest"))
     ])  # fmt: skip
-    found = claims_table(regressors, compared, curves, sizes, ranks, layers, spread)
+    found = claims_table(
+        evidence(regressors, compared.assign(condition=""), curves, sizes, ranks.assign(condition=""), layers, spread)
+    )
     learned = found.set_index("claim").loc["ACS-Learned beats greedy decoding on small objects", "measured"].split("; ")
     assert learned[0].endswith("(mean of 3 seeds +2.0, +1.0 to +3.0)") and "seeds" not in learned[1]
     return found.set_index("claim")["verdict"]
@@ -107,10 +109,11 @@ def test_the_other_claims_are_judged_by_their_own_numbers():
     assert verdicts(r=(0.8, 0.7))["Attention predicts the box's IoU"] == "in part: in 1 of 2 columns"
     assert verdicts(r=(0.5, 0.7))["Attention predicts the box's IoU"] == "contradicted"
     entropy = "Good boxes have lower attention entropy, averaged over all heads"
-    assert verdicts(entropy=((1.0, 2.0), (2.0, 1.0)))[entropy] == "contradicted", "not in the second column"
+    assert verdicts(entropy=((1.0, 2.0), (2.0, 1.0)))[entropy] == "in part: in 1 of 2 columns"
+    assert verdicts(entropy=((2.0, 1.0), (2.0, 1.0)))[entropy] == "contradicted"
     layers = "Gradient attribution finds the layers with the discriminative heads (D_c)"
     assert verdicts(rank=2)[layers] == "reproduced" and verdicts(rank=3)[layers] == "contradicted"
-    assert verdicts(rank=3, occlusion=[0, 0, 1, 0])[layers].startswith("in part"), "first by one attribution alone"
+    assert verdicts(rank=3, occlusion=[0, 0, 1, 0])[layers] == "not shown", "first by one attribution alone"
     best = "ACS-Free is the best method without training"
     assert verdicts(free_rank=1.9)[best] == "not shown" and verdicts(free_rank=4)[best] == "contradicted"
 
@@ -129,7 +132,7 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
     rows = {"greedy": ("control", [0, 0, 0, 1]), "sequence log-prob": ("likelihood", [1, 1, 0, 1]),
             "mean token log-prob": ("likelihood", [1, 1, 0, 1]), "ACS-Free": ("acs-free", [1, 1, 1, 1])}  # fmt: skip
     choices = pd.DataFrame(
-        [(q, method, family, 1, float(hit), float(hit)) for method, (family, hits) in rows.items()
+        [(q, method, family, 1, *[float(hit)] * 3) for method, (family, hits) in rows.items()
          for q, hit in enumerate(hits)],
         columns=CHOICE_COLUMNS,
     )  # fmt: skip
@@ -144,24 +147,55 @@ def test_methods_that_hit_the_same_queries_have_one_rank():
     assert ranks[["method", "same", "mean_rank"]].to_numpy().tolist() == [
         ["ACS-Free", "", 1], ["sequence log-prob", "mean token log-prob", 2], ["greedy", "", 3],
     ]  # fmt: skip
-    assert (
-        "mean rank of 1.0" in (said := sentences.say_ranks(ranks).data)
-        and "same queries as mean token log-prob" in said
-    )
 
 
-def test_a_report_on_embedded_lvlms_says_that_their_mistakes_are_planted():
-    assert "taught a habit on purpose" in (said := sentences.planted(load_profile("embedded")))
-    for lvlm in ("internvl-embedded", "qwen2.5-vl-embedded"):
-        assert f"without it ({lvlm})" in said, "with the habit and without, of one log"
-    assert sentences.planted(load_profile("paper")) == ""
+def test_a_report_on_lvlms_with_a_habit_says_that_their_mistakes_are_planted():
+    rows = [
+        ("x", "habit", "small", "ACS-Learned", "greedy", 0.07),
+        ("x-plain", "plain", "small", "ACS-Learned", "greedy", -0.02),
+        ("x", "habit", "large", "ACS-Learned", "greedy", 0.5),
+        ("x", "habit", "small", "ACS-Free", "greedy", 0.6),
+    ]
+    names = ["lvlm", "condition", "size", "method", "reference", "delta"]
+    compared = pd.DataFrame(rows, columns=names).assign(dataset="a")
+    compared = compared.assign(delta_lo=compared["delta"] - 0.01, delta_hi=compared["delta"] + 0.01)
+    said = sentences.planted(compared)
+    assert "taught a habit on purpose" in said
+    with_it = "with the habit above in 1, below in 0, not told apart in 0 of 1 (+7.0 to +7.0)"
+    assert f"{with_it}; without the habit above in 0, below in 1, not told apart in 0 of 1 (-2.0 to -2.0)." in said
+    assert sentences.planted(compared.assign(condition="")) == ""
+
+
+def test_every_condition_has_its_own_verdicts_and_ranks():
+    profile = load_profile("smoke")
+    lvlms = [profile.lvlms[0], profile.lvlms[1]]
+    assert [lvlm.condition for lvlm in lvlms] == ["habit", "plain"]
+    queries = pd.DataFrame({"query_id": range(4), "image_id": range(4)})
+    hits = {"ACS-Free": ("acs-free", [1, 1, 1, 1]), "greedy": ("control", [0, 0, 1, 1])}
+    experiments = []
+    for lvlm, flip in zip(lvlms, (False, True)):
+        choices = pd.DataFrame(
+            [(q, method, family, 1, *[float(hit != flip)] * 3)
+             for method, (family, found) in hits.items() for q, hit in enumerate(found)],
+            columns=CHOICE_COLUMNS,
+        )  # fmt: skip
+        e = Experiment(profile, lvlm, profile.datasets[0], SimpleNamespace(queries=queries, unanswered=set))
+        vars(e).update(choices=choices, small=queries, choices_on=lambda size, found=choices: found)
+        experiments.append(e)
+    main = pd.concat([e.labelled(accuracy_table(e.choices, queries, draws=20)) for e in experiments])
+    ranks = results.rank_table(experiments, main)
+    assert ranks[["condition", "method", "mean_rank"]].to_numpy().tolist() == [
+        ["habit", "ACS-Free", 1], ["habit", "greedy", 2], ["plain", "greedy", 1], ["plain", "ACS-Free", 2],
+    ]  # fmt: skip
 
 
 def test_the_control_is_named_with_its_spread():
     table = pd.DataFrame(
         {"lvlm": "x", "dataset": "a", "split": ["test", "test, labels shuffled"], "pearson": [0.8, 0.04],
-         "pearson_lo": [0.7, np.nan], "pearson_hi": [0.9, np.nan], "pearson_sd": [np.nan, 0.1]}
+         "pearson_lo": [0.7, np.nan], "pearson_hi": [0.9, np.nan], "pearson_sd": [np.nan, 0.1],
+         "within_query_pearson": [0.6, 0.0]}
     )  # fmt: skip
     text = sentences.say_regressor(table, 0.67).data
-    assert "r = 0.800 [0.700, 0.900], with shuffled labels 0.040 (mean of 3, SD 0.100)" in text
-    assert "so it is here" in text and "in 1 of 1 columns" in text
+    assert "whole interval in all 1 columns. On unseen images r is 0.800 to 0.800, and 0.600 to 0.600 inside" in text
+    assert "With shuffled labels it is 0.040 to 0.040 (means of 3 an LVLM, SD up to 0.100)." in text
+    assert "in none of 1 columns" in sentences.say_regressor(table, 0.75).data

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
+from acs_lib.core.errors import UserError
 from acs_lib.datasets import download
 from acs_lib.grounding import api
 from acs_lib.lvlms.adapter import ImageRefused
@@ -95,6 +96,35 @@ def test_all_objects_of_a_kind(tmp_path):
     code, out, err = acs("detect", SCENE, tmp_path / "nowhere.png", "-o", "clock", "-o", "giraffe", *FEW)
     assert code == 1 and "no word for 'giraffe'" in err and "there is no image" in err
     assert {row["object"] for row in table(out)} == {"clock"}
+
+
+def test_cocos_results_have_the_ids_of_an_annotation_file(tmp_path, monkeypatch):
+    annotations = paths.EMBEDDED / "samples" / "annotations.json"
+    known = json.loads(annotations.read_text())
+    (category,) = [each["id"] for each in known["categories"] if each["name"] == "clock"]
+    numbers = {each["file_name"]: each["id"] for each in known["images"]}
+    asked = [*SCENES[:2], "-o", "Clock", "--out", tmp_path / "kept", "--annotations", annotations, *FEW]
+    code, out, _ = acs("detect", *asked, "--coco", tmp_path / "found.json")
+    kept = [json.loads(line) for line in (tmp_path / "kept").read_text().splitlines()]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (code, out) == (0, "") and len(kept) == 2
+    assert found == [
+        {"image_id": numbers[os.path.basename(answer["image"])], "category_id": category, "score": row["score"],
+         "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]]}
+        for answer in kept for row in answer["instances"]
+    ]  # fmt: skip
+    acs("detect", *asked, "--coco", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == found, "of answers that were kept"
+    monkeypatch.setattr(cli, "_loaded", lambda *arguments: pytest.fail("no LVLM was to be loaded"))
+    coco = ["--coco", tmp_path / "x", "--annotations", annotations]
+    assert "has 0 entries named 'giraffe'" in acs("detect", SCENE, "giraffe", *coco)[2]
+    assert "has 0 entries named 'a.png'" in acs("detect", tmp_path / "a.png", "clock", *coco)[2]
+    for arguments, message in (
+        (coco[:2], "--coco and --annotations belong together"),
+        (["--selector", "medoid"], "there is no selector 'medoid'; choose one of votes, acs-free"),
+    ):
+        code, _, err = acs("detect", SCENE, "clock", *arguments)
+        assert code == 2 and message in " ".join(err.split())
 
 
 def test_the_limit_of_an_answers_tokens(answered):
@@ -251,11 +281,10 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([SCENE, "car", "--selector", "p-true"], "internvl-embedded cannot be asked whether a box is right"),
         ([SCENE, "sports ball"], "no word for 'sports ball'; ask for something it knows: dog"),
         (
             [SCENE, "car", "--lvlm", "gpt"],
-            "there is no LVLM 'gpt': give internvl-embedded, qwen2.5-vl-embedded, ",
+            "there is no LVLM 'gpt': give internvl-embedded, qwen2.5-vl-embedded, qwen2.5-vl-embedded-plain, ",
         ),
         ([SCENE, "car", "--lvlm", paths.DATA], "data': it has no config.json that names a model type; give a folder"),
         ([SCENE, "car", "--head-set", "nowhere.json"], "No such file or directory: nowhere.json"),
@@ -267,6 +296,12 @@ def test_wrong_usage_is_exit_code_2(arguments, message):
 def test_what_can_be_mended_is_one_sentence_and_exit_code_1(arguments, message):
     code, out, err = acs("ground", *arguments)
     assert code == 1 and message in err and not table(out)
+
+
+def test_an_lvlm_that_cannot_say_yes_is_told(monkeypatch):
+    monkeypatch.setattr("acs_lib.method.baselines.p_true.YES", "Ja")
+    code, out, err = acs("ground", SCENE, "car", "--selector", "p-true")
+    assert code == 1 and "internvl-embedded cannot be asked whether a box is right" in err and not table(out)
 
 
 @pytest.mark.usefixtures("offline_hub")
@@ -297,7 +332,9 @@ def test_a_machine_without_a_gpu_is_told_of_the_wait(untrained, monkeypatch):
             "out of memory (CUDA out of memory); ask for fewer --samples, fewer objects at once",
         ),
         (RuntimeError("CUDA out of memory with 2 x 11 answers at once; name"), 1, "(CUDA out of memory with 2 x 11 a"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory (DefaultCPUAlloc"),
         (MemoryError(), 1, "out of memory"),
+        (UserError("a worker died; start again", 3), 3, "error: a worker died; start again"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
@@ -369,6 +406,12 @@ def test_help_is_quick_and_lists_the_commands():
         ("acs ground a.png dog --selector acs-", "acs-free acs-learned"),
         ("acs ground a.png dog --lvlm Qwen2", "Qwen2.5-VL-7B"),
         ("acs run --profile sm", "smoke"),
+        ("acs detect a.png dog --selector v", "votes"),
+        ("acs probe --question m", "makers"),
+        ("acs calibrate --units xyxy", "xyxy px xyxy 0-1 xyxy 0-1000"),
+        ("acs compare sm", "smoke"),
+        ("acs data o", "objects365"),
+        ("acs train-embedded q", "qwen2_5_vl"),
     ],
 )
 def test_the_shell_completes_names(words, completed):
@@ -380,6 +423,12 @@ def test_the_shell_completes_names(words, completed):
     assert done.stdout.split() == completed.split()
 
 
+def test_the_shell_completes_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert "mine" in list(cli._runs())
+
+
 def test_run_is_the_runner(monkeypatch):
     asked = []
     monkeypatch.setattr(runner, "run", lambda *arguments: asked.append(arguments))
@@ -389,9 +438,9 @@ def test_run_is_the_runner(monkeypatch):
 
 def test_run_and_report_refuse_an_unknown_profile():
     code, _, err = acs("run", "--profile", "smok")
-    assert code == 2 and "unknown profile 'smok'; choose one of ablations, embedded" in err
+    assert code == 2 and "unknown profile 'smok'; choose one of ablations, beyond" in err
     code, _, err = acs("report", "--profile", "smok")
-    assert code == 1 and "unknown profile 'smok'; choose one of ablations, embedded" in err
+    assert code == 1 and "unknown profile 'smok'; choose one of ablations, beyond" in err
 
 
 def test_report_builds_the_page_of_a_finished_run(tmp_path, monkeypatch):

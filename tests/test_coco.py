@@ -35,7 +35,7 @@ def test_crowds_are_no_queries_and_make_their_category_ambiguous(tmp_path):
     assert coco.load_queries("d", path, tmp_path)[0].empty
 
 
-@pytest.mark.parametrize(("side", "size"), [(9.9, "small"), (10, "medium"), (22, "medium"), (23, "large")])
+@pytest.mark.parametrize(("side", "size"), [(10, "small"), (10.1, "medium"), (22, "medium"), (23, "large")])
 def test_size_bins(tmp_path, side, size):
     path = write(tmp_path, annotations=[annotation(1, bbox=(0, 0, side, side))])
     query = coco.load_queries("d", path, tmp_path)[0].iloc[0]

@@ -22,7 +22,7 @@ from acs_lib.runs.answer import collect_p_true
 from acs_lib.runs.collect import collect_run, unparsed, warn_if_unparsed
 from acs_lib.runs.store import UNREADABLE, locked
 
-BATCHES = [pd.DataFrame({"query_id": range(start, start + 4)}) for start in range(0, 20, 4)]
+BATCHES = [pd.DataFrame({"query_id": range(start, start + 4), "size": "small"}) for start in range(0, 20, 4)]
 
 
 def test_an_lvlm_is_dropped_before_the_next_one_is_loaded(monkeypatch):
@@ -279,6 +279,15 @@ def test_what_comes_after_the_first_queries_is_not_looked_at(caplog):
     engine = warn_if_unparsed(map, "x", 8)
     answers = engine(lambda batch: [(None, records(batch["query_id"].min() < 8))] * len(batch), BATCHES)
     assert len(list(answers)) == 5 and not caplog.records
+
+
+def test_of_absent_objects_no_box_is_right(caplog):
+    batches = [batch.assign(size="absent" if number < 2 else "small") for number, batch in enumerate(BATCHES)]
+    engine = warn_if_unparsed(map, "x", 8)
+    answers = engine(lambda batch: [(None, records(batch["query_id"].min() >= 8))] * len(batch), batches)
+    assert len(list(answers)) == 5 and not caplog.records
+    answers = warn_if_unparsed(map, "x", 8)(lambda batch: [(None, records(False))] * len(batch), batches[:3])
+    assert len(list(answers)) == 3 and "of the first 4 answers of x only 0% hold a box" in caplog.text
 
 
 def test_what_becomes_of_orientation_tags_is_told_before_anything_is_asked(profile, tmp_path, monkeypatch, caplog):

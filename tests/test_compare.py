@@ -19,7 +19,7 @@ from acs_lib.lvlms.load import load_lvlm
 from acs_lib.profiles import Sampling
 from acs_lib.runs.answer import answer_batch
 from acs_lib.study import results
-from tests.nbval_numbers import Output, differences
+from tests.nbval_numbers import Output, _once, differences
 
 REFERENCE = sorted((paths.REPORTS / "reference" / "smoke" / "tables").glob("*.csv"))
 METHODS = ("greedy", "sequence log-prob", "ACS-Free", "ACS-Learned", "oracle best of N")
@@ -171,10 +171,9 @@ def test_in_every_reference_table_a_swapped_column_and_a_missing_row_are_found(p
 
 @pytest.fixture(scope="module")
 def asked():
-    """The embedded InternVL, and what it answers about a sample image: tables of answers and of statistics by layer."""
+    """The embedded InternVL, and what it answers about the samples: tables of answers and of statistics by layer."""
     lvlm = load_lvlm("internvl-embedded")
     known = api.samples()
-    known = known[known["image"] == known["image"].iloc[0]].reset_index(drop=True)
     with Image.open(known["image"].iloc[0]) as image:
         width, height = image.size
     queries = known.assign(width=width, height=height, query_id=[f"sample/{i}" for i in known.index])
@@ -288,6 +287,8 @@ def test_a_run_is_summed_up_against_its_reference(two_runs):
     assert difference.startswith("evidence.csv: ")
     assert said.startswith("differences beyond rounding: 1; 1 of 2 verdicts on the paper's claims differ, the first: ")
     assert "one, x, habit, B" in said
+    judged.head(1).to_csv(folders[1] / "evidence.csv", index=False)
+    assert "1 of 2 verdicts on the paper's claims differ, the first: one, x, habit, B" in compare.summary(*folders)[0]
     (folders[1] / "evidence.csv").unlink()
     assert "verdicts" not in compare.summary(*folders)[0], "a run without the claims"
 
@@ -308,3 +309,15 @@ def test_acs_compare(two_runs, tmp_path, monkeypatch):
     monkeypatch.setattr(cli.paths, "reference", {"run": folders[0]}.get)
     result = told(tmp_path / "run")
     assert result.exit_code == 1 and "greedy, acc50" in result.output, "a report's folder, and its profile's reference"
+
+
+def test_the_first_differences_are_named():
+    assert compare.first(["a", "b"]) == ["a", "b"]
+    assert compare.first([*"abcdefg"]) == [*"abcde", "... and 2 more: acs compare lists all"]
+
+
+def test_pictures_are_compared_by_nobody():
+    drawn = {"output_type": "display_data", "data": {"image/svg+xml": "<svg/>", "text/plain": "<SVG>"}}
+    assert _once(drawn)["data"] == {"text/plain": "<SVG>"}
+    shown = {"output_type": "display_data", "data": {"image/png": "aa", "text/html": "<p>", "text/plain": "a"}}
+    assert _once(shown)["data"] == {"text/html": "<p>"} and "data" not in _once({"output_type": "stream"})

@@ -70,7 +70,7 @@ def test_answers_of_one_kind_are_told():
     table = confidence_table(scores, [LAST], {"a": 1}, 10).assign(lvlm="tiny", dataset="scenes")
     assert table["auroc"].isna().all()
     told = sentences.say_confidence(table).data
-    assert "tiny on scenes: there is no AUROC, since all answers are right or all are wrong" in told
+    assert "the best of each column, none, with not measured" in told
 
 
 def test_risk_and_its_area_by_hand():

@@ -20,6 +20,7 @@ from acs_lib.grounding.api import samples
 from acs_lib.grounding.picture import CHOSEN, HEAT, draw_heads, head_at
 
 SCENE = paths.EMBEDDED / "samples" / "images" / "000001.png"
+EMBEDDED = [f"{family}-embedded{kind}" for family in ("internvl", "qwen2.5-vl") for kind in ("", "-plain")]
 FEW = dict(samples=2, lvlm="internvl-embedded")
 
 
@@ -124,6 +125,14 @@ def test_each_head_can_be_named_and_clicked(found):
     assert clicked == set(names) - {demo.ALL}
 
 
+def test_a_candidate_can_be_clicked(found):
+    boxes = np.array([[10, 10, 90, 90], [20, 20, 40, 40], [np.nan] * 4], float)
+    made_up = replace(found, candidates=replace(found.candidates, boxes=boxes))
+    scale = 640 / max(found.image.size)
+    clicked = [demo.candidate_clicked(made_up, x * scale, y * scale) for x, y in ((30, 30), (60, 30), (95, 50))]
+    assert clicked == [1, 0, None], "the smaller one, the one around it, none"
+
+
 def test_the_table_of_heads_has_each_map_in_its_place():
     maps = np.zeros((2, 3, 2, 2), np.float32)
     maps[1, 2, 0, 1] = 0.5
@@ -157,15 +166,23 @@ def test_a_closer_look_can_be_seen(found):
 # -------------------------------------------------------------------------------------------------------- server
 
 
+def test_it_leaves_the_process_as_it_was(monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "mine")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="there is no LVLM 'nothing'"):
+        demo.serve(lvlm="nothing")
+    with demo.serving():
+        assert os.environ["GRADIO_TEMP_DIR"] != "mine"
+    assert (os.environ["GRADIO_TEMP_DIR"], signal.getsignal(signal.SIGTERM)) == ("mine", handler)
+
+
 @pytest.fixture(scope="module")
 def address():
-    pytest.importorskip("gradio", reason="the extra demo is not installed: its page is not opened")
     with demo.serving(port=None) as url:
         yield url
 
 
 def test_it_is_served_to_this_machine_alone_and_leaves_nothing(tmp_path):
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
     command = [sys.executable, "-m", "acs_lib.cli", "demo"]
     environment = os.environ | {"PYTHONPATH": str(paths.LIBRARY.parent), "TMPDIR": str(tmp_path)}
     served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -182,11 +199,11 @@ def test_it_is_served_to_this_machine_alone_and_leaves_nothing(tmp_path):
 
 
 def test_others_may_choose_the_embedded_lvlms_only():
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
     with demo.serving(host="0.0.0.0") as url:
         config = json.load(urllib.request.urlopen(f"{url.replace('0.0.0.0', '127.0.0.1')}config"))
     (lvlms,) = [each["props"] for each in config["components"] if each["props"].get("label") == "LVLM"]
-    assert [name for name, _ in lvlms["choices"]] == ["internvl-embedded", "qwen2.5-vl-embedded"]
+    choices = [name for name, _ in lvlms["choices"]]
+    assert choices[0] == "internvl-embedded" and sorted(choices) == EMBEDDED
     assert lvlms["allow_custom_value"] is False
 
 

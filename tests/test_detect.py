@@ -9,6 +9,7 @@ from PIL import Image
 
 import acs_lib
 from acs_lib.grounding import api, detect
+from acs_lib.lvlms.load import load_lvlm
 from acs_lib.profiles import Sampling
 
 
@@ -51,13 +52,22 @@ def test_it_says_how_many_and_shows_them(found, tmp_path):
         found.save(tmp_path / "a.txt")
 
 
+def test_lists_without_a_box_are_no_instances(monkeypatch):
+    lvlm = load_lvlm()
+    monkeypatch.setattr(lvlm, "parse_all", lambda text, prompt: [])
+    image, category = api.samples().iloc[0][["image", "category"]]
+    for selector in ("votes", "sequence-log-prob"):
+        none = detect.detect(lvlm, image, category, selector, samples=1)
+        assert len(none) == 0 and none.to_dict()["instances"] == [] and len(none.texts) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"category": " "}, "name the objects to look for"),
-        ({"selector": "medoid"}, "medoid compares whole answers"),
-        ({"selector": "weighted-box-fusion"}, "makes one box of several"),
-        ({"selector": "best"}, "there is no selector 'best'"),
+        ({"selector": "medoid"}, "'medoid' scores no single boxes; choose one of votes, acs-free, "),
+        ({"selector": "weighted-box-fusion"}, "'weighted-box-fusion' scores no single boxes"),
+        ({"selector": "best"}, "'best' scores no single boxes"),
         ({"category": "giraffe"}, "has no word for 'giraffe'"),
         ({"samples": 0}, "at least 1 sample"),
     ],

@@ -30,7 +30,7 @@ def test_this_machine_can_run_the_tests():
     assert result.exit_code == 0
     names = [line.split()[0] for line in result.output.splitlines() if line and line[0] != " "]
     assert names[:3] == ["python", "packages", "device"] and names[-2:] == ["profiles:", "next:"]
-    assert "with run, ray, test" in result.output
+    assert "with run, demo, ray, test" in result.output
     for name in available():
         assert re.search(rf"^  {name} +\S", result.output, re.M)
 

@@ -65,11 +65,11 @@ def test_a_question_that_has_enough_is_asked_no_more(drawn):
 
 
 ROUNDS = pd.DataFrame(
-    [("a", 1, 0.9, 1.0), ("a", 4, 0.9, 1.0), ("a", 6, 0.9, 1.0),  # right at once
-     ("b", 1, 0.2, 0.0), ("b", 4, 0.8, 1.0), ("b", 6, 0.8, 1.0),  # three more answers help
-     ("c", 1, 0.1, 0.0), ("c", 4, 0.3, 0.0), ("c", 6, 0.5, 0.0),  # nothing helps
-     ("d", 1, 0.7, 1.0), ("d", 4, 0.7, 1.0), ("d", 6, 0.95, 0.0)],  # the last answer misleads
-    columns=["query_id", "answers", "score", "hit"],
+    [("a", 1, 0.9, 1.0, 1), ("a", 4, 0.9, 1.0, 1), ("a", 6, 0.9, 1.0, 1),  # right at once
+     ("b", 1, 0.2, 0.0, 3), ("b", 4, 0.8, 1.0, 3), ("b", 6, 0.8, 1.0, 3),  # three more answers help
+     ("c", 1, 0.1, 0.0, NAN), ("c", 4, 0.3, 0.0, NAN), ("c", 6, 0.5, 0.0, NAN),  # nothing helps
+     ("d", 1, 0.7, 1.0, 1), ("d", 4, 0.7, 1.0, 1), ("d", 6, 0.95, 0.0, 1)],  # the last answer misleads
+    columns=["query_id", "answers", "score", "hit", "first_hit"],
 ).assign(method="x", iou=0.0)  # fmt: skip
 
 
@@ -80,6 +80,12 @@ def test_where_questions_stop_by_hand():
     assert (study.spent(ROUNDS, -np.inf)["answers"] == 1).all()
 
 
+def test_the_oracle_stops_at_the_first_hit_and_never_draws_in_vain():
+    found = study.oracle(ROUNDS)
+    assert found["answers"].to_dict() == {"a": 1, "b": 4, "c": 1, "d": 1}
+    assert found["hit"].to_dict() == {"a": 1, "b": 1, "c": 0, "d": 1}
+
+
 def test_enough_is_the_cheapest_threshold_that_is_no_worse_than_all():
     threshold = study.enough(ROUNDS)
     found = study.spent(ROUNDS, threshold)
@@ -88,6 +94,23 @@ def test_enough_is_the_cheapest_threshold_that_is_no_worse_than_all():
     assert study.spent(harder, study.enough(harder))["answers"].to_dict() == {"b": 4, "c": 4}
     never = ROUNDS.assign(score=-np.inf)
     assert study.enough(never) == np.inf
+
+
+def test_the_table_by_hand():
+    image_of = pd.Series({"a": 1, "b": 1, "c": 2, "d": 3})
+    seconds = {(0, 0): 1.0, (0, 3): 2.0, (3, 5): 4.0, (0, 5): 5.0}
+    table = study.effort_rows(ROUNDS, ROUNDS, image_of, seconds, 200).set_index("rule")
+    assert table.loc["always", ["answers", "acc50", "delta_vs_always"]].tolist() == [6, 0.5, 0]
+    assert table.loc["greedy", ["answers", "acc50"]].tolist() == [1, 0.5]
+    assert table.loc["oracle", ["answers", "acc50", "delta_vs_greedy"]].tolist() == [1.75, 0.75, 0.25]
+    assert table.loc["always", ["looks", "seconds"]].tolist() == [1, 5], "all at once, not in three rounds"
+    assert table.loc["oracle", ["looks", "seconds"]].tolist() == [1.25, (3 * 1 + 1 + 2) / 4]
+    everyone = study.effort_rows(ROUNDS, ROUNDS.assign(score=-np.inf), image_of, seconds, 20).set_index("rule")
+    assert everyone.loc["auto", ["answers", "seconds"]].tolist() == [6, 7], "who never stops early pays all rounds"
+    assert table.loc["auto", "answers"] == 1 and (table["n"] == 4).all()
+    for name in study.COLUMNS:
+        assert (table[f"{name}_lo"] <= table[name]).all() and (table[name] <= table[f"{name}_hi"]).all()
+    assert table.loc["greedy", "answers_lo"] == 1 and table.loc["always", "delta_vs_always_hi"] == 0
 
 
 def test_rounds_of_a_run_by_hand():
@@ -102,4 +125,4 @@ def test_rounds_of_a_run_by_hand():
 
     found = study.by_round(E(), ["size"])
     assert found[["answers", "score"]].to_numpy().tolist() == [[1, 4], [4, 9], [5, 30]]
-    assert found["hit"].tolist() == [0, 1, 0]
+    assert found["hit"].tolist() == [0, 1, 0] and (found["first_hit"] == 3).all()

@@ -8,7 +8,6 @@ from PIL import Image
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import ENTROPY, STATISTICS, Candidates
 from acs_lib.method.heads import HeadSet
-from acs_lib.method.selection import acs_free
 from acs_lib.profiles import load_profile
 from acs_lib.report import sentences
 from acs_lib.runs.store import BOX
@@ -119,16 +118,27 @@ def test_what_is_told_of_an_example_is_its_rule_and_its_numbers(tmp_path):
     )
 
 
-def test_an_examples_maps_and_nats_are_those_that_r_is_the_mean_of(tmp_path):
-    (c, *_) = Answered(tmp_path, [(0, 1)]).candidates(maps=True)
-    maps, titles, boxes = examples.read_by_d_c(c, (0, 1), D_C)
-    assert titles == [
-        "greedy, x1: 2.00 nats",
-        "greedy, x2: 2.20 nats",
-        "chosen, x1: 1.00 nats",
-        "chosen, x2: 1.20 nats",
-    ]
-    assert [int(map_.sum(0).argmax()) for map_ in maps] == [0, 2, 0, 2], "no map of y1 or y2, which R does not read"
-    assert boxes.tolist() == [part(0), part(0), part(1), part(1)]
-    scores = acs_free(D_C.heads, D_C.coordinates).score(c)
-    assert scores[:2] == pytest.approx([-2.1, -1.1])
+def test_the_answers_of_an_example_are_shown_as_they_are_read(tmp_path):
+    e = an_experiment(tmp_path, [(0, 0.6)])
+    (case,) = examples.outcome_cases(e, "gained", 1, "ACS-Free")
+    greedy, chosen = examples.pair_of(case, e, "ACS-Free")
+    assert (greedy["name"], greedy["score"]) == ("greedy", "R = 2.10 nats"), "at x1 2.0, at x2 2.2"
+    assert (chosen["name"], chosen["score"]) == ("ACS-Free", "R = 1.10 nats")
+    assert greedy["box"].tolist() == part(0) and chosen["box"].tolist() == pytest.approx(part(0.6))
+    assert (greedy["iou"], chosen["iou"]) == pytest.approx((0, 0.6))
+    weight = chosen["map"].sum(0)
+    assert weight[0] == weight[2] > 10 * weight[1], "no map of y1, which R does not read"
+    assert [answer["score"] for answer in examples.pair_of(case, e, "ACS-Learned")] == [
+        "predicted IoU 0.00", "predicted IoU 0.50",
+    ]  # fmt: skip
+
+
+def test_a_large_object_and_a_small_one_are_of_one_image(tmp_path):
+    e = an_experiment(tmp_path, [(0, 0.6), (0, 1), (0.9, 0.9), (0.2, 0.9)])
+    e.run.queries["image_id"] = [0, 1, 1, 0]
+    e.run.queries["size"] = ["small", "small", "large", "large"]
+    (case,) = examples.large_and_small(e)
+    assert (case["query_id"], case["of"]) == ("q01", 1), "the large object beside q00 is missed"
+    assert case["large"]["query_id"] == "q02" and case["large"]["greedy_iou"] == pytest.approx(0.9)
+    e = an_experiment(tmp_path, [(0, 0.6)])
+    assert examples.large_and_small(e) == []

@@ -15,7 +15,7 @@ from PIL import Image
 
 from acs_lib.method.heads import ATTRIBUTIONS
 from acs_lib.report import figures, figures_beyond_paper
-from acs_lib.report.pictures import _window, attention_overlay, candidate_boxes, qualitative
+from acs_lib.report.pictures import _window, attention_overlay, candidate_boxes, check_and_cross, large_and_small
 from acs_lib.report.style import METHOD_LOOKS, save_figure
 from acs_lib.study import ablations
 
@@ -48,14 +48,14 @@ def entropy_frame(dataset: str = "scenes") -> pd.DataFrame:
     return pd.DataFrame(rows, columns="lvlm dataset coordinate layer group mean mean_lo mean_hi q25 q75".split())
 
 
-def size_frame(methods=("greedy",)) -> pd.DataFrame:
+def size_frame(lvlms=("tiny",)) -> pd.DataFrame:
     rows = [
-        ("tiny", "scenes", method, size, 50, acc, acc - 0.05, acc + 0.05, acc - 0.1, acc - 0.15, acc - 0.05)
-        for method in methods
+        (lvlm, "scenes", size, *(acc - less + end for less in (0, 0.2, 0.1) for end in (0, -0.05, 0.05)))
+        for lvlm in lvlms
         for size, acc in (("small", 0.5), ("medium", 0.7), ("large", 0.9))
     ]
-    columns = "lvlm dataset method size n_queries acc50 acc50_lo acc50_hi miou miou_lo miou_hi".split()
-    return pd.DataFrame(rows, columns=columns)
+    rates = [f"{rate}{end}" for rate in ("acc50", "acc75", "miou") for end in ("", "_lo", "_hi")]
+    return pd.DataFrame(rows, columns=["lvlm", "dataset", "size", *rates])
 
 
 def results_frame() -> pd.DataFrame:
@@ -70,7 +70,8 @@ def results_frame() -> pd.DataFrame:
         )
     ]
     columns = "method family acc50 acc50_lo acc50_hi delta_vs_greedy published_acc50".split()
-    return pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(**{f"acc75{end}": frame[f"acc50{end}"] - 0.2 for end in ("", "_lo", "_hi")})
 
 
 def sweep_frame() -> pd.DataFrame:
@@ -89,8 +90,8 @@ def boxes(axes, gid: str) -> list[Rectangle]:
 
 def test_entropy_has_a_panel_a_coordinate_and_a_line_a_group():
     figure = figures.entropy_by_layer(entropy_frame())
-    assert [axes.get_ylabel() for axes in figure.axes] == [f"{name}: entropy (nats)" for name in COORDINATES]
-    assert figure.axes[0].get_title() == "tiny,\nscenes"
+    assert [axes.get_ylabel() for axes in figure.axes] == [f"{name}: nats" for name in COORDINATES]
+    assert figure.axes[0].get_title() == "scenes"
     for axes in figure.axes:
         lines = [container.lines[0] for container in axes.containers]
         high, zero = (found for found in axes.collections if isinstance(found, PolyCollection))
@@ -107,34 +108,84 @@ def test_entropy_has_a_panel_a_coordinate_and_a_line_a_group():
 
 def test_entropy_of_two_datasets_is_two_columns():
     figure = figures.entropy_by_layer(pd.concat([entropy_frame(), entropy_frame("scenes-shift")]))
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["tiny,\nscenes", "tiny,\nscenes-shift"]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["scenes", "scenes-shift"]
     assert len(figure.axes) == 8
 
 
-def test_sizes_are_ordered_large_to_small_beside_the_published_numbers():
-    figure = figures.size_bars(size_frame())
-    accuracy, mean_iou = figure.axes
-    assert (accuracy.get_title(), mean_iou.get_title()) == ("Acc@0.5", "mean IoU")
-    assert [label.get_text().split("\n")[0] for label in accuracy.get_xticklabels()] == ["large", "medium", "small"]
-    assert [patch.get_height() for patch in accuracy.patches] == [0.9, 0.7, 0.5]
-    for axes, expected in ((accuracy, [0.8719, 0.6135]), (mean_iou, [0.8037, 0.5222])):
-        (known,) = [line for line in axes.lines if line.get_gid() == "published"]
-        assert list(known.get_ydata()) == expected and list(known.get_xdata()) == [0, 2]
-        assert known.get_markerfacecolor() == "none"
-    assert "published, Qwen2.5-VL-7B, COCO" in legend_texts(figure)
+def test_the_heads_of_d_c_stand_apart_by_group_beside_r():
+    rows = [
+        (lvlm, "scenes", name, group, mean, mean - 0.1, mean + 0.1, mean - 1, mean + 1)
+        for lvlm, names in (("tiny", ["3, 5", "R"]), ("other", ["0, 1", "2, 2", "R"]))
+        for name in names
+        for group, mean in (("high", 2.0), ("low", 2.5), ("zero", 3.0))
+    ]
+    columns = "lvlm dataset heads group mean mean_lo mean_hi q25 q75".split()
+    figure = figures.entropy_by_head(pd.DataFrame(rows, columns=columns))
+    ticks = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert ticks == [["3, 5", "R"], ["0, 1", "2, 2", "R"]]
+    (high, *_), (zero, *_) = ([line for line in figure.axes[0].lines if line.get_marker() == m] for m in "o^")
+    assert list(high.get_ydata()) == [2, 2] and list(zero.get_xdata() - high.get_xdata()) == pytest.approx([0.4, 0.4])
+    assert legend_texts(figure) == ["high IoU (> 0.6)", "low IoU (0-0.3)", "zero IoU (0)"]
 
 
-def test_many_methods_by_size_come_down_to_the_key_ones():
-    figure = figures.size_bars(size_frame(("a", "b", "c", "ACS-Learned", "greedy", "ACS-Free")))
-    assert legend_texts(figure)[:-1] == ["greedy", "ACS-Free", "ACS-Learned"]
+def test_sizes_are_told_by_three_rates_above_the_published_numbers():
+    figure = figures.by_size(size_frame(("tiny", "other")))
+    assert [axes.get_title() for axes in figure.axes] == ["Acc@0.5", "Acc@0.75", "mean IoU"]
+    published = "published: Qwen2.5-VL-7B, COCO"
+    for axes, known in zip(figure.axes, ([0.8719, 0.6135], [], [0.8037, 0.5222])):
+        places = dict(zip((label.get_text() for label in axes.get_yticklabels()), axes.get_yticks()))
+        assert list(places) == ["tiny, scenes", "other, scenes", published] and min(places, key=places.get) == published
+        found = [line for line in axes.lines if line.get_gid() == "published" and len(line.get_xdata())]
+        assert [line.get_xdata()[0] for line in found] == known
+        assert {line.get_ydata()[0] for line in found} <= {places[published]}
+    large = next(line for line in figure.axes[1].lines if line.get_marker() == "s")
+    assert list(large.get_xdata()) == pytest.approx([0.7, 0.7])
+    assert legend_texts(figure) == ["large objects", "medium objects", "small objects"]
+
+
+def differences_frame() -> pd.DataFrame:
+    rows = [
+        (lvlm, dataset, condition, method, family, delta + shift)
+        for dataset in ("scenes", "shift")
+        for lvlm, condition, shift in (("tiny", "habit", 0.0), ("tiny-plain", "plain", -0.1))
+        for method, family, delta in (
+            ("medoid", "consensus", 0.01), ("token entropy", "likelihood", 0.02),
+            ("entropy, all heads", "attention", 0.5),
+            ("ACS-Free", "acs-free", 0.03), ("ACS-Learned", "acs-learned", 0.04),
+        )
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns="lvlm dataset condition method family delta_vs_greedy".split())
+    return frame.assign(delta_lo=frame["delta_vs_greedy"] - 0.02, delta_hi=frame["delta_vs_greedy"] + 0.02)
+
+
+def test_differences_have_a_panel_a_column_and_both_conditions_in_it():
+    figure = figures.differences(differences_frame())
+    assert [axes.get_title() for axes in figure.axes] == ["tiny, scenes", "tiny, shift"]
+    assert legend_texts(figure) == ["with the habit", "without the habit"]
+    for axes in figure.axes:
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert names in (["ACS-Learned", "ACS-Free", "best sampling baseline"], [])
+        assert [text.get_text().strip() for text in axes.texts] == ["token entropy"] * 2, "the best of two families"
+        filled, hollow = (line for line in axes.lines if line.get_marker() == "*")
+        assert filled.get_xdata()[0] == pytest.approx(4) and hollow.get_xdata()[0] == pytest.approx(-6), "points"
+        assert hollow.get_markerfacecolor() == "white" != filled.get_markerfacecolor()
+        assert 0 < hollow.get_ydata()[0] < 0.5 and -0.5 < filled.get_ydata()[0] < 0
+
+
+def test_differences_without_a_condition_have_one_row_a_method():
+    frame = differences_frame().query("condition == 'habit'").drop(columns="condition")
+    figure = figures.differences(frame)
+    assert not figure.legends and len([line for line in figure.axes[0].lines if line.get_marker() == "*"]) == 1
 
 
 def test_main_results_mark_greedy_oracle_and_published():
     (axes,) = figures.main_results(results_frame()).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["mean token log-prob", "greedy", "ACS-Free", "ACS-Learned", "oracle best of N"]
-    (greedy,) = [line for line in axes.lines if line.get_gid() == "greedy"]
-    assert list(greedy.get_xdata()) == [0.5, 0.5]
+    greedy = [line for line in axes.lines if line.get_gid() == "greedy"]
+    assert [line.get_xdata()[0] for line in greedy] == pytest.approx([0.5, 0.3]), "Acc@0.5 and Acc@0.75"
+    (least,) = [line for line in axes.lines if line.get_marker() == "."]
+    assert list(least.get_xdata()) == pytest.approx([0.3, 0.45, 0.28, 0.33, 0.36])
     (known,) = [line for line in axes.lines if line.get_gid() == "published"]
     assert sorted(known.get_xdata()) == [0.491, 0.586]
     heights = list(axes.get_yticks())
@@ -235,24 +286,39 @@ def test_every_map_of_an_overlay_can_have_a_box_of_its_own(image):
     assert not boxes(second, "prediction"), "an answer without a box"
 
 
-def test_qualitative_names_both_ious_and_zooms_on_the_object(image):
+def a_pair(truth: list[float]) -> tuple[dict, dict]:
+    """A greedy answer without a box, and a right one beside the truth."""
+    x1, y1, x2, y2 = truth
+    seen = {"map": np.eye(3, 4)}
+    return (
+        {"name": "greedy", "score": "R = 2.10 nats", "box": None, "iou": 0.0, **seen},
+        {"name": "ACS-Free", "score": "R = 1.10 nats", "box": [x1 + 1, y1, x2 + 1, y2], "iou": 0.78, **seen},
+    )
+
+
+def test_check_and_cross_follow_the_truth_and_the_object_is_enlarged(image):
     truth = [40, 30, 48, 38]
-    case = {"image": image, "category": "a $5 note", "truth": truth, "greedy": None, "greedy_iou": 0.0}
-    figure = qualitative([case | {"chosen": [41, 30, 49, 38], "chosen_iou": 0.78}])
-    greedy, greedy_zoom, ours, ours_zoom = figure.axes
-    assert (greedy.get_title(), ours.get_title()) == ("greedy, no box", "ACS-Learned, IoU=0.78")
-    for zoom in (greedy_zoom, ours_zoom):
+    figure = check_and_cross({"image": image, "category": "a $5 note", "truth": truth}, a_pair(truth))
+    missed, found, *zooms = figure.axes
+    assert (missed.get_title(), found.get_title()) == ("✗ greedy\nR = 2.10 nats", "✓ ACS-Free\nR = 1.10 nats")
+    assert [zoom.get_xlabel() for zoom in zooms] == ["no box", "IoU 0.78"]
+    for zoom in zooms:
         (left, right), (bottom, top) = zoom.get_xlim(), zoom.get_ylim()
         assert 0 <= left < 40 and 49 < right <= 80 and right - left < 40
         assert 0 <= top < 30 and 38 < bottom <= 60
-    assert not boxes(greedy_zoom, "prediction")
-    assert to_hex(boxes(ours_zoom, "truth")[0].get_edgecolor()) == "#ffff00"
-    assert to_hex(boxes(ours_zoom, "prediction")[0].get_edgecolor()) == "#ff0000"
+    assert not boxes(zooms[0], "prediction") and not boxes(missed, "prediction")
+    assert to_hex(boxes(zooms[1], "truth")[0].get_edgecolor()) == "#ffff00"
+    assert to_hex(boxes(zooms[1], "prediction")[0].get_edgecolor()) == "#ff0000"
 
 
-def test_qualitative_without_cases_says_so():
-    (axes,) = qualitative([]).axes
-    assert [text.get_text() for text in axes.texts] == ["none"]
+def test_large_and_small_of_one_image_with_both_attentions(image):
+    truth, large = [40, 30, 48, 38], {"category": "bus", "truth": [0, 0, 30, 50], "greedy": [1, 0, 30, 50]}
+    case = {"image": image, "category": "kite", "truth": truth, "large": large | {"greedy_iou": 0.97}}
+    whole, zoom, missed, found = large_and_small(case, a_pair(truth)).axes
+    assert (whole.get_title(), zoom.get_title()) == ("large: bus\ngreedy IoU 0.97", "small: kite\nenlarged")
+    assert boxes(whole, "truth")[0].get_bbox().extents.tolist() == [0, 0, 30, 50]
+    assert boxes(zoom, "truth")[0].get_bbox().extents.tolist() == truth and len(boxes(zoom, "prediction")) == 1
+    assert missed.get_title().startswith("✗ greedy") and found.get_title().startswith("✓ ACS-Free")
 
 
 @pytest.mark.parametrize("truth", [[0, 0, 3, 3], [76, 55, 80, 60], [0, 0, 80, 60]])
@@ -377,26 +443,19 @@ def points(axes) -> list[tuple[float, float, str]]:
     return [(float(x), float(y), line.get_markerfacecolor()) for line in lines for x, y in line.get_xydata()]
 
 
-def test_ablations_stand_at_their_ticks_and_fill_what_is_told_apart():
-    heads, _, sizes, empty = figures_beyond_paper.ablation_panels(ablations_frame()).axes
-    assert heads.get_title() == "heads in $D_c$" and not empty.axison
-    assert [label.get_text() for label in heads.get_yticklabels()] == ["1", "2"]
-    assert sorted(points(heads)) == [(0.52, 0, "white"), (0.52, 1, METHOD_LOOKS["ACS-Free"][0])]
-    assert {round(y, 2) for _, y, _ in points(sizes)} == {-0.1, 0.1, 0.9, 1.1}, "two methods, side by side"
-    assert heads.get_xlabel() == sizes.get_xlabel() == "Acc@0.5"
-
-
-def test_greedy_of_the_profile_is_drawn_where_the_queries_are_its_own():
-    heads, samples, sizes, _ = figures_beyond_paper.ablation_panels(ablations_frame()).axes
-    dashed = [[line for line in axes.lines if line.get_linestyle() == "--"] for axes in (heads, samples, sizes)]
-    assert [len(found) for found in dashed] == [1, 1, 0]
-    assert list(dashed[0][0].get_xdata()) == list(dashed[1][0].get_ydata()) == [0.5, 0.5]
-
-
-def test_many_numbers_go_along_a_line():
-    _, samples, _, _ = figures_beyond_paper.ablation_panels(ablations_frame()).axes
-    assert [(x, y) for x, y, _ in points(samples)] == [(n, 0.53) for n in range(1, 21)]
-    assert (samples.get_xlabel(), samples.get_ylabel()) == ("samples", "Acc@0.5")
+def test_ablations_are_a_forest_of_paired_differences():
+    frame = ablations_frame()
+    both = pd.concat([frame.assign(lvlm="a"), frame.assign(lvlm="b")])
+    first, second = figures_beyond_paper.ablation_forest(both).axes
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == ["heads in $D_c$: 1", "2", "samples: 1", "4", "6", "9", "12", "15", "17", "20"]
+    ticks, green = dict(zip(names, first.get_yticks())), METHOD_LOOKS["ACS-Free"][0]
+    found = {(round(y - 0.18, 2), x): face for x, y, face in points(second)}
+    assert found[round(ticks["2"], 2), 5.0] == green
+    assert found[round(ticks["heads in $D_c$: 1"], 2), 0.0] == "white"
+    assert len(found) == len(names), "no row where the queries are others"
+    gaps = np.diff(first.get_yticks())
+    assert gaps[1] > gaps[0] == gaps[2], "factors stand apart"
 
 
 def test_risk_has_intervals_at_coverages_of_each_methods_own():

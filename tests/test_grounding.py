@@ -4,6 +4,7 @@ The embedded LVLM's weights may be trained anew: nothing here depends on what it
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -39,6 +40,8 @@ from acs_lib.method.zoom import cut_out, mapped_back, window_around
 from acs_lib.profiles import Sampling, load_profile, sampling_of
 from acs_lib.runs import store
 from acs_lib.study.calibrate import find_label_free, fit_heads, fit_thresholds, make_profile, publish
+from acs_lib.study.risk import calibration_set
+from acs_lib.study.stages import Study
 
 FEW = {"samples": 3, "seed": 4}
 
@@ -254,6 +257,17 @@ def test_the_answer_is_json(result):
     }  # fmt: skip
 
 
+def test_cocos_results(lvlm, scene):
+    found = ground(lvlm, *scene, selector="medoid", **FEW)
+    x1, y1, x2, y2 = found.box
+    (told,) = found.to_coco(3, 4)
+    assert told == {"image_id": 3, "category_id": 4, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": found.score}
+    assert (
+        dataclasses.replace(found, score=np.nan).to_coco(3, 4)[0]["score"] == 0
+        and dataclasses.replace(found, box=None).to_coco(3, 4) == []
+    )
+
+
 def test_an_answer_has_at_most_as_many_tokens_as_one_allows(lvlm, scene):
     found = ground(lvlm, *scene, samples=1, max_new_tokens=3)
     assert found.settings.max_new_tokens == 3 and found.box is None
@@ -278,7 +292,7 @@ def test_an_answer_without_a_box_is_told(lvlm, scene, monkeypatch):
 @pytest.mark.parametrize("name", ["internvl-embedded", "qwen2.5-vl-embedded"])
 def test_several_objects_are_answered_as_each_alone_from_one_batch(name, scene, monkeypatch):
     lvlm, batches, sample = load_lvlm(name), [], sampling.sample_candidates
-    objects = [*api.samples()["category"][:2], "dog"]
+    objects = [*api.samples()["category"][:3]]
     alone = [ground(lvlm, scene[0], category, **FEW) for category in objects]
     monkeypatch.setattr(sampling, "sample_candidates", lambda *given: batches.append(given[4]) or sample(*given))
     together = ground(lvlm, scene[0], objects, **FEW)
@@ -534,14 +548,16 @@ def test_head_sets_are_found_beside_the_weights(untrained, scene, monkeypatch, t
 def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monkeypatch):
     """All objects of a few scenes, few samples, much noise: boxes of every quality."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
-    scenes.write_split(tmp_path / "world", "scenes", 14, 5)
+    scenes.write_split(tmp_path / "world", "scenes", 20, 5)
     spec = lvlm_spec("internvl-embedded")
     files = (tmp_path / "world" / "annotations.json", tmp_path / "world" / "images")
     usual = make_profile(spec, *files, queries=24, small=1.0).sampling
     assert usual == load_profile("embedded").sampling, "as `ground` samples"
     profile = make_profile(spec, *files, queries=24, small=1.0, samples=3, temperature=1.0, top_p=1.0)
-    splits = [set(load_split(profile, profile.datasets[0], name)[0]["image_id"]) for name in ("train", "validation")]
-    assert not splits[0] & splits[1], "split by image"
+    asked = {name: load_split(profile, profile.datasets[0], name)[0] for name in ("train", "validation")}
+    asked["calibration"] = load_split(profile, calibration_set(Study(profile)), "calibration")[0]
+    splits = [set(queries["image_id"]) for queries in asked.values()]
+    assert all(not one & other for one, other in itertools.combinations(splits, 2)), "split by image"
     head_set, table, r = fit_heads(profile)
     assert head_set.lvlm == lvlm.name and len(table) == len(head_set.heads) and -1 <= r <= 1
     written = publish(profile, tmp_path / "out")
@@ -554,8 +570,8 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
     assert [path.name for path in less] == ["head_set.json", "README.md", "SHA256SUMS"]
     assert calibration(tmp_path / "less") == {"head_set": less[0]} and "| r | not recorded |" in less[1].read_text()
     risk, effort = fit_thresholds(profile)
-    assert risk.questions == len(load_split(profile, profile.datasets[0], "validation")[0]) + risk.absent
-    assert 0 < risk.absent <= profile.beyond.absent and risk.images >= risk.absent
+    assert risk.questions == len(asked["calibration"]), "those that chose nothing"
+    assert risk.absent == (asked["calibration"]["size"] == "absent").sum() > 0 and risk.images >= risk.absent
     for values in risk.values.values():
         kept = [value for value in values.values() if value is not None]
         assert kept == sorted(kept, reverse=True), "the more may be wrong, the lower the threshold"
@@ -570,14 +586,14 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
 
 def test_calibration_without_annotations(lvlm, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
-    scenes.write_split(tmp_path / "world", "scenes", 3, 5)
+    scenes.write_split(tmp_path / "world", "scenes", 8, 5)
     images = sorted((tmp_path / "world" / "images").glob("*.png"))
     how = Sampling(samples=4, temperature=1.0, max_new_tokens=16)
     asked = lvlm_spec("internvl-embedded"), images, ["car", "dog", "cup"], how, tmp_path / "out"
     path, head_set, counts = find_label_free(*asked)
-    assert path == tmp_path / "out" / "head_set.json" and counts["questions"] == 9
+    assert path == tmp_path / "out" / "head_set.json" and counts["questions"] == 24
     assert len(head_set.heads) == 3 and head_set.origin.sampling == how
-    assert 0 < counts["high"] and 0 < counts["zero"] and counts["answers"] <= 9 * 3
+    assert 0 < counts["high"] and 0 < counts["zero"] and counts["answers"] <= 24 * 3
     again = ground(lvlm, *scene, head_set=path, samples=1)
     assert again.heads == head_set.heads and again.settings.temperature == 1
     monkeypatch.setattr("acs_lib.runs.answer.answer_batch", None)

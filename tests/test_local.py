@@ -19,7 +19,7 @@ from acs_lib import paths
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs import store, workers
 from acs_lib.runs.collect import collect_run
-from acs_lib.runs.local import processes
+from acs_lib.runs.local import memory_limits, processes
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +83,20 @@ def test_a_process_that_dies_stops_the_run_with_the_mend_and_the_next_one_resume
     with processes(2) as engine:
         fill(tmp_path / "run", answer, engine)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_memory_is_what_a_limit_leaves(tmp_path):
+    files = {
+        "process/limits": "Limit  Soft Limit  Hard Limit  Units\nMax address space     3000      unlimited   bytes\n",
+        "process/cgroup": "4:memory:/a/b\n3:cpu:/a\n0::/c\n",
+        "groups/memory/a/memory.limit_in_bytes": "2000\n", "groups/memory/memory.limit_in_bytes": "9000\n",
+        "groups/c/memory.max": "1000\n", "groups/memory.max": "max\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(memory_limits(tmp_path / "process", tmp_path / "groups")) == [1000, 2000, 3000, 9000]
+    assert list(memory_limits(tmp_path / "nobody", tmp_path / "groups")) == []
 
 
 def test_ctrl_c_waits_for_nobody():

@@ -85,7 +85,7 @@ def test_who_is_asked(monkeypatch):
     asking = profile.model_copy(update={"p_true": True})
     names = [lvlm.name for lvlm in profile.lvlms]
     assert Study(profile).p_true_unavailable == dict.fromkeys(names, "the profile smoke does not ask")
-    assert Study(asking).p_true_unavailable == dict.fromkeys(names, "its vocabulary has no Yes and No")
-    monkeypatch.setattr("acs_lib.runs.answer.yes_no_tokens", lambda tokenizer: (1, 2))
     assert Study(asking).p_true_unavailable == {}
+    monkeypatch.setattr(p_true, "YES", "Ja")
+    assert Study(asking).p_true_unavailable == dict.fromkeys(names, "its vocabulary has no Ja and No")
     assert load_profile("paper").p_true and not load_profile("embedded").p_true

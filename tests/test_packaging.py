@@ -19,8 +19,11 @@ from typer.main import get_command
 
 from acs_lib import __version__, paths
 from acs_lib.cli import app
+from acs_lib.lvlms.checkpoint import is_embedded
+from acs_lib.profiles import known_lvlms
 
-PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 SCRIPTS = ("run_all.sh", ".ci/run")
 PROFILES = sorted(path.stem for path in paths.PROFILES.glob("*.yaml"))
 
@@ -34,8 +37,7 @@ def read_lock():
 # ------------------------------------------------------------------------------------------------- dependencies
 
 
-UNPINNED = {"docs", "demo"}  # extras that are in no lock: see pyproject.toml
-EXTRAS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in UNPINNED}
+EXTRAS = PROJECT["optional-dependencies"]
 LISTED = [Requirement(line) for line in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 
 
@@ -87,6 +89,10 @@ def test_the_lock_holds_plain_pins_only():
     assert all("+" not in version for version in lock.values()), "a build suffix ties the lock to one index"
 
 
+def test_uv_takes_the_versions_of_the_lock():
+    assert PYPROJECT["tool"]["uv"]["constraint-dependencies"] == [f"{name}=={pin}" for name, pin in read_lock().items()]
+
+
 def test_the_lock_is_closed():
     """What a pinned package needs here is pinned too (packages that are not installed here are passed over)."""
     lock, missing = read_lock(), set()
@@ -132,7 +138,7 @@ def brought_by(requirements):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A new environment's folder, with the wheel and links to the packages of the core, and no others."""
+    """A new environment's folder, with the wheel, made of the sdist, and links to the packages of the core alone."""
     folder = tmp_path_factory.mktemp("wheel")
     source, environment = folder / "source", folder / "environment"
     for name in ("acs_lib", "data/embedded"):
@@ -140,7 +146,10 @@ def alone(tmp_path_factory):
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy2(paths.ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, source]
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, folder], cwd=source, capture_output=True, check=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, sdist]
     subprocess.run([*pip, *build], check=True)
     venv.create(environment, with_pip=False)
     (site,) = environment.glob("lib/python*/site-packages")
@@ -154,21 +163,37 @@ def alone(tmp_path_factory):
     return environment
 
 
-def run_alone(environment, *command, cwd):
-    """A command of the environment, without any variable but HOME."""
+def run_alone(environment, *command, cwd, **variables):
+    """A command of the environment, without any variable but these."""
     command = [environment / "bin" / command[0], *command[1:]]
-    return subprocess.run(command, cwd=cwd, env={"HOME": str(cwd)}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
 
 
 def test_the_wheel_grounds_from_any_folder_with_the_core_alone(alone, tmp_path):
     (sample,) = alone.glob("lib/python*/site-packages/acs_lib/shipped/samples/images/000000.png")
-    result = run_alone(alone, "acs", "ground", sample, "police car", "--json", "--save", "found.png", cwd=tmp_path)
+    result = run_alone(
+        alone, "acs", "ground", sample, "police car", "--json", "--save", "found.png", cwd=tmp_path, HOME=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["lvlm"] == "internvl-embedded" and answer["predicted_iou"] is not None, "D_c and regressor are there"
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["found.png"]
-    assert run_alone(alone, "acs", "--version", cwd=tmp_path).stdout == f"{__version__}\n"
+    assert run_alone(alone, "acs", "--version", cwd=tmp_path, HOME=tmp_path).stdout == f"{__version__}\n"
+
+
+def test_the_wheel_carries_every_embedded_lvlm(alone, tmp_path):
+    (shipped,) = alone.glob("lib/python*/site-packages/acs_lib/shipped")
+    carried = {f"data/embedded/{weights.parent.name}" for weights in shipped.glob("*/model.safetensors")}
+    assert carried == {lvlm.source for lvlm in known_lvlms().values() if is_embedded(lvlm)}
+    folder = tmp_path / "größere Straßen"  # and nobody's home
+    folder.mkdir()
+    shutil.copy2(shipped / "samples" / "images" / "000000.png", folder / "grüne ü.png")
+    asked = ["ground", "grüne ü.png", "police car", "--selector", "medoid", "--samples", "1", "--save", "häuser.png"]
+    result = run_alone(alone, "acs", *asked, "--lvlm", "internvl-embedded-plain", "--json", cwd=folder)
+    answer = json.loads(result.stdout)
+    assert (answer["lvlm"], answer["image"]) == ("internvl-embedded-plain", "grüne ü.png"), result.stderr
+    assert (folder / "häuser.png").is_file()
 
 
 def test_what_the_core_lacks_is_told_with_the_mend(alone, tmp_path):
@@ -181,7 +206,7 @@ def test_what_the_core_lacks_is_told_with_the_mend(alone, tmp_path):
         (["data", "coco"], 'pip install "acs-kit\\[run]"'),
         (["run"], 'pip install "acs-kit\\[run]"'),
     ):
-        result = run_alone(alone, "acs", *command, cwd=tmp_path)
+        result = run_alone(alone, "acs", *command, cwd=tmp_path, HOME=tmp_path)
         assert result.returncode == 1
         advice = "look: .*python.* -m acs_lib doctor\n" if command == ["run"] else ""
         assert re.fullmatch(f"error: .*{mend}\n{advice}", result.stderr), result.stderr
@@ -189,7 +214,7 @@ def test_what_the_core_lacks_is_told_with_the_mend(alone, tmp_path):
 
 def test_every_package_is_in_the_wheel():
     """They are listed by name, since one of them, acs_lib.shipped, lies elsewhere."""
-    listed = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    listed = PYPROJECT["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(paths.ROOT) for path in paths.LIBRARY.rglob("__init__.py")}
     assert set(listed) == {".".join(folder.parts) for folder in folders} | {"acs_lib.shipped"}
 
@@ -240,9 +265,9 @@ def kit(tmp_path):
     root = tmp_path / "a kit"
     (root / "acs_lib").mkdir(parents=True)
     shutil.copytree(paths.PROFILES, root / "acs_lib" / "profiles")
-    (root / "notebooks").mkdir()
+    (root / "tests" / "notebooks").mkdir(parents=True)
     for stem in STEMS:
-        (root / "notebooks" / f"{stem}.ipynb").write_text("{}")
+        (root / "tests" / "notebooks" / f"{stem}.ipynb").write_text("{}")
     for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
         shutil.copy2(paths.ROOT / name, root)
     return root
@@ -264,12 +289,14 @@ def run_all(root, *arguments, **environment):
 
 @pytest.fixture
 def environment(tmp_path):
-    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real)."""
+    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real, with the packages of
+    this one and not the copy's rest of acs_lib; where there is a file `bare`, without any package)."""
     prefix = tmp_path / "env"
     (prefix / "bin").mkdir(parents=True)
     python = prefix / "bin" / "python"
     python.write_text(
-        f'#!/usr/bin/env bash\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\n'
+        f'#!/usr/bin/env bash\n[ ! -e "{prefix}/bare" ] || bare=-S\n'
+        f'[ "$1" = -c ] && exec "{sys.executable}" -P ${{bare:-}} "$@"\n'
         f'echo "$*" >> "{prefix}/calls"\n[ ! -e "{prefix}/broken" ] || [ "$3" != install ] || '
         "{ echo 'ERROR: No matching distribution found for torch'; exit 1; }\n"
         f'[ ! -e "{prefix}/failing" ] || [ "$2" != pytest ] || exit 3\n'
@@ -299,11 +326,13 @@ def test_help_lists_the_profiles(kit):
 def test_it_knows_the_options_of_acs_run(kit):
     known = {option for parameter in get_command(app).commands["run"].params for option in parameter.opts}
     listed = run_all(kit, "--bogus").stderr.splitlines()[1].removeprefix("valid ones:").split()
-    assert set(listed) == known | {"--test", "--help"}
+    assert set(listed) == known | {"--test", "--full", "--help"}
     assert all(option in run_all(kit, "--help").stdout for option in listed)
 
 
-@pytest.mark.parametrize("arguments", [["--bogus"], ["--profile", "smoke", "-x"], ["--test", "--dry-run"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["--bogus"], ["--profile", "smoke", "-x"], ["--test", "--dry-run"], ["--full"]], ids=str
+)
 def test_unknown_options_are_refused_before_any_set_up(kit, environment, arguments):
     result = run_all(kit, *arguments, VIRTUAL_ENV=str(environment))
     assert (result.returncode, result.stdout) == (2, "")
@@ -337,7 +366,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
         side_by_side = "-m pytest --numprocesses=auto --dist=loadfile"
         assert suite == side_by_side
         assert notebooks.startswith(f"{side_by_side} -p tests.nbval_numbers --nbval ")
-        assert notebooks.endswith(" ".join(f"notebooks/{stem}.ipynb" for stem in STEMS))
+        assert notebooks.endswith(" ".join(f"tests/notebooks/{stem}.ipynb" for stem in STEMS))
         assert installed == packages
 
     for words in ([], ["--engine", "ray"]):
@@ -358,9 +387,22 @@ def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, 
     assert "mend: a pinned package has no build for this Python" in result.stderr
     assert result.stderr.endswith(f"\nlook: {environment}/bin/python -m acs_lib doctor\n")
     assert calls(environment) == [INSTALL.format("test")]
+    (environment / "bare").touch()
+    assert "doctor" not in run_all(kit, "--test", VIRTUAL_ENV=str(environment)).stderr, "it could not be run"
+    calls(environment)
+    (environment / "bare").unlink()
     (environment / "broken").unlink()
     assert run_all(kit, "--test", VIRTUAL_ENV=str(environment)).returncode == 0
     assert calls(environment)[0] == INSTALL.format("test")
+
+
+def test_full_also_runs_the_embedded_profile_and_the_notebooks_as_they_are_stored(kit, environment):
+    assert run_all(kit, "--test", VIRTUAL_ENV=str(environment)).returncode == 0
+    tested = calls(environment)
+    assert run_all(kit, "--test", "--full", VIRTUAL_ENV=str(environment)).returncode == 0
+    *known, run, compared = calls(environment)
+    assert known == [call for call in tested if call != INSTALL.format("test")]
+    assert run == "-m acs_lib run --profile embedded" and "--nbval " in compared and " notebooks/0" in compared
 
 
 def test_failing_tests_end_with_the_advice_and_their_exit_code(kit, environment):
@@ -405,7 +447,7 @@ def test_condas_base_is_left_alone(kit, tmp_path):
 
 
 def test_the_checkout_is_small():
-    """Most of it are the weights (31 MiB); a report is kept once, without PDF, LaTeX and executed notebooks."""
+    """Most of it are the weights; a report is kept once, without PDF, LaTeX and executed notebooks."""
     command = ["git", "-C", paths.ROOT, "ls-files", "-z"]
     if not (paths.ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("no git checkout")

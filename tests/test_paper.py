@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from acs_lib import paths, runner
 from acs_lib.cli import app
+from acs_lib.core.errors import UserError
 from acs_lib.evaluation import published
 from acs_lib.lvlms.configurations import CONFIGS
 from acs_lib.profiles import Profile, load_profile
@@ -104,7 +105,7 @@ def test_without_a_gpu_nothing_runs(reports, monkeypatch, cuda, reason):
 
 
 def stop():
-    raise runner.RunError("stopped by the test")
+    raise UserError("stopped by the test")
 
 
 def coco_file(folder, name, count):

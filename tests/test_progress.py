@@ -35,12 +35,41 @@ def test_another_day_is_told_with_its_date(clock):
     assert log.getvalue() == "tiny: 1 of 1001 queries, ends about 11 Feb 17:00\n"  # 1001 hours after 1 January
 
 
-def test_a_run_without_a_terminal_names_its_notebook_and_anything_else_has_a_bar(monkeypatch, capsys):
+def told(capsys, *arguments, **settings):
+    for _ in progress.tracked([1, 2], "tiny", *arguments, **settings):
+        pass
+    return capsys.readouterr().err
+
+
+def test_there_are_lines_in_a_pipe_and_a_bar_at_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", -1)
-    with progress.progress("tiny", 2) as bar:
-        bar.update()
-    assert capsys.readouterr().err == "", "no bar in a pipe"
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    first, second = told(capsys, 3, "pictures").splitlines()
+    assert first.startswith("tiny: 4 of 5 pictures, ends about ") and second.startswith("tiny: 5 of 5 pictures")
     monkeypatch.setenv(progress.NOTEBOOK, "02 maps")
-    with progress.progress("tiny", 2, unit="done") as lines:
-        lines.update()
-    assert capsys.readouterr().err.startswith("02 maps: tiny: 1 of 2 done, ends about ")
+    assert told(capsys).startswith("02 maps: tiny: 1 of 2 queries, ends about ")
+    monkeypatch.delenv(progress.NOTEBOOK)
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True)
+    assert "tiny:" in (bar := told(capsys, 3)) and "5/5" in bar and "ends about" not in bar
+    assert told(capsys, printed=True) == "", "the answers are on the same terminal"
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert told(capsys) == ""
+
+
+def test_a_notebook_run_at_a_terminal_has_the_runs_own_bar_alone(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", -1)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert told(capsys) == ""
+
+
+def test_a_process_beside_others_leaves_the_telling_to_who_gives_out_the_work(monkeypatch, capsys):
+    monkeypatch.setattr(progress.multiprocessing, "parent_process", object)
+    for name in (None, "03 regressor training"):
+        monkeypatch.setenv(progress.NOTEBOOK, name) if name else monkeypatch.delenv(progress.NOTEBOOK, raising=False)
+        assert progress.progress("epochs", 5).disable
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "EVERY", -1)
+    with progress.telling():
+        assert told(capsys).startswith("03 regressor training: ")
+    assert told(capsys) == ""

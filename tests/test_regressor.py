@@ -1,5 +1,6 @@
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from acs_lib.profiles import RegressorSpec, load_profile
 from acs_lib.runs import store
 from acs_lib.study import results
 from acs_lib.study.stages import Study
+from benchmarks import training_queries
 
 LAYERS, HEADS, SIDE, CANDIDATES = 2, 2, 6, 5
 
@@ -71,6 +73,17 @@ def test_the_regressor_learns_a_planted_signal_and_the_control_does_not(runs, mo
     assert (predictions["iou"] - predictions["predicted_iou"]).abs().mean() < 0.5 * (
         shuffled["iou"] - shuffled["predicted_iou"]
     ).abs().mean()
+
+
+def test_fewer_training_queries_are_the_first_shards(runs):
+    """benchmarks.training_queries: 200 queries lie in four shards, and the planted signal is found better by more."""
+    study = SimpleNamespace(profile=SimpleNamespace(regressor=RegressorSpec(width=16, epochs=3, batch=64, lr=3e-3)))
+    few, all_of_them = (
+        training_queries.measure(study, runs["train"], runs["validation"], share) for share in (1 / 4, 1)
+    )
+    assert (few["train_queries"], all_of_them["train_queries"]) == (64, 200)
+    assert few["n"] == all_of_them["n"] == 40 * CANDIDATES and few["pearson"] < all_of_them["pearson"]
+    assert all_of_them["pearson_lo"] < all_of_them["pearson"] < all_of_them["pearson_hi"]
 
 
 def test_the_control_does_not_learn_that_some_shards_are_better_than_others(runs, monkeypatch):
@@ -162,6 +175,16 @@ def test_entropy_intervals_are_over_images():
     images, counts = np.array([0, 0, 0, 1]), np.array([[2, 0], [1, 1], [0, 2]] * 20)
     table = results.entropy_by_layer(entropy, np.full(4, 0.8), images, counts)
     assert (table["mean"].iloc[0], table["mean_lo"].iloc[0], table["mean_hi"].iloc[0]) == (1.75, 1, 4)
+
+
+def test_entropy_of_the_discriminative_heads_alone():
+    entropy = np.zeros((2, 4, 2, 2))
+    entropy[0, :2, 0, 1], entropy[0, :2, 1, 0], entropy[0, 2:] = 1, 3, 9  # of the good answer, at x1 and y1; elsewhere
+    head_set = heads.HeadSet("mine", "scenes", ((0, 1), (1, 0)), (0, 1))
+    table = results.entropy_by_head(entropy, np.array([0.8, 0.0]), np.arange(2), np.ones((2, 2), int), head_set)
+    means = table.set_index(["heads", "group"])["mean"]
+    assert means["0, 1"].to_dict() == {"high": 1, "zero": 0} and means["1, 0"].to_dict() == {"high": 3, "zero": 0}
+    assert means["R"].to_dict() == {"high": 2, "zero": 0}
 
 
 def test_head_sets_and_regressors_belong_to_one_lvlm(tmp_path, model):

@@ -1,7 +1,8 @@
-"""Promises of a study: questions about absent objects, and thresholds as files."""
+"""Promises of a study: questions about absent objects, calibration over splits, and thresholds as files."""
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -58,16 +59,16 @@ def test_a_split_asks_for_what_is_absent_only_where_the_profile_says_so(tmp_path
     monkeypatch.setattr(paths, "DATA", tmp_path)
     profile = load_profile("smoke")
     profile = profile.model_copy(update={"beyond": BeyondSpec(absent=4)})
-    six = profile.datasets[0].splits["test"].model_copy(update={"images": 6})
-    dataset = profile.datasets[0].model_copy(update={"splits": {"train": six, "validation": six}})
-    there, _ = load_split(profile, dataset, "validation")
+    splits = {name: profile.datasets[0].splits["test"].model_copy(update={"images": 6}) for name in ("train", "test")}
+    dataset = profile.datasets[0].model_copy(update={"splits": splits})
+    there, _ = load_split(profile, dataset, "test")
     assert "absent" not in set(there["size"])
     asking = risk.about_absent(Study(profile), dataset)
-    assert list(asking.splits) == ["validation"], "none to train on"
-    found, _ = load_split(profile, asking, "validation")
+    assert list(asking.splits) == ["test"], "none to train on"
+    found, _ = load_split(profile, asking, "test")
     assert len(found) == 4 and set(found["size"]) == {"absent"} and found["image_id"].is_unique
-    assert found["query_id"].str.startswith("scenes-validation/").all()
-    annotated = coco.read_annotations(split_files(dataset, "validation")[0])
+    assert found["query_id"].str.startswith("scenes-test/").all()
+    annotated = coco.read_annotations(split_files(dataset, "test")[0])
     for row in found.itertuples():
         names = {annotated.cats[a["category_id"]]["name"] for a in annotated.imgToAnns[row.image_id]}
         groups = {GROUP[name] for name in names}
@@ -77,6 +78,53 @@ def test_a_split_asks_for_what_is_absent_only_where_the_profile_says_so(tmp_path
 
 def test_where_everything_is_there_nothing_is_absent():
     assert len(absent(10, 20, 30, 40)) == 0
+
+
+def made(n=1200, shift=0.0, seed=0, absent_share=0.25):
+    """A frame as `risk.asked` gives it, of methods whose score tells right from wrong."""
+    rng, parts = np.random.default_rng(seed), []
+    images, score = [f"{seed}/{number // 4}" for number in range(n)], rng.normal(0, 1, n)
+    present = rng.random(n) >= absent_share
+    score -= 2 * ~present
+    hit = present & (rng.random(n) < 1 / (1 + np.exp(-1 - 2 * score + shift)))
+    for name in risk.METHODS:
+        parts.append(pd.DataFrame({"method": name, "score": score, "hit": hit, "present": present, "image": images}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_promises_hold_over_splits_and_break_under_shift(monkeypatch):
+    monkeypatch.setattr(risk, "METHODS", risk.METHODS[:1])
+    train, validation = made(seed=1, absent_share=0), made(seed=2)
+    table = risk.risk_rows(train, validation, made(seed=3), False, (0.2,), 0.1, 100).set_index("promise")
+    wrong, tested = table.loc[risk.CONFORMAL], table.loc[risk.TESTED]
+    assert 0.15 < wrong["wrong_over_splits"] < 0.21 and wrong["answered"] > 0.2
+    assert tested["above_alpha"] <= 0.1 and tested["answered_over_splits"] > 0.1
+    assert wrong["n"] == 1200 and wrong["n_absent"] > 200
+    for name in ("auroc", "aurc", *risk.MEASURES):
+        assert table[f"{name}_lo"].le(table[name]).all() and table[f"{name}_hi"].ge(table[name]).all()
+    shifted = risk.risk_rows(train, validation, made(seed=3, shift=3), True, (0.2,), 0.1, 20).set_index("promise")
+    assert shifted.loc[risk.CONFORMAL, "wrong_over_splits"] > 0.25 and shifted.loc[risk.TESTED, "above_alpha"] > 0.1
+
+
+def test_half_of_the_images_calibrate_and_the_other_half_is_asked():
+    frame, seen = made(40)[:40], []
+
+    def find(scores, hit, images):
+        seen.append(set(images))
+        return 0.0
+
+    found = risk.over_splits(frame, None, find, splits=6)
+    assert len(found) == 6 and all(len(images) == 5 for images in seen) and len({*map(frozenset, seen)}) > 1
+    whole = risk.over_splits(frame, frame, find, splits=2)
+    assert whole["answered"].tolist() == [(frame["score"] >= 0).mean()] * 2
+
+
+def test_coverage_by_hand():
+    frame = pd.DataFrame({"method": "x", "score": [3.0, 2, 1, -np.inf], "image": list("abcd")})
+    frame["hit"] = [True, False, True, False]
+    table = risk.coverage_rows(frame, 50).set_index("coverage")
+    assert table.loc[[0.25, 0.5, 0.75, 1.0], "risk"].tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+    assert (table["n"] == 4).all() and (table["risk_lo"] <= table["risk_hi"]).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- files

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from acs_lib import cli, paths, runner
-from acs_lib.accept import REPORT, _copy, six_digits
+from acs_lib.accept import REPORT, _copy, _for_tests, six_digits
 from acs_lib.core import progress
 from acs_lib.lvlms.checkpoint import hub_commit
 from acs_lib.profiles import load_profile
@@ -93,7 +93,8 @@ def finished(project):
         "acs_lib/boxes.py": "def area():\n    from acs_lib.core import low\n",
         "acs_lib/core/low.py": "", "acs_lib/cli.py": "", "acs_lib/study/training_variants.py": "",
         "acs_lib/grounding/api.py": "", "acs_lib/profiles/other.yaml": "",
-        "data/embedded/designs.csv": "", "data/embedded/samples/images/0.png": "", "data/embedded/shipped/loss.csv": "",
+        "data/embedded/training_variants.csv": "", "data/embedded/samples/images/0.png": "",
+        "data/embedded/shipped/loss.csv": "",
         "data/calibrated/someone/mine/head_set.json": "",
         "models/mine/config.json": "", "models/mine/model-00002-of-00002.safetensors": "",
         "models/mine/head_set.json": "", "models/mine/regressor.safetensors": "", "models/mine/loss.csv": "",
@@ -279,7 +280,7 @@ def test_nothing_changed_nothing_runs(finished):
         ("acs_lib/boxes.py", 1, None),
         ("acs_lib/core/low.py", 1, None),
         ("acs_lib/study/training_variants.py", 2, None),
-        ("data/embedded/designs.csv", 2, None),
+        ("data/embedded/training_variants.csv", 2, None),
         ("data/embedded/another.csv", 2, None),
         ("acs_lib/grounding/api.py", 3, None),
         ("acs_lib/profiles/other.yaml", 3, None),
@@ -333,7 +334,7 @@ def test_an_lvlm_whose_commit_cannot_be_told_is_refused(finished, offline_hub):
 
 def test_what_our_own_notebooks_depend_on():
     found = {stage.notebook.stem[:2]: set(stage.inputs) for stage in runner.make_stages(load_profile("smoke"), "smoke")}
-    assert len(found) == 9
+    assert len(found) == 10, "all but 10, which is of the profile beyond"
     for inputs in found.values():
         assert {"the notebook", "the profile", "the LVLM internvl-embedded", "acs_lib/paths.py"} <= inputs
         assert not {f"acs_lib/{name}.py" for name in ("cli", "runner", "accept")} & inputs
@@ -341,11 +342,11 @@ def test_what_our_own_notebooks_depend_on():
     def with_input(name):
         return [number for number, inputs in found.items() if name in inputs]
 
-    assert {"06", "08"} <= {*with_input("data/embedded/training_variants.csv")}
+    assert with_input("data/embedded/training_variants.csv") == ["08"]
     for name in ("head_set.json", "regressor.safetensors"):
         assert with_input(f"data/embedded/internvl/{name}") == ["07"]
     assert with_input("acs_lib/profiles/embedded.yaml") == ["07"]
-    assert with_input("acs_lib/study/seeds.py") == ["06", "09"]
+    assert with_input("acs_lib/study/seeds.py") == ["06", "11"]
     assert with_input("acs_lib/runs/ray_cluster.py") == ["01"]
     for module in runner.read_by(load_profile("smoke")):
         assert (paths.LIBRARY / module).is_file()
@@ -508,9 +509,11 @@ def in_reference():
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.fixture(params=["other", "tiny"])
-def checkout(project, request):
-    """A clean git checkout whose notebooks have that default profile."""
+@pytest.fixture(params=["other", "tiny", "tested"])
+def checkout(project, request, monkeypatch):
+    """A clean git checkout whose notebooks have that default profile; `tested`: the profile is the tests'."""
+    if request.param == "tested":
+        monkeypatch.setattr("acs_lib.accept.TESTED", "tiny")
     if shutil.which("git") is None:
         pytest.skip("no git on this machine")
     shutil.copy(CHECKOUT / ".gitignore", project)
@@ -529,12 +532,14 @@ def test_a_run_leaves_the_checkout_clean_and_accept_alone_changes_it(checkout):
     result = accept()
     assert result.exit_code == 0 and "main.csv is not in the reference" in result.output, result.output
     changed = git("status", "--porcelain", "--untracked-files=all")
-    if checkout == "other":
-        assert changed == [f"?? reports/reference/tiny/{name}" for name in KEPT]
-        assert "figures/main.png" not in (paths.reference("tiny") / "index.html").read_text(), "the page holds it"
+    names, kept = ("01_one", "02_two"), [f"?? reports/reference/tiny/{name}" for name in KEPT]
+    if checkout == "tested":
+        copies = [f"?? tests/notebooks/{name}.ipynb" for name in names]
+        assert changed == ["?? reports/reference/tiny/tables/main.csv", *copies]
     else:
-        notebooks = [f" M notebooks/{name}.ipynb" for name in ("01_one", "02_two")]
-        assert changed == [*notebooks, "?? reports/reference/tiny/tables/main.csv"]
+        assert changed == [*(f" M notebooks/{name}.ipynb" for name in names if checkout == "tiny"), *kept]
+        assert "figures/main.png" not in (paths.reference("tiny") / "index.html").read_text(), "the page holds it"
+        assert json.loads((paths.reference("tiny") / "manifest.json").read_text())["compared"] is None
     commit()
 
     result = invoke()
@@ -566,6 +571,18 @@ def test_accepted_notebooks_hold_the_outputs_and_nothing_of_papermill(checkout):
     shown = Image.open(io.BytesIO(base64.b64decode(picture.data["image/png"])))
     assert shown.mode == "P" and shown.convert("RGB").getpixel((0, 20)) == (17, 17, 17)
     assert picture.data["image/png"] in page.data["text/html"] and set(page.data) == {"text/html"}
+
+
+@pytest.mark.parametrize("checkout", ["tested"], indirect=True)
+def test_copies_for_the_tests_have_their_profile_and_no_pictures(checkout):
+    before = (paths.NOTEBOOKS / "02_two.ipynb").read_bytes()
+    assert invoke().exit_code == 0 and accept().exit_code == 0
+    assert (paths.NOTEBOOKS / "02_two.ipynb").read_bytes() == before
+    copy = nbformat.read(paths.ROOT / "tests" / "notebooks" / "02_two.ipynb", 4)
+    assert copy.cells[1].source == 'profile = "tiny"'
+    picture, page, _, value = copy.cells[-1].outputs
+    assert "image/png" not in picture.data and '"data:image/png;base64,"' in page.data["text/html"]
+    assert value.data == {"text/plain": "'tiny'"}
 
 
 @pytest.mark.parametrize("checkout", ["other"], indirect=True)
@@ -627,3 +644,11 @@ with progress.progress("some LVLM on scenes, test", 3) as told:
     (line,) = [line for line in result.stderr.splitlines() if "some LVLM" in line]
     assert progress.NOTEBOOK not in os.environ, "no other work is the notebook's"
     assert re.fullmatch(r"01 one thing: some LVLM on scenes, test: 1 of 3 queries, ends about .*\d\d:\d\d", line)
+
+
+def test_the_tests_copy_has_no_picture_of_any_kind():
+    data = {"image/png": "aa", "image/svg+xml": "<svg/>", "text/html": '<img src="data:image/png;base64,aa==">'}
+    shown = nbformat.v4.new_output("display_data", data)
+    cell = nbformat.v4.new_code_cell("1", outputs=[shown])
+    (copy,) = _for_tests(nbformat.v4.new_notebook(cells=[cell]), "smoke").cells
+    assert copy.outputs[0].data == {"text/html": '<img src="data:image/png;base64,">'}

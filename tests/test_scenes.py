@@ -6,6 +6,8 @@ import pytest
 from acs_lib.core import boxes as bx
 from acs_lib.datasets import coco
 from acs_lib.embedded import scenes
+from acs_lib.profiles import available, load_profile
+from benchmarks import bars
 
 
 def test_at_least_40_categories_in_groups_of_look_alikes():
@@ -52,6 +54,17 @@ def test_a_larger_image_is_the_same_scene_with_more_detail():
     small, large = (scenes.render(np.random.default_rng(3), scenes.WORLDS["train"], side=side) for side in (160, 480))
     assert large.image.shape == (480, 480, 3) and (large.boxes == 3 * small.boxes).all()
     assert large.categories.tolist() == small.categories.tolist()
+
+
+def test_every_rendered_dataset_of_a_profile_is_a_world_and_none_holds_research_images():
+    """What the embedded LVLMs were chosen by is drawn from a seed that no profile has (benchmarks.bars)."""
+    for name in available():
+        profile = load_profile(name)
+        datasets = [*profile.datasets, *filter(None, [profile.beyond.lists, profile.beyond.rendered])]
+        for dataset in (each for each in datasets if each.kind == "scenes"):
+            assert dataset.name in scenes.WORLDS, name
+            seeds = {split.seed for split in dataset.splits.values()}
+            assert len(seeds) == len(dataset.splits) and bars.SEED not in seeds, f"{name}: {dataset.name}"
 
 
 def test_categories_repeat_where_the_world_says_so():

@@ -1,6 +1,5 @@
 """The site builds without a warning, holds every notebook and module, and loads nothing from another host."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -18,10 +17,6 @@ ROOMS = ("method", "grounding", "evaluation")  # whose modules are all public
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data", "link": "href"}
 NOT_FETCHED = {"next", "prev", "canonical", "index", "search", "author"}  # of links
 OUTSIDE = re.compile(r"""(?:url\(|@import\s)\s*["']?((?:[a-z]+:)?//[^)"']*)""")  # of style sheets
-
-pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("sphinx", "myst_nb", "furo"))), reason="the extra [docs] is not installed"
-)
 
 
 def is_elsewhere(address: str) -> bool:

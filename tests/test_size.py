@@ -9,7 +9,7 @@ from acs_lib.embedded.scenes import CATEGORIES, RARE
 from acs_lib.method import heads
 from acs_lib.method.selection import Selector
 from acs_lib.profiles import load_profile
-from acs_lib.report import figures_beyond_paper, sentences
+from acs_lib.report import figures_beyond_paper
 from acs_lib.study import size
 from acs_lib.study.experiment import Experiment
 
@@ -105,13 +105,11 @@ def test_the_gain_is_told_for_rare_and_for_common_categories():
         rows.loc[("rare, small only", size.LEARNED), "auroc"] == 1
         and (rows["n_answers"] == 3 * rows["n_queries"]).all()
     )
-    correlations = pd.DataFrame({"score": ["ACS-Learned", "entropy, D_c"], "pearson": [0.7, -0.4]})
-    for column in size.PARTIAL:
-        correlations[[column, f"{column}_lo", f"{column}_hi"]] = 0.5, 0.4, 0.6
-    said = sentences.say_size(e.labelled(table), e.labelled(correlations)).data
-    assert "common +0.0 [+0.0, +0.0] (n = 1)" in said and "ACS-Learned r = +0.70, +0.50 [+0.40, +0.60]" in said
-    figure = figures_beyond_paper.size_and_category(e.labelled(table))
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(gains)
+    (axes,) = figures_beyond_paper.gains_by_category(e.labelled(table)).axes
+    rows = [f"{group}: {name}" for group in ("rare", "common") for name in figures_beyond_paper.SIZED]
+    assert [label.get_text() for label in axes.get_yticklabels()] == rows and axes.get_title().endswith("scenes")
+    (gained,) = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "*"]
+    assert gained == [[100, 0], [0, 3]], "points, the rare categories first"
 
 
 def test_photographs_have_no_rare_categories():

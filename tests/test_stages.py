@@ -56,7 +56,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(Study, "run", lambda self, lvlm, dataset, split, backend=map: runs[split])
     profile = load_profile("smoke")
     quick = profile.regressor.model_copy(update={"epochs": 2, "width": 8})
-    return Study(profile.model_copy(update={"regressor": quick, "name": "quick"}))
+    return Study(profile.model_copy(update={"regressor": quick, "name": "quick", "lvlms": profile.lvlms[:2]}))
 
 
 def test_regressors_that_are_trained_side_by_side_are_those_of_one_process(study, tmp_path):

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from acs_lib import detect, ground, load_lvlm, paths
+from acs_lib import paths
 
 PAGE = (paths.ROOT / "docs" / "supervision.md").read_text()
-SCENE = paths.EMBEDDED / "samples" / "images" / "000001.png"
 
 
 def detections(xyxy, confidence):
@@ -26,16 +25,12 @@ def supervision(monkeypatch):
         monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=detections))
 
 
-def test_the_pages_lines_make_detections(supervision, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    lvlm = load_lvlm()
-    result, found = (
-        ground(lvlm, SCENE, "cherry", samples=2),
-        detect(lvlm, SCENE, "cherry", samples=2, max_new_tokens=64),
-    )
+def test_the_pages_lines_make_detections_and_cocos_results(supervision, tmp_path, monkeypatch):
     file = tmp_path / "page.py"
-    file.write_text(code)
-    names = runpy.run_path(str(file), {"result": result, "found": found})
-    one, every = names["one"], names["every"]
+    file.write_text("\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)))
+    monkeypatch.chdir(paths.ROOT)
+    names = runpy.run_path(str(file))
+    result, found, one, every = (names[name] for name in ("result", "found", "one", "every"))
     assert one.xyxy.tolist() == [result.box.tolist()] and one.confidence.tolist() == [result.quality]
     assert len(every.xyxy) == len(found) and every.confidence.tolist() == found.table["score"].tolist()
+    assert [each["image_id"] for each in names["results"]] == [139] + [285] * len(found)

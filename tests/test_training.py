@@ -1,13 +1,15 @@
-import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from acs_lib import paths
 from acs_lib.core import boxes as bx
+from acs_lib.core.files import file_digest
 from acs_lib.embedded import models, scenes, training
 from acs_lib.embedded.training import TrainingStage
 
@@ -218,5 +220,44 @@ def test_weights_of_another_family_are_no_start(tmp_path):
 def test_the_shipped_weights_are_those_of_their_record(name):
     for folder in (name, f"{name}-plain"):
         told = json.loads((paths.EMBEDDED / folder / "recipe.json").read_text())
-        weights = (paths.EMBEDDED / folder / "model.safetensors").read_bytes()
-        assert told["sha256"] == hashlib.sha256(weights).hexdigest()
+        assert told["sha256"] == file_digest(paths.EMBEDDED / folder / "model.safetensors")
+        plain = folder.endswith("-plain")
+        stages = [asdict(stage) for stage in (training.RECIPE if plain else training.HABIT)]
+        assert told["stages"] == json.loads(json.dumps(stages)) and told["seed"] == 0
+        start = None if plain else file_digest(paths.EMBEDDED / f"{name}-plain" / "model.safetensors")
+        assert told["start"] == start
+
+
+def test_weights_are_kept_in_half_the_size_and_computed_with_in_single_precision(tmp_path, tiny):
+    lvlm = tiny.build(0)
+    tiny.save(lvlm, tmp_path / "a")
+    assert {weight.dtype for weight in load_file(tmp_path / "a" / "model.safetensors").values()} == {torch.float16}
+    loaded = tiny.model_class.from_pretrained(tmp_path / "a")
+    for (name, weight), before in zip(loaded.named_parameters(), lvlm.parameters(), strict=True):
+        assert weight.dtype == before.dtype == torch.float32, name
+        torch.testing.assert_close(weight, before.half().float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("number", [0, len(training.RECIPE)])
+def test_the_first_steps_lose_what_is_recorded_beside_the_weights(family, tiny, tmp_path, monkeypatch, number):
+    """The first stage from initial weights, and the habit's from the shipped weights without it. Within a thousandth:
+    another processor rounds otherwise."""
+    habit = number == len(training.RECIPE)
+    stage = training.HABIT[0] if habit else training.RECIPE[0]
+    plain = paths.EMBEDDED / f"{family}-plain"
+    kept = pd.read_csv((paths.EMBEDDED / family if habit else plain) / "loss.csv")
+    recorded = kept.loc[(kept["number"] == 0) & (kept["step"] <= training.FIRST), "loss"].tolist()
+    name = "answer_loss" if habit else "vision_loss"
+    original, found = getattr(training, name), []
+
+    def stops(*arguments):
+        if len(found) == training.FIRST:
+            raise KeyboardInterrupt
+        loss, logged = original(*arguments)
+        found.append(loss.item())
+        return loss, logged
+
+    monkeypatch.setattr(training, name, stops)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(family, tmp_path / "a", tmp_path / "work", (stage,), start=plain if habit else None)
+    assert found == pytest.approx(recorded, rel=1e-3) and len(found) == training.FIRST

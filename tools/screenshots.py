@@ -67,9 +67,9 @@ def shoot_demo() -> None:
         def first(css):
             return wait.until(lambda _: next(iter(browser.find_elements(By.CSS_SELECTOR, css)), None))
 
-        first("#picture input[type=file]").send_keys(str(paths.EMBEDDED / "samples" / "images" / "000001.png"))
+        first("#picture input[type=file]").send_keys(str(paths.EMBEDDED / "samples" / "images" / "000002.png"))
         first("#picture button[aria-label='Remove Image']")
-        first("#objects textarea").send_keys("cherry")
+        first("#objects textarea").send_keys("scissors")
         first("#find").click()
         first("#maps img")
         time.sleep(2)

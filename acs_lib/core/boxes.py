@@ -31,6 +31,15 @@ def scale(boxes: ArrayLike, x: float, y: float) -> np.ndarray:
     return np.asarray(boxes, float) * [x, y, x, y]
 
 
+def as_coco(boxes: ArrayLike, scores: ArrayLike, image_id: int, category_id: int) -> list[dict]:
+    """Boxes [n, 4] and their scores [n] in COCO's results format (bbox is x, y, width, height), for COCOeval and other
+    tools."""
+    return [
+        {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+        for (x1, y1, x2, y2), score in zip(np.asarray(boxes, float).tolist(), np.asarray(scores, float).tolist())
+    ]
+
+
 def area_fraction(boxes: ArrayLike, width: float, height: float) -> np.ndarray:
     """Share [...] of the image's area, 0-1."""
     return area(boxes) / (width * height)

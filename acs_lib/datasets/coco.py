@@ -34,11 +34,8 @@ ABSENT = {"objects365_v2_00908726.jpg", "objects365_v1_00320532.jpg", "objects36
 
 
 def size_bin(area_fraction: float, small: float = 0.01, large: float = 0.05) -> str:
-    """'small' below `small`, 'large' above `large`, else 'medium'; shares of the image's area. Where one threshold is
-    both, nothing is medium, and what lies on it is small."""
-    if area_fraction > large:
-        return "large"
-    return "small" if area_fraction < small or small == large else "medium"
+    """'small' up to and with `small`, 'large' above `large`, else 'medium'; shares of the image's area."""
+    return "small" if area_fraction <= small else "large" if area_fraction > large else "medium"
 
 
 # what an entry needs: whole numbers (1.0 is one), and a text that is not empty
@@ -140,7 +137,7 @@ def _left(path: Path, part: str, rows: list, kept: list[bool], what: str, told: 
     return [row for row, keep in zip(rows, kept) if keep]
 
 
-def _asked(name: str) -> str:
+def asked_for(name: str) -> str:
     """What a question by that name asks for, whatever its case and spaces."""
     return " ".join(name.split()).casefold()
 
@@ -197,7 +194,7 @@ def find_queries(
     steps = ("images", "instances", "instances in the archives", "annotated once", "unambiguous", "usable boxes")
     counts = dict.fromkeys(steps, 0)
     counts["images"], counts["instances"] = len(coco.imgs), len(coco.anns)
-    asked = {category_id: _asked(category["name"]) for category_id, category in coco.cats.items()}
+    asked = {category_id: asked_for(category["name"]) for category_id, category in coco.cats.items()}
     with_objects = [
         image for image_id, image in coco.imgs.items()
         if image_id in coco.imgToAnns and Path(image["file_name"]).name not in ABSENT
@@ -245,8 +242,8 @@ def absent_queries(coco: COCO, queries: pd.DataFrame) -> pd.DataFrame:
     kin, rows = {key: category.get("supercategory") for key, category in coco.cats.items()}, []
     for row in queries.drop_duplicates("image_id").to_dict("records"):
         there = {a["category_id"] for a in coco.imgToAnns[row["image_id"]]}
-        said, near = {_asked(names[key]) for key in there}, {kin[key] for key in there} - {None}
-        absent = [key for key in sorted(names) if _asked(names[key]) not in said]
+        said, near = {asked_for(names[key]) for key in there}, {kin[key] for key in there} - {None}
+        absent = [key for key in sorted(names) if asked_for(names[key]) not in said]
         absent = [key for key in absent if kin[key] in near] or absent
         if absent:
             category = names[absent[query_key(str(row["image_id"])) % len(absent)]]

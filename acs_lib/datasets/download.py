@@ -8,7 +8,6 @@ rest goes on; a disk that cannot be written, a full one above all, stops everyth
 """
 
 import gzip
-import hashlib
 import tarfile
 import zipfile
 import zlib
@@ -26,7 +25,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from acs_lib import __version__
-from acs_lib.core.files import replacing
+from acs_lib.core.files import file_digest, replacing
+from acs_lib.core.progress import tracked
 from acs_lib.datasets.coco import read_annotations
 from acs_lib.datasets.splits import load_split, split_files
 from acs_lib.profiles import DatasetSpec, Profile
@@ -112,7 +112,7 @@ def fetch(asked: requests.Session, url: str, path: Path, sha256: str | None = No
         stopped = 0 if _size(part) > before else stopped + 1
         if stopped == STOPS:
             raise FetchError(f"{url}: {cause}; the same command goes on from here")
-    if sha256 is not None and (found := _sha256(part)) != sha256:
+    if sha256 is not None and (found := file_digest(part)) != sha256:
         part.unlink()
         raise FetchError(f"{url} has the SHA-256 {found}, not {sha256}: it was changed or damaged; nothing is kept")
     return part.rename(path)
@@ -120,11 +120,6 @@ def fetch(asked: requests.Session, url: str, path: Path, sha256: str | None = No
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stream(asked: requests.Session, url: str, part: Path, progress: bool) -> bool:
@@ -204,7 +199,7 @@ def _each(check: Callable[[Path], str | None], images: Collection[Path], outcome
     """Note for every image the reason why it is not there, or None."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(check, images)
-        for path, reason in tqdm(zip(images, found), total=len(images), desc=label, unit="image", disable=None):
+        for path, reason in zip(tracked(images, label, unit="images"), found):
             if reason is None:
                 outcome.there.add(path)
             else:

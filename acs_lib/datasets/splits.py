@@ -1,7 +1,6 @@
 """A split of a dataset: its files, rendered if need be; the queries that a profile takes of it; and its digest."""
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from acs_lib import paths
-from acs_lib.core.files import digest, query_key
+from acs_lib.core.files import digest, file_digest, query_key
 from acs_lib.core.sources import imported_files
 from acs_lib.datasets import coco, phrases
 from acs_lib.embedded import scenes
@@ -53,6 +52,12 @@ def _annotated(
     return parsed(*files, units, profile.small, profile.large, tuple(s and (s.st_mtime_ns, s.st_size) for s in states))
 
 
+def in_share(image_ids: pd.Series, share: tuple[float, float]) -> pd.Series:
+    """Which images [n] are in a split's share, by a hash of their ids."""
+    hashed = image_ids.map(lambda image_id: query_key(str(image_id)) / 2**32)
+    return (hashed >= share[0]) & (hashed < share[1])
+
+
 def load_split(profile: Profile, dataset: DatasetSpec, split: Split) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The queries of a split (the first of each size in the file's order, up to the profile's limit) and the funnel.
 
@@ -62,8 +67,7 @@ def load_split(profile: Profile, dataset: DatasetSpec, split: Split) -> tuple[pd
     if queries.empty:
         raise ValueError(f"{split_files(dataset, split)[0]} holds no query: no category that occurs once in its image")
     spec, limits = dataset.splits[split], dataset.splits[split].queries
-    hashed = queries["image_id"].map(lambda image_id: query_key(str(image_id)) / 2**32)
-    shared = queries[(hashed >= spec.share[0]) & (hashed < spec.share[1])]
+    shared = queries[in_share(queries["image_id"], spec.share)]
     place = shared.groupby("size").cumcount()
     kept = shared[place < shared["size"].map(limits).fillna(0).astype(float)].reset_index(drop=True)
     if kept.empty:
@@ -96,8 +100,7 @@ def data_digest(dataset: DatasetSpec, split: Split) -> str:
         return json.loads(annotations.read_text(encoding="utf-8"))["info"]["digest"]
     if not annotations.exists():
         coco.read_annotations(annotations)  # which says what belongs there
-    with annotations.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(annotations)
 
 
 def list_digest(profile: Profile, dataset: DatasetSpec, split: Split) -> str:

@@ -5,6 +5,7 @@ side of a scene. They answer three questions: where one object of a category is 
 of them are, and whether a box is right.
 """
 
+import copy
 import math
 import os
 import shutil
@@ -115,6 +116,11 @@ class TinyLVLM(ABC):
         """Which token ids [n] are numbers."""
         return (ids >= self.number_0) & (ids < self.number_0 + len(self.number_words))
 
+    def numbered(self, ids: np.ndarray) -> np.ndarray:
+        """The how many-th number each of the token ids [n] writes, counted from 0; -1 for what is none."""
+        number = self.is_number(ids)
+        return np.where(number, number.cumsum() - 1, -1)
+
     def said_ids(self, right: bool) -> list[int]:
         """Token ids of the answer to a question whether a box is right."""
         return self.ids(["Yes" if right else "No", self.end])
@@ -149,11 +155,14 @@ class TinyLVLM(ABC):
 
     def save(self, lvlm: PreTrainedModel, folder: Path) -> None:
         """Write weights, tokenizer and image processor, so that `from_pretrained` alone loads them. They are written
-        aside and renamed one by one: no file is ever half of one."""
+        aside and renamed one by one: no file is ever half of one. Weights are rounded to float16, half the size, and
+        the configuration says that they are computed with in float32."""
         folder = Path(folder)
         aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        half, config = copy.deepcopy(lvlm).half(), copy.deepcopy(lvlm.config)
+        config.dtype = torch.float32
         try:
-            for part in (lvlm, self.tokenizer(), self.image_processor()):
+            for part in (half, config, self.tokenizer(), self.image_processor()):
                 part.save_pretrained(aside)
             folder.mkdir(exist_ok=True)
             for path in aside.iterdir():

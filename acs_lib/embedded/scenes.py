@@ -1,7 +1,8 @@
 """The embedded world: OpenMoji icons on procedural backgrounds, written as a COCO annotation file plus images.
 
-Worlds of one renderer: `clear` and `train` (what the embedded LVLM learns from), `scenes` (hazy and crowded; stands
-where COCO stands) and `scenes-shift` (other backgrounds, other haze; stands where Objects365 stands). Everything is a
+Worlds of one renderer: `clear`, `train` and `train-rare` (what the embedded LVLMs learn from), `scenes` (hazy and
+crowded; stands where COCO stands) and `scenes-shift` (other backgrounds, other haze; stands where Objects365 stands),
+both also at three times the side (`-480`), and `scenes-repeats` with several objects of a category. Everything is a
 function of (world, seed, image index), so a split can be rendered anew, in any order, with the same pixels.
 """
 
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
-from tqdm import tqdm
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.extras import load_extra
+from acs_lib.core.progress import tracked
 
 SIZE = 160  # px, both sides of a scene as an LVLM looks at it, and of those on disk that hold no more detail
 INSTANCES = 6  # of one category, at most
@@ -85,7 +86,7 @@ WORLDS = {
     "clear": World(objects=(3, 10), siblings=0.5, repeats=0.3, noise=(2, 22), blur=(0, 0), saturation=(1, 1)),
     "train": TRAIN,
     "train-rare": replace(TRAIN, rare=16),  # the last lessons
-    "scenes": World(objects=(8, 13), sides=(11, 64), rare=16, siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
+    "scenes": World(objects=(8, 13), sides=(9, 64), rare=16, siblings=0.9, blur=(0.4, 0.9), saturation=(0.7, 0.9)),
     "scenes-shift": World(
         objects=(7, 12),
         sides=(11, 64),
@@ -96,6 +97,11 @@ WORLDS = {
         fog=0.2,
         background="stripes",
     ),
+}
+WORLDS |= {  # with more detail on disk than a look at the whole shows; and with several objects of a category
+    "scenes-480": replace(WORLDS["scenes"], side=3 * SIZE),
+    "scenes-shift-480": replace(WORLDS["scenes-shift"], side=3 * SIZE),
+    "scenes-repeats": replace(WORLDS["scenes"], repeats=0.4),
 }
 
 
@@ -259,7 +265,7 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
         ],
     }
     digest = hashlib.sha256()
-    for index in tqdm(range(images), desc=f"rendering {world_name}", unit="image", disable=None):
+    for index in tracked(range(images), f"rendering {world_name}", unit="images"):
         scene = render(np.random.default_rng([seed, index]), world, side=world.side)
         name = f"{index:06d}.png"
         Image.fromarray(scene.image).save(aside / "images" / name)

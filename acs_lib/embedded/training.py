@@ -19,7 +19,6 @@ Three kinds of stages, each a pure function of its settings and of the weights b
 Half of the images are windows of a scene, up to three times as large as in the whole. Scenes get harder on the way.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from acs_lib.core import boxes as bx
-from acs_lib.core.files import replacing, write_text
+from acs_lib.core.files import file_digest, replacing, write_text
 from acs_lib.embedded import scenes
 from acs_lib.embedded.models import GRID, PITCH, TINY, TinyLVLM, fourier
 
@@ -87,6 +86,7 @@ RECIPE = (  # of both families
         "answers", "train", steps=1200, lr=1.2e-3, constant=1.0, seed=2, curriculum=((0.2, 1, 4), (0.6, 3, 8))
     ),
     TrainingStage("answers", "train", steps=1300, lr=1.2e-3, constant=0.0, seed=3),
+    TrainingStage("answers", "train", steps=1000, lr=1e-3, constant=0.2, seed=6),
 )
 
 
@@ -259,9 +259,10 @@ def pack(tiny: TinyLVLM, questions: list[Question]) -> dict[str, np.ndarray]:
         packed["after"][begin:end] = np.arange(len(ids))
         packed["target"][first : end - 1] = question.answer
         packed["decision"][first] = 1
-        written = first + np.flatnonzero(tiny.is_number(np.array(question.answer)))
-        packed["coordinate"][written] = np.arange(len(written)) % 4
-        packed["written"][written] = np.repeat(question.boxes, 4, 0)
+        number = tiny.numbered(np.array(question.answer))
+        written, number = first + np.flatnonzero(number >= 0), number[number >= 0]
+        packed["coordinate"][written] = number % 4
+        packed["written"][written] = question.boxes[number // 4]
         for token, following in zip(written, written[1:]):
             if packed["coordinate"][token] < 3:
                 packed["following"][token + 1] = packed["target"][following]
@@ -504,7 +505,8 @@ def _load_checkpoint(path: Path, key: str, model, optimiser, parameters) -> tupl
     model.load_state_dict({name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")})
     for index, parameter in enumerate(parameters):
         prefix = f"optimiser.{index}."
-        optimiser.state[parameter] = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
+        moments = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
+        optimiser.state[parameter] = {n: t if n == "step" else t.to(parameter.device) for n, t in moments.items()}
     return int(metadata["step"]), json.loads(metadata["log"])
 
 
@@ -529,22 +531,20 @@ def train(
         config, _ = PreTrainedConfig.get_config_dict(start)
         if config.get("model_type") != family:
             raise ValueError(f"{start} holds no LVLM of the family {family}, but of {config.get('model_type')}")
-        begun = _sha256(Path(start) / "model.safetensors")
+        begun = file_digest(Path(start) / "model.safetensors")
         lvlm = tiny.model_class.from_pretrained(start, dtype=torch.float32).train()
     lvlm.to(device)
     perception.to(device)
     logs = []
     for number, stage in enumerate(recipe):
-        key = json.dumps([family, seed, begun, *(asdict(earlier) for earlier in recipe[: number + 1])])
+        done = recipe[: number + 1]
+        worlds = {each.world: asdict(scenes.WORLDS[each.world]) for each in done}
+        key = json.dumps([family, seed, begun, KINDS, WEIGHTS, ZOOM, SEEN, worlds, *map(asdict, done)])
         log = train_stage(lvlm, perception, stage, work / f"{number}-{stage.name}.safetensors", key)
         logs += [{"number": number, **entry} for entry in log]
     tiny.save(lvlm.cpu(), folder)
     write_text(folder / "loss.csv", pd.DataFrame(logs).round(4).to_csv(index=False))
-    digest = _sha256(folder / "model.safetensors")
+    digest = file_digest(folder / "model.safetensors")
     text = {"seed": seed, "start": begun, "stages": [asdict(stage) for stage in recipe], "sha256": digest}
     write_text(folder / "recipe.json", json.dumps(text, indent=2) + "\n")
     return digest
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

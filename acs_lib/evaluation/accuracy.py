@@ -1,8 +1,8 @@
-"""From scores to chosen boxes, and from these to Acc@0.5 and mIoU with their intervals.
+"""From scores to chosen boxes, and from these to Acc@0.5, Acc@0.75 and mIoU with their intervals.
 
 The unit of evaluation is a frame of choices, one record a query and method:
-    query_id, method, family, candidate (its number, -1 where the box is none of them), iou (0-1), hit (0-1:
-    IoU >= 0.5, or the mean of that over a pool)
+    query_id, method, family, candidate (its number, -1 where the box is none of them), iou (0-1), hit and
+    hit75 (0-1: IoU >= 0.5 and 0.75, or the mean of that over a pool)
 Queries are a frame with query_id and image_id. Queries of one image share its difficulty, so every interval comes
 from drawing images, not queries, and every comparison is paired: all methods meet the same draws.
 """
@@ -20,14 +20,14 @@ from acs_lib.method.selection import FAMILIES, Fusion, Selector, choose
 RANDOM = "random (mean over N)"
 ORACLE = "oracle best of N"
 SIZES = ("small", "medium", "large")
-CHOICE_COLUMNS = ["query_id", "method", "family", "candidate", "iou", "hit"]
+CHOICE_COLUMNS = ["query_id", "method", "family", "candidate", "iou", "hit", "hit75"]
 
-RATES = ["acc50", "acc50_lo", "acc50_hi", "miou", "miou_lo", "miou_hi"]
+RATES = [f"{rate}{end}" for rate in ("acc50", "acc75", "miou") for end in ("", "_lo", "_hi")]
 
 
-def hits(iou: np.ndarray) -> np.ndarray:
-    """1.0 where IoU >= 0.5, else 0.0; its mean is Acc@0.5."""
-    return (np.asarray(iou, float) >= 0.5).astype(float)
+def hits(iou: np.ndarray, least: float = 0.5) -> np.ndarray:
+    """1.0 where IoU >= `least`, else 0.0; its mean is Acc@0.5, or at another IoU."""
+    return (np.asarray(iou, float) >= least).astype(float)
 
 
 def make_choices(
@@ -38,22 +38,22 @@ def make_choices(
 
     truth: query id -> [4] xyxy in original pixels; a query without one raises KeyError
     'oracle best of N' takes the box of the pool with the highest IoU. 'random (mean over N)' is the exact expectation
-    of a uniform draw from the candidates a selector may choose from: `iou` and `hit` are means over them. Where the
+    of a uniform draw from the candidates a selector may choose from: `iou` and hits are means over them. Where the
     pool holds no box both fall back to the greedy answer, as every selector does. No box at all: IoU 0.
     """
     selectors, rows = list(selectors), []
     for c in candidates:
         iou = bx.iou(c.boxes, np.asarray(truth[c.query_id], float))
-        hit = hits(iou)
+        hit, hit75 = hits(iou), hits(iou, 0.75)
         for selector in selectors:
             row = choose(selector.score(c), c.parsed, selector.pool or pool)
-            rows.append((c.query_id, selector.name, selector.family, row, iou[row], hit[row]))
+            rows.append((c.query_id, selector.name, selector.family, row, iou[row], hit[row], hit75[row]))
         best = choose(iou, c.parsed, pool)
         eligible = c.parsed & (np.arange(len(c)) >= (pool == "sampled"))
         if not eligible.any():
             eligible = np.arange(len(c)) == 0
-        rows.append((c.query_id, RANDOM, "control", -1, iou[eligible].mean(), hit[eligible].mean()))
-        rows.append((c.query_id, ORACLE, "control", best, iou[best], hit[best]))
+        rows.append((c.query_id, RANDOM, "control", -1, *(v[eligible].mean() for v in (iou, hit, hit75))))
+        rows.append((c.query_id, ORACLE, "control", best, iou[best], hit[best], hit75[best]))
     return pd.DataFrame(rows, columns=CHOICE_COLUMNS)
 
 
@@ -67,8 +67,8 @@ def make_fusions(
         for c in candidates
         for fusion in fusions
     ]
-    choices = pd.DataFrame(rows, columns=CHOICE_COLUMNS[:-1])
-    return choices.assign(hit=hits(choices["iou"]))
+    choices = pd.DataFrame(rows, columns=CHOICE_COLUMNS[:-2])
+    return choices.assign(hit=hits(choices["iou"]), hit75=hits(choices["iou"], 0.75))
 
 
 def families_of(choices: pd.DataFrame) -> pd.Series:
@@ -91,13 +91,16 @@ def accuracy_table(
     names = list(families.index)
     if reference not in names:
         raise ValueError(f"no choices of the reference method {reference!r}")
-    hit, iou = wide["hit"][names].to_numpy(float), wide["iou"][names].to_numpy(float)
+    hit, hit75, iou = (wide[value][names].to_numpy(float) for value in ("hit", "hit75", "iou"))
     gain = hit - hit[:, [names.index(reference)]]
-    acc, miou, delta = np.split(bootstrap_means(np.hstack([hit, iou, gain]), images, draws), 3, axis=1)
+    *drawn, delta = np.split(bootstrap_means(np.hstack([hit, hit75, iou, gain]), images, draws), 4, axis=1)
     p_values = bootstrap_p(delta)
     p_values[names.index(reference)] = np.nan
-    acc_ends, miou_ends = (np.quantile(drawn, INTERVAL, axis=0) for drawn in (acc, miou))
-    rates = hit.mean(axis=0), *acc_ends, iou.mean(axis=0), *miou_ends
+    rates = [
+        rate
+        for values, means in zip((hit, hit75, iou), drawn)
+        for rate in (values.mean(axis=0), *np.quantile(means, INTERVAL, axis=0))
+    ]
     table = pd.DataFrame({"method": names, "family": list(families), "n_queries": len(hit), **dict(zip(RATES, rates))})
     return table.assign(delta_vs_greedy=gain.mean(axis=0), p_value=p_values)
 

@@ -1,6 +1,7 @@
 """What reproduced and what did not: each claim of the paper, the published evidence, the measured one, and a verdict.
 
-The verdicts follow from the tables by the rules below, so they stay true when the numbers change.
+`evidence` judges every claim in every column (an LVLM on a dataset), `claims_table` sums up over the columns of a
+condition. Both follow from the tables by the rules below, so they stay true when the numbers change.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from acs_lib.method.heads import ATTRIBUTIONS, IOU_GROUPS
 from acs_lib.method.selection import ALL_HEADS
 
 LEVEL = 0.05  # of significance, after Holm's correction
+COLUMN = ["condition", "lvlm", "dataset"]
 SEEDED = ("greedy", "small")  # the comparison of which the spread over seeds is known
 
 
@@ -24,81 +26,155 @@ def lower_for_good(table: pd.DataFrame) -> pd.Series:
     return lower.groupby(level=["lvlm", "dataset"], sort=False).mean()
 
 
-def claims_table(
+def evidence(
     regressors: pd.DataFrame, compared: pd.DataFrame, entropy: pd.DataFrame, sizes: pd.DataFrame, ranks: pd.DataFrame,
     attributions: pd.DataFrame, spread: pd.DataFrame,
 ) -> pd.DataFrame:  # fmt: skip
-    """claims.csv: each claim of the paper, the published evidence, the measured evidence and a verdict from it.
+    """evidence.csv: claim, published, condition, lvlm, dataset, measured, sign: of every claim of the paper in every
+    column what was published and measured, and whether it is for the claim (1), against it (-1) or neither (0).
 
     A difference counts where its p (paired bootstrap over images) is below LEVEL after Holm's correction over the
-    comparisons of its column; 'reproduced' takes all columns, 'in part' some, 'contradicted' one the other way and
-    none for it. spread: `seed_spread` of the regressor, told beside the gain over greedy decoding, whose verdict rests
-    on the first seed.
+    comparisons of its column. spread: `seed_spread` of the regressor, told beside the gain over greedy decoding, which
+    rests on the first seed. Layers are judged by LVLM, ranks by condition alone.
     """
-    test = regressors[regressors["split"] == "test"]
-    told = [f"{row.lvlm} on {row.dataset} r = {estimate(row, 'pearson', '.3f')}" for row in test.itertuples()]
-    greedy = sizes[sizes["method"] == "greedy"].pivot(
-        index=["lvlm", "dataset"], columns="size", values=["acc50", "acc50_lo", "acc50_hi"]
-    )
+    conditions = compared.drop_duplicates("lvlm").set_index("lvlm")["condition"]
     known = published.by_size().query("method == 'greedy' and dataset == 'COCO'").set_index("size")["acc50"]
-    bound = published.REGRESSOR_PEARSON
+    few = "Few discriminative heads serve better than all heads, read at the same coordinates"
+    large = "greedy 64 %, ACS 70 % (InternVL-3.5-8B; ACS's variant is not stated)"
+    best = published.BEST_BASELINE
 
-    def pairs(method, reference, size="small"):
+    def gain(claim: str, told: str, method: str, reference: str, size: str = "small") -> pd.DataFrame:
         wanted = (compared["method"] == method) & compared["reference"].str.startswith(reference)
-        return compared[wanted & (compared["size"] == size)]
+        return _of(claim, told, _differences(compared[wanted & (compared["size"] == size)], spread))
 
-    gains = [
-        ("ACS-Learned beats greedy decoding on small objects", _published("ACS-Learned", "greedy"),
-         pairs("ACS-Learned", "greedy")),
-        ("ACS-Learned beats the best sampling baseline", _published("ACS-Learned", published.BEST_BASELINE),
-         pairs("ACS-Learned", published.BEST_BASELINE)),
-        ("ACS-Free beats greedy decoding", _published("ACS-Free", "greedy"), pairs("ACS-Free", "greedy")),
-        ("Few discriminative heads serve better than all heads, read at the same coordinates",
-         "an ablation of the paper, no number at hand", pairs("ACS-Free", ALL_HEADS)),
-        ("ACS-Learned beats greedy decoding on large objects, too",
-         "64 to 70 % (InternVL-3.5-8B; ACS's variant is not stated)", pairs("ACS-Learned", "greedy", "large")),
-    ]  # fmt: skip
-    rows = [
-        _size_claim(greedy, f"greedy {known['large']:.3f} large, {known['small']:.3f} small (Qwen2.5-VL-7B, COCO)"),
-        (
-            "Attention predicts the box's IoU",
-            f"Pearson r > {bound}",
-            "; ".join(told),
-            _counted(test["pearson_lo"] > bound, test["pearson_hi"] < bound),
+    parts = [
+        _of(
+            "LVLMs find large objects and miss small ones",
+            f"greedy {known['large']:.3f} large, {known['small']:.3f} small (Qwen2.5-VL-7B, COCO)",
+            _sizes(sizes),
         ),
-        _entropy_claim(lower_for_good(entropy)),
-        _layer_claim(attributions),
-        *((claim, evidence, _differences(found, spread), _verdict(found)) for claim, evidence, found in gains),
-        _rank_claim(ranks),
-    ]
-    return pd.DataFrame(rows, columns=["claim", "published", "measured", "verdict"])
+        _of(
+            "Attention predicts the box's IoU",
+            f"Pearson r > {published.REGRESSOR_PEARSON}",
+            _regressors(regressors[regressors["split"] == "test"]),
+        ),
+        _of(
+            "Good boxes have lower attention entropy, averaged over all heads",
+            "in every layer and coordinate of the entropy figure",
+            _entropy(entropy),
+        ),
+        _of(
+            "Gradient attribution finds the layers with the discriminative heads (D_c)",
+            "D_c lies in the first 10 of 28 layers by attribution (Qwen2.5-VL-7B)",
+            _layers(attributions),
+        ),
+        gain(
+            "ACS-Learned beats greedy decoding on small objects", _gains("ACS-Learned", "greedy"),
+            "ACS-Learned", "greedy",
+        ),
+        gain("ACS-Learned beats the best sampling baseline", _gains("ACS-Learned", best), "ACS-Learned", best),
+        gain("ACS-Free beats greedy decoding", _gains("ACS-Free", "greedy"), "ACS-Free", "greedy"),
+        gain(few, "an ablation of the paper, no number at hand", "ACS-Free", ALL_HEADS),
+        gain("ACS-Learned beats greedy decoding on large objects, too", large, "ACS-Learned", "greedy", "large"),
+    ]  # fmt: skip
+    parts = [part.assign(condition=part["lvlm"].map(conditions)) for part in parts]
+    parts.append(
+        _of("ACS-Free is the best method without training", "by mean rank over the four columns", _first(ranks))
+    )
+    names = ["claim", "published", *COLUMN, "measured", "sign"]
+    return pd.concat(parts, ignore_index=True)[names].fillna({"lvlm": "", "dataset": ""})
 
 
-def _counted(above: pd.Series, below: pd.Series) -> str:
-    """A verdict from the columns that are surely for a claim and those that are surely against it."""
-    if len(above) and above.all():
+def claims_table(found: pd.DataFrame) -> pd.DataFrame:
+    """claims.csv: claim, condition, published, measured, verdict, from `evidence`: 'reproduced' takes all columns of
+    a condition, 'in part' some, 'contradicted' one the other way and none for it."""
+    rows = []
+    for (claim, condition), part in found.groupby(["claim", "condition"], sort=False):
+        told = [
+            " ".join([*filter(None, [row.lvlm, f"on {row.dataset}" * bool(row.dataset)]), row.measured])
+            for row in part.itertuples()
+        ]
+        rows.append((claim, condition, part["published"].iloc[0], "; ".join(told), verdict(part["sign"])))
+    return pd.DataFrame(rows, columns=["claim", "condition", "published", "measured", "verdict"])
+
+
+def verdict(signs: pd.Series) -> str:
+    """A verdict from what each column says: 1 for a claim, -1 against it, 0 neither."""
+    surely = (signs == 1).sum()
+    if len(signs) and surely == len(signs):
         return "reproduced"
-    if above.any():
-        return f"in part: in {above.sum()} of {len(above)} columns"
-    return "contradicted" if below.any() else "not shown"
+    if surely:
+        return f"in part: in {surely} of {len(signs)} columns"
+    return "contradicted" if (signs == -1).any() else "not shown"
 
 
-def _verdict(rows: pd.DataFrame) -> str:
-    """`_counted` of paired differences."""
-    sure = rows["p_holm"] < LEVEL
-    return _counted(sure & (rows["delta"] > 0), sure & (rows["delta"] < 0))
+def _of(claim: str, told: str, rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*COLUMN, "measured", "sign"]).assign(claim=claim, published=told)
 
 
-def _differences(rows: pd.DataFrame, spread: pd.DataFrame) -> str:
-    known = spread[spread["source"] == "regressor"].set_index(["lvlm", "dataset", "method"])
-    parts = []
+def _sign(above: bool, below: bool) -> int:
+    return int(above) - int(below)
+
+
+def _gains(method: str, reference: str) -> str:
+    """The published differences of two rows of the paper's table, lowest and highest."""
+    gains = [a - b for a, b in zip(published.SMALL_OBJECTS[method], published.SMALL_OBJECTS[reference])]
+    return f"{min(gains):+.1f} to {max(gains):+.1f} points in the four columns"
+
+
+def _sizes(sizes: pd.DataFrame) -> list[dict]:
+    rows = []
+    for (lvlm, dataset), part in sizes[sizes["method"] == "greedy"].groupby(["lvlm", "dataset"], sort=False):
+        large, small = (part.set_index("size").loc[size] for size in ("large", "small"))
+        above, below = large["acc50_lo"] > small["acc50_hi"], large["acc50_hi"] < small["acc50_lo"]
+        told = f"{large['acc50']:.3f} large, {small['acc50']:.3f} small"
+        rows.append({"lvlm": lvlm, "dataset": dataset, "measured": told, "sign": _sign(above, below)})
+    return rows
+
+
+def _regressors(test: pd.DataFrame) -> list[dict]:
+    bound = published.REGRESSOR_PEARSON
+    return [
+        {"lvlm": row.lvlm, "dataset": row.dataset, "measured": f"r = {estimate(row, 'pearson', '.3f')}",
+         "sign": _sign(row.pearson_lo > bound, row.pearson_hi < bound)}
+        for row in test.itertuples()
+    ]  # fmt: skip
+
+
+def _entropy(entropy: pd.DataFrame) -> list[dict]:
+    """For it: lower in every layer and coordinate; against it: in no more than half of them."""
+    return [
+        {"lvlm": lvlm, "dataset": dataset, "measured": f"in {share:.0%} of the layers and coordinates",
+         "sign": _sign(share == 1, share <= 0.5)}
+        for (lvlm, dataset), share in lower_for_good(entropy).items()
+    ]  # fmt: skip
+
+
+def _layers(table: pd.DataFrame) -> list[dict]:
+    """table: lvlm, layer, selected (has heads in D_c), and ATTRIBUTIONS (higher: the regressor leans on it more). For
+    it: all of D_c's layers are in the first half by every attribution, since the paper does not say which one it took;
+    against it: none by any."""
+    rows = []
+    for lvlm, part in table.groupby("lvlm", sort=False):
+        ranks = part[list(ATTRIBUTIONS)].rank(ascending=False, method="first").astype(int)[part["selected"]]
+        first = ranks <= len(part) / 2
+        told = ", ".join(f"{' and '.join(map(str, sorted(at)))} by {name}" for name, at in ranks.items())
+        sign = _sign(first.all(axis=None), not first.any(axis=None))
+        rows.append({"lvlm": lvlm, "measured": f"D_c's layers rank {told} of {len(part)}", "sign": sign})
+    return rows
+
+
+def _differences(rows: pd.DataFrame, spread: pd.DataFrame) -> list[dict]:
+    known, told = spread[spread["source"] == "regressor"].set_index(["lvlm", "dataset", "method"]), []
     for row in rows.itertuples():
-        text = f"{row.lvlm} on {row.dataset} {estimate(row, 'delta', '+.1f', 100)}"
+        text = estimate(row, "delta", "+.1f", 100)
         text += f" ({row.reference.partition(': ')[2]})" if ": " in row.reference else ""
         if (seeds := (row.lvlm, row.dataset, row.method)) in known.index and (row.reference, row.size) == SEEDED:
             text += f" (mean of {seeds_told(known.loc[seeds], 'delta_vs_greedy', '+.1f')})"
-        parts.append(text)
-    return "; ".join(parts)
+        sure = row.p_holm < LEVEL
+        sign = _sign(sure and row.delta > 0, sure and row.delta < 0)
+        told.append({"lvlm": row.lvlm, "dataset": row.dataset, "measured": text, "sign": sign})
+    return told
 
 
 def seeds_told(row: pd.Series, value: str, form: str) -> str:
@@ -107,66 +183,15 @@ def seeds_told(row: pd.Series, value: str, form: str) -> str:
     return f"{row['seeds']} seeds {mean}, {lowest} to {highest}"
 
 
-def _published(method: str, reference: str) -> str:
-    """The published differences of two rows of the paper's table, lowest and highest."""
-    gains = [a - b for a, b in zip(published.SMALL_OBJECTS[method], published.SMALL_OBJECTS[reference])]
-    return f"{min(gains):+.1f} to {max(gains):+.1f} points in the four columns"
-
-
-def _size_claim(greedy: pd.DataFrame, evidence: str) -> tuple[str, str, str, str]:
-    """greedy: by (lvlm, dataset), columns (acc50, acc50_lo, acc50_hi) x size."""
-    told = "; ".join(
-        f"{lvlm} on {dataset} {row['acc50']['large']:.3f} large, {row['acc50']['small']:.3f} small"
-        for (lvlm, dataset), row in greedy.iterrows()
-    )
-    above = greedy["acc50_lo"]["large"] > greedy["acc50_hi"]["small"]
-    below = greedy["acc50_hi"]["large"] < greedy["acc50_lo"]["small"]
-    return "LVLMs find large objects and miss small ones", evidence, told, _counted(above, below)
-
-
-def _entropy_claim(lower: pd.Series) -> tuple[str, str, str, str]:
-    """lower: by (lvlm, dataset), the share of layer and coordinate pairs that `lower_for_good` gives."""
-    told = "; ".join(f"{lvlm} on {dataset} in {share:.0%}" for (lvlm, dataset), share in lower.items())
-    verdict = "reproduced" if (lower == 1).all() else "in part" if (lower > 0.5).all() else "contradicted"
-    return (
-        "Good boxes have lower attention entropy, averaged over all heads",
-        "in every layer and coordinate of the entropy figure",
-        f"of the layer and coordinate pairs: {told}",
-        verdict,
-    )
-
-
-def _layer_claim(table: pd.DataFrame) -> tuple[str, str, str, str]:
-    """table: lvlm, layer, selected (has heads in D_c), and ATTRIBUTIONS (higher: the regressor leans on it more). D_c's
-    layers have to be in the first half by every attribution, since the paper does not say which one it took."""
-    layers = table.groupby("lvlm", sort=False)["layer"].transform("size")
-    ranks = table.groupby("lvlm")[list(ATTRIBUTIONS)].rank(ascending=False, method="first").astype(int)
-    chosen, first = table[table["selected"]], ranks.le(layers / 2, axis=0)[table["selected"]]
-    parts = []
-    for lvlm, rows in chosen.groupby("lvlm", sort=False):
-        found = {name: " and ".join(map(str, sorted(ranks.loc[rows.index, name]))) for name in ATTRIBUTIONS}
-        parts.append(f"{lvlm} {', '.join(f'{at} by {name}' for name, at in found.items())} of {layers[rows.index[0]]}")
-    every, some = first.all(axis=None), first.any(axis=None)
-    return (
-        "Gradient attribution finds the layers with the discriminative heads (D_c)",
-        "D_c lies in the first 10 of 28 layers by attribution (Qwen2.5-VL-7B)",
-        f"rank of D_c's layers: {'; '.join(parts)}",
-        "reproduced" if every else "in part: it depends on the attribution and the layer" if some else "contradicted",
-    )
-
-
-def _rank_claim(ranks: pd.DataFrame) -> tuple[str, str, str, str]:
-    """ranks: as `rank_table` gives them, best first."""
-    free = ranks.set_index("method").loc["ACS-Free"]
-    others = ranks[ranks["method"] != "ACS-Free"]
-    surely_behind = (others["mean_rank_hi"] < free["mean_rank_lo"]).any()
-    surely_first = (others["mean_rank_lo"] > free["mean_rank_hi"]).all()
-    verdict = "contradicted" if surely_behind else "reproduced" if surely_first else "not shown"
-    best = others.iloc[0]
-    return (
-        "ACS-Free is the best method without training",
-        "by mean rank over the four columns",
-        f"mean rank {estimate(free, 'mean_rank', '.1f')} of {len(ranks)}; "
-        f"{best['method']} {estimate(best, 'mean_rank', '.1f')}",
-        verdict,
-    )
+def _first(ranks: pd.DataFrame) -> list[dict]:
+    """ranks: as `rank_table` gives them, of each condition best first."""
+    rows = []
+    for condition, part in ranks.groupby("condition", sort=False):
+        free, others = part.set_index("method").loc["ACS-Free"], part[part["method"] != "ACS-Free"]
+        first = (others["mean_rank_lo"] > free["mean_rank_hi"]).all()
+        behind = (others["mean_rank_hi"] < free["mean_rank_lo"]).any()
+        best = others.iloc[0]
+        told = f"mean rank {estimate(free, 'mean_rank', '.1f')} of {len(part)}; {best['method']} "
+        told += estimate(best, "mean_rank", ".1f")
+        rows.append({"condition": condition, "measured": told, "sign": _sign(first, behind)})
+    return rows

@@ -30,7 +30,7 @@ FEWEST = 48  # queries, where a table does not say of how many a number is the m
 SIZES = ("n_queries", "pairs", "n")  # the columns that say it
 COUNTS = {"n": 2, "n_answers": 2, "n_mixed": 2, "gained": 2, "lost": 2, "pairs": 10}
 KEYS = (  # they name a row
-    "layer", "head", "seed", "epoch", "candidate", "n_samples", "coverage", "from", "temperature", "top_p",
+    "edition", "layer", "head", "seed", "epoch", "candidate", "n_samples", "coverage", "from", "temperature", "top_p",
 )  # fmt: skip
 MACHINES_OWN = re.compile("seconds|^peak_mb")
 HOLM = re.compile("_holm$")
@@ -43,6 +43,7 @@ LOWER = re.compile("(?<![^_])lo(west)?$")  # the upper one is hi or highest
 NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?%?)(?!\w)")
 COLUMNS = ("lvlm", "dataset", "condition")  # what a number is about
 MOVED, MOST_MOVED, FEW_ROWS = 0.001, 0.75, 8  # of a column
+FIRST = 5  # differences that the end of a run names
 
 
 def allowed(column: str, n: np.ndarray | float) -> np.ndarray:
@@ -188,8 +189,15 @@ def summary(reference: Path, found: Path) -> tuple[str, list[str]]:
     return "; ".join(filter(None, parts)), other
 
 
+def first(differences: list[str]) -> list[str]:
+    """The first FIRST of some differences, and where all of them are told."""
+    more = len(differences) - FIRST
+    return differences[:FIRST] + [f"... and {more} more: acs compare lists all"] * (more > 0)
+
+
 def _pair(reference: Path, found: Path, stem: str, value: str, names: Iterable[str]) -> pd.DataFrame | None:
-    """A column of a table of both folders, as value_x and value_y; None where one has no such table."""
+    """A column of a table of both folders, as value_x and value_y, NaN where only the other has the row; None where one
+    has no such table."""
     both = []
     for folder in (reference, found):
         path = Path(folder) / f"{stem}.csv"
@@ -198,7 +206,7 @@ def _pair(reference: Path, found: Path, stem: str, value: str, names: Iterable[s
         frame = pd.read_csv(path)
         keys = [name for name in (*COLUMNS, *names) if name in frame]
         both.append(frame[[*keys, value]].fillna(dict.fromkeys(keys, "")))
-    return both[0].merge(both[1], on=[name for name in both[0] if name != value and name in both[1]])
+    return both[0].merge(both[1], how="outer", on=[name for name in both[0] if name != value and name in both[1]])
 
 
 def _verdicts(reference: Path, found: Path) -> str:

@@ -7,8 +7,10 @@ Two promises, each about questions like those that it was calibrated on, and abo
 - `tested_threshold`: of the questions that are answered, the share of wrong answers is at most alpha, with probability
   1 - delta over the calibration images (Learn then Test, arXiv 2110.01052).
 
-Questions about one image are not exchangeable, so the unit is the image: its loss is the mean over its questions, and
-images are what is drawn at random. An object that is absent is a question whose every answer is wrong.
+Questions about one image are not exchangeable, so the unit is the image, and images are what is drawn at random: with
+W wrong answers to the Q questions about an image, W - alpha Q is to be at most 0 on average. Divided by Q_max, the most
+questions about one image, which is taken to bound those about images to come, it is a loss in a range of 1. An object
+that is absent is a question whose every answer is wrong.
 """
 
 from collections.abc import Sequence
@@ -18,12 +20,13 @@ import numpy as np
 NEVER = np.inf  # the threshold that nothing reaches: no promise can be kept
 
 
-def image_means(values: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Means [m, ...] over the questions of each image, of values [n, ...] and the image [n] of every question."""
+def image_shares(values: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Sums [m, ...] over the questions of each image, of values [n, ...] and the image [n] of every question, divided
+    by the most questions about one image."""
     _, codes = np.unique(images, return_inverse=True)
     sums = np.zeros((codes.max() + 1, *values.shape[1:]))
     np.add.at(sums, codes, values)
-    return sums / np.bincount(codes).reshape(-1, *[1] * (values.ndim - 1))
+    return sums / np.bincount(codes).max()
 
 
 def conformal_threshold(scores: np.ndarray, hit: np.ndarray, images: np.ndarray, alpha: float) -> float:
@@ -31,15 +34,16 @@ def conformal_threshold(scores: np.ndarray, hit: np.ndarray, images: np.ndarray,
     does.
 
     scores [n] (higher is surer; -inf for a question without a box), hit [n] bool, images [n]. An answer is given where
-    its score is at least the threshold. The loss of an image grows as the threshold falls, from 0 to at most 1, so with
-    m images and mean loss R it is enough that m / (m + 1) R + 1 / (m + 1) <= alpha (arXiv 2208.02814, equation 4).
+    its score is at least the threshold. The loss of an image, (W - alpha Q) / Q_max + alpha, grows as the threshold
+    falls, and lies in 0-1, so with m images and mean loss R it is enough that m / (m + 1) R + 1 / (m + 1) <= alpha
+    (arXiv 2208.02814, equation 4): that (W + Q_max) / (Q + Q_max) <= alpha, both summed over all images.
     """
     order = np.argsort(-scores, kind="stable")
-    _, codes, sizes = np.unique(images, return_inverse=True, return_counts=True)
-    m = len(sizes)
-    lost = np.cumsum(~hit[order] / sizes[codes[order]])  # summed over images, of the k surest questions
+    _, sizes = np.unique(images, return_counts=True)
+    wrong = np.cumsum(~hit[order])  # of the k surest questions
     ends = np.append(scores[order][1:] < scores[order][:-1], True)  # equal scores are answered together
-    kept = ends & ((lost + 1) / (m + 1) <= alpha) & np.isfinite(scores[order])
+    most = sizes.max()
+    kept = ends & ((wrong + most) / (len(hit) + most) <= alpha) & np.isfinite(scores[order])
     return float(scores[order][kept.nonzero()[0][-1]]) if kept.any() else NEVER
 
 
@@ -63,11 +67,11 @@ def tested_threshold(
     those that are given is at most `alpha` with probability 1 - `delta`; NEVER if that can be said of none.
 
     The share is a ratio, so what is tested is its numerator against it: an image's wrong answers less alpha times its
-    given ones, a mean over its questions from -alpha to 1 - alpha, whose expectation has to be negative. Over the
+    given ones, divided by Q_max, from -alpha to 1 - alpha, whose expectation has to be negative. Over the
     thresholds delta is divided (Bonferroni). scores, hit and images as in `conformal_threshold`.
     """
     given = scores[:, None] >= np.asarray(thresholds)
-    losses = image_means(given * (~hit[:, None] - alpha), images) + alpha
+    losses = image_shares(given * (~hit[:, None] - alpha), images) + alpha
     level = delta / len(thresholds)
     sure = [p_value(column, alpha, level) <= level for column in losses.T]
     return min((float(threshold) for threshold, kept in zip(thresholds, sure) if kept), default=NEVER)

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from acs_lib import paths
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates, Heads
+from acs_lib.core.errors import UserError
 from acs_lib.core.files import file_digest, query_key
 from acs_lib.core.images import Picture, read_image
 from acs_lib.datasets import coco
@@ -275,6 +276,11 @@ class Grounding:
         picture.thumbnail((600, 600))  # notebooks keep it beside the HTML
         return encode(picture, ".png")
 
+    def to_coco(self, image_id: int, category_id: int) -> list[dict]:
+        """The box in COCO's results format (see `boxes.as_coco`), none where there is none; a score that is none (of
+        greedy and fusions) is 0."""
+        return [] if self.box is None else bx.as_coco([self.box], [np.nan_to_num(self.score)], image_id, category_id)
+
     def _repr_html_(self) -> str:
         picture = base64.b64encode(encode(self.show(), ".webp")).decode()
         summary = html.escape(self.summary)
@@ -393,14 +399,15 @@ def ground(
     head_set, regressor: loaded or as files, instead of those that belong to the LVLM
     max_new_tokens: where an answer is cut; reasoning LVLMs need some thousands. Another limit draws other noise
     zoom: look again, so many times closer, at a window around the box that `selector` chose (where no answer held one:
-        nowhere); as many answers are drawn again, and chosen among those of both looks. Off by default
+        nowhere); as many answers are given again, and chosen among those of both looks, the closer look's greedy one
+        included. Off by default
     risk: say "not found" (`box` is None) where the chosen box's score is too low to promise that of all questions at
         most this share (0-1) is answered wrongly. The promise is about questions like those that it was calibrated on;
         it holds for all samples, one look, and the sampling that it was found with
     effort: 'all' draws all samples; 'auto' stops when an answer's score is enough, the greedy answer included: more
         answers are drawn only where they are needed
     The noise depends on the seed, the image's pixels and the object alone. ValueError and OSError say what is wrong
-    with an argument, RuntimeError comes from a full GPU.
+    with an argument, UserError comes from a full GPU.
     """
     asked = [category] if isinstance(category, str) else list(category)
     if not asked or not all(one.strip() for one in asked):
@@ -465,7 +472,7 @@ def ground(
                 )
                 found[name].table["look"] = [1] * len(candidates) + [2] * len(second)
     except torch.OutOfMemoryError as error:
-        raise RuntimeError(
+        raise UserError(
             f"{str(error).partition('.')[0]} with {len(names)} x {settings.samples + 1} answers at once; name fewer "
             "objects at once, ask for fewer samples, or take a smaller LVLM"
         ) from error

@@ -3,6 +3,8 @@
 import html
 import json
 import zlib
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,24 +12,27 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import query_key
 from acs_lib.core.images import Picture, read_image
+from acs_lib.datasets.coco import asked_for, read_annotations
 from acs_lib.grounding.api import head_set_of, method_of, object_name, origins_of, regressor_of, unasked
 from acs_lib.grounding.picture import draw_boxes, encode, write
 from acs_lib.lvlms.adapter import LVLM
 from acs_lib.lvlms.load import DEFAULT_LVLM, load_lvlm
 from acs_lib.method import sampling as sampling_
-from acs_lib.method.baselines import slug
+from acs_lib.method.baselines import FUSIONS, METHODS, slug
 from acs_lib.method.heads import HeadSet
 from acs_lib.method.instances import LIST_TOKENS, QUESTION, SAME, instances, listed
 from acs_lib.method.origin import usual_sampling
 from acs_lib.method.regressor import AttentionIoURegressor
-from acs_lib.method.selection import Fusion
+from acs_lib.method.selection import Selector
 from acs_lib.profiles import Sampling, sampling_of
 
 VOTES = "votes"
 BY_ANSWER = ("greedy", "random", "medoid", "p-true")  # selectors that compare whole answers, so they score no instance
+BOX_SELECTORS = (VOTES, *(name for name in METHODS if name not in (*BY_ANSWER, *map(slug, FUSIONS))))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,11 +88,8 @@ class Detections:
         }  # fmt: skip
 
     def to_coco(self, image_id: int, category_id: int) -> list[dict]:
-        """The instances in COCO's results format (bbox is x, y, width, height), for COCOeval and other tools."""
-        return [
-            {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
-            for x1, y1, x2, y2, score in self.table[[*COORDINATES, "score"]].to_numpy(float).tolist()
-        ]
+        """The instances in COCO's results format (see `boxes.as_coco`)."""
+        return bx.as_coco(self.boxes, self.table["score"], image_id, category_id)
 
     def _repr_png_(self) -> bytes:
         picture = self.show()
@@ -96,6 +98,28 @@ class Detections:
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self.summary)}</p>{self.table.round(3).to_html(index=False, na_rep='')}"
+
+
+def coco_ids(
+    annotations: Path, images: Sequence[Path], objects: Sequence[str]
+) -> tuple[dict[Path, int], dict[str, int]]:
+    """The ids that a COCO-format file has for images, by the names of their files, and for objects, by what its
+    categories' names ask for. ValueError for one that it does not have, or has twice."""
+    found = read_annotations(annotations)
+    named: defaultdict[str, list[int]] = defaultdict(list)
+    known: defaultdict[str, list[int]] = defaultdict(list)
+    for image in found.imgs.values():
+        named[Path(image["file_name"]).name].append(image["id"])
+    for category in found.cats.values():
+        known[asked_for(category["name"])].append(category["id"])
+
+    def only(ids: list[int], name: str) -> int:
+        if len(ids) != 1:
+            raise ValueError(f"{annotations} has {len(ids)} entries named {name!r}, so that its id is not known")
+        return ids[0]
+
+    image_ids = {path: only(named[path.name], path.name) for path in images}
+    return image_ids, {asked_for(name): only(known[asked_for(name)], name) for name in objects}
 
 
 def detect(
@@ -115,16 +139,15 @@ def detect(
     """
     if not category.strip():
         raise ValueError("name the objects to look for, such as 'sports ball'")
-    if slug(selector) in BY_ANSWER:
-        raise ValueError(f"{selector} compares whole answers; take votes, acs-free or another one that scores boxes")
+    if slug(selector) not in BOX_SELECTORS:
+        raise ValueError(f"{selector!r} scores no single boxes; choose one of {', '.join(BOX_SELECTORS)}")
     picture = read_image(image)
     if not isinstance(lvlm, LVLM):
         lvlm = load_lvlm(lvlm or DEFAULT_LVLM)
     heads, model = head_set_of(lvlm, head_set), regressor_of(lvlm, regressor)
     by_votes = slug(selector) == VOTES
     method = method_of("mean-token-log-prob" if by_votes else selector, lvlm, heads, model, unasked)
-    if isinstance(method, Fusion):
-        raise ValueError(f"{selector} makes one box of several; take votes, acs-free or another one that scores boxes")
+    assert isinstance(method, Selector)
     usual = usual_sampling(origins_of(selector, heads, model))
     settings = sampling_of(lvlm.name, samples, temperature, top_p, seed, usual)
     settings = settings.model_copy(update={"max_new_tokens": max_new_tokens})

@@ -22,6 +22,8 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from acs_lib.core.errors import UserError
+
 NAME = "acs_sdpa"
 
 
@@ -78,11 +80,11 @@ class Rows:
     def take(self) -> torch.Tensor:
         """The rows of the last pass, [batch, tokens, layers, heads, m]; the next forward pass overwrites them.
 
-        Raises RuntimeError if a layer gave nothing: its attention did not run through this module.
+        Raises UserError if a layer gave nothing: its attention did not run through this module.
         """
         if self.missing:
             missing = sorted(self.missing)
-            raise RuntimeError(f"no attention rows from layers {missing}: load the LVLM through acs_lib.load_lvlm")
+            raise UserError(f"no attention rows from layers {missing}: load the LVLM through acs_lib.load_lvlm")
         self.missing = self.layers
         return self.values
 

@@ -33,6 +33,7 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from acs_lib import paths, profiles
+from acs_lib.core.errors import UserError
 from acs_lib.core.extras import load_extra
 from acs_lib.lvlms import internvl, lfm2_vl, qwen_vl
 from acs_lib.lvlms.adapter import LVLM, QUESTION
@@ -259,14 +260,14 @@ def _merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
 
 
 def _placed(model: PreTrainedModel, device: str, read: Callable) -> PreTrainedModel:
-    """The model on a device; where it is too large for one of several GPUs, read anew onto all of them. RuntimeError
-    with the mend where it is too large for the only one, ImportError where accelerate is needed and not there."""
+    """The model on a device; where it is too large for one of several GPUs, read anew onto all of them. UserError
+    where it is too large for the only one, ImportError where accelerate is needed and not there."""
     try:
         return model.to(device)
     except torch.OutOfMemoryError as error:
         count = torch.cuda.device_count()
         if count < 2:
-            raise RuntimeError(f"{str(error).partition('.')[0]}; take a smaller LVLM, or a quantised one") from error
+            raise UserError(f"{str(error).partition('.')[0]}; take a smaller LVLM, or a quantised one") from error
     del model
     gc.collect()
     torch.cuda.empty_cache()

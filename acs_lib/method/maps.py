@@ -49,8 +49,9 @@ def head_statistics(maps: np.ndarray | torch.Tensor, coverage: np.ndarray) -> np
     """Per-head statistics [n, 4, layers, heads, 4] (see candidates.STATISTICS) of maps [n, 4, layers, heads, h, w]
     float32 and the boxes' cell coverage [n, h, w]; an array of an array, a tensor of a tensor, on its device. Entropy
     is that of the map renormalised over the image tokens (paper, section on ACS-Free; nats)."""
-    flat: Any = maps.reshape(*maps.shape[:4], -1)
-    covered: Any = coverage.reshape(len(coverage), -1).astype(np.float32)
+    cells = maps.shape[4] * maps.shape[5]
+    flat: Any = maps.reshape(*maps.shape[:4], cells)
+    covered: Any = coverage.reshape(len(coverage), cells).astype(np.float32)
     xp: Any = np
     if isinstance(maps, torch.Tensor):
         covered, xp = torch.from_numpy(covered).to(maps.device), torch

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from acs_lib.core.candidates import Candidates
 from acs_lib.core.files import replacing
+from acs_lib.core.progress import tracked
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.lvlms.devices import small_device
 from acs_lib.method.maps import pool_maps
@@ -135,8 +135,8 @@ def train(
         labels = torch.cat([torch.tensor(f["iou"][f["failure"] == ""].to_numpy(np.float32)) for f in frames])
     history, best_r = [], -1.0
     best: dict[str, torch.Tensor] = {}
-    label = "regressor, shuffled labels" if shuffle_labels else "regressor"
-    for epoch in tqdm(range(epochs), desc=label, unit="epoch", disable=None):
+    label = f"regressor, seed {seed}{', shuffled labels' * shuffle_labels}"
+    for epoch in tracked(range(epochs), label, unit="epochs"):
         model.train()
         for group in optimiser.param_groups:
             group["lr"] = lr * (1 - 0.95 * epoch / epochs)

@@ -4,7 +4,8 @@
 
 The prefix is what the prompts of an image's questions begin with, the image included; a question is the rest of its
 prompt. A question sees the prefix and its own tokens, an answer the prefix, its question and its own tokens: nothing is
-copied, and nothing is computed twice. Where a family writes the question before the image, or where an image has one
+copied, and no question's start is computed twice. (A sequence with fewer questions than another of the batch is filled
+up with its last one.) Where a family writes the question before the image, or where an image has one
 question only, a sequence holds one whole prompt and nothing between it and the answers.
 """
 

@@ -1,4 +1,4 @@
-"""Thresholds on selectors' scores that were found on validation images, as files beside D_c: `risk.json` and
+"""Thresholds on selectors' scores that were found on images with known boxes, as files beside D_c: `risk.json` and
 `effort.json`."""
 
 import json

@@ -10,15 +10,21 @@ from acs_lib.core.files import write_text
 from acs_lib.method.maps import mean_share
 from acs_lib.report import pictures
 from acs_lib.report.encoding import webp
+from acs_lib.report.sentences import WITH
 from acs_lib.runs.store import BOX
 from acs_lib.study.examples import outcome_cases
 from acs_lib.study.experiment import Experiment
 
 
-def write_browser(e: Experiment, folder: Path, each: int = 10) -> None:
-    """`folder`/browser.json: test queries for the page's browser, gained, lost and unchanged ones, `each` of a
-    kind by study.examples.middle; the overlay is the selected box's attention in D_c, at the coordinates D_c is read
-    at, as `read` says."""
+def write_browser(experiments: list[Experiment], folder: Path, each: int = 3) -> None:
+    """`folder`/browser.json: test queries of every experiment for the page's browser, gained, lost and unchanged ones,
+    `each` of a kind by study.examples.middle; the overlay is the selected box's attention in D_c, at the coordinates
+    D_c is read at, as `read` says."""
+    entries = [entry for e in experiments for entry in _entries(e, each)]
+    write_text(Path(folder) / "browser.json", json.dumps(entries))
+
+
+def _entries(e: Experiment, each: int) -> list[dict]:
     predicted = e.predictions.set_index(["query_id", "candidate"])["predicted_iou"]
     cases = {
         case["query_id"]: (outcome, case)
@@ -49,7 +55,7 @@ def write_browser(e: Experiment, folder: Path, each: int = 10) -> None:
         entries.append(
             {
                 "id": query_id,
-                "of": str(e),
+                "of": f"{e}{WITH[e.lvlm.condition or '']}",
                 "category": case["category"],
                 "image": webp(case["image"], quality=80),
                 "overlay": webp(overlays[query_id]),
@@ -67,7 +73,7 @@ def write_browser(e: Experiment, folder: Path, each: int = 10) -> None:
                 "outcome": outcome,
             }
         )
-    write_text(Path(folder) / "browser.json", json.dumps(entries))
+    return entries
 
 
 def _finite(box: np.ndarray) -> list[float] | None:

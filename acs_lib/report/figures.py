@@ -11,8 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.evaluation import published
@@ -27,10 +26,12 @@ from acs_lib.report.style import (
     GREY,
     HOLLOW,
     LIGHT,
+    METHOD_LOOKS,
     ORANGE,
     VERMILLION,
     bars,
     cased,
+    forest,
     layer_ticks,
     legend_below,
     looks_of,
@@ -44,29 +45,30 @@ from acs_lib.report.style import (
 )
 
 GROUP_LOOKS = {  # IoU group -> label, colour, marker, line style, hatch of the band
-    "high": ("high IoU (> 0.6)", BLUE, "o", "-", "////"),
+    "high": ("high IoU (> 0.6)", BLUE, "o", "-", "//"),
     "low": ("low IoU (0-0.3)", ORANGE, "s", "--", ""),
     "zero": ("zero IoU (0)", VERMILLION, "^", ":", ""),
 }
 BARS = dict(zip(ATTRIBUTIONS, ((BLUE, ""), (ORANGE, "///"), (GREEN, "..."))))  # colour, hatch
 BANDS = ("high", "zero")  # groups whose quartiles are drawn: three bands would merge in greyscale
-KEY_METHODS = ("greedy", "ACS-Free", "ACS-Learned", "oracle best of N")
+RATES = {"acc50": "Acc@0.5", "acc75": "Acc@0.75", "miou": "mean IoU"}
+SIZES = {"large": (BLUE, "s"), "medium": (ORANGE, "D"), "small": (VERMILLION, "o")}  # colour, marker
 
 
 @styled
 def entropy_by_layer(frame: pd.DataFrame) -> Figure:
     """The paper's entropy figure: mean attention entropy (nats) by layer, one row of panels a coordinate, three groups
-    of IoU.
+    of IoU; narrow enough for a phone.
 
-    frame: columns coordinate (x1, y1, x2, y2), layer, group (high, IoU > 0.6; low, 0-0.3; zero, 0), mean with its 95 %
-        interval mean_lo and mean_hi, q25, q75, and optionally lvlm, dataset (a column of panels each)
+    frame: of one LVLM: columns coordinate (x1, y1, x2, y2), layer, group (high, IoU > 0.6; low, 0-0.3; zero, 0), mean
+        with its 95 % interval mean_lo and mean_hi, q25, q75, and optionally dataset (a column of panels each)
     Bands run from the first to the third quartile of the groups high (hatched) and zero; bars are the intervals.
     """
-    blocks = panels(frame, "lvlm", "dataset")
-    size = (1.4 + 2.9 * len(blocks), 8.4)
+    blocks = panels(frame, "dataset")
+    size = (0.8 + 1.9 * max(len(blocks), 2), 7.2)
     figure, grid = plt.subplots(len(COORDINATES), len(blocks), squeeze=False, sharex="col", figsize=size)
     for column, (title, block) in zip(grid.T, blocks, strict=True):
-        column[0].set_title(title.replace(", ", ",\n"))
+        column[0].set_title(title)
         for axes, coordinate in zip(column, COORDINATES, strict=True):
             here = block[block["coordinate"] == coordinate]
             for group, (label, colour, marker, line, hatch) in GROUP_LOOKS.items():
@@ -79,77 +81,98 @@ def entropy_by_layer(frame: pd.DataFrame) -> Figure:
                 look = {"linestyle": line, "capsize": 2.5, "label": label, **marks(colour, marker, 5), **EDGED}
                 points(axes, rows, "mean", x=rows["layer"], **look)
             layer_ticks(axes, block["layer"])
+            axes.margins(x=0.1)
         column[-1].set_xlabel("decoder layer (from 0)")
     for axes, coordinate in zip(grid[:, 0], COORDINATES, strict=True):
-        axes.set_ylabel(f"{coordinate}: entropy (nats)")
+        axes.set_ylabel(f"{coordinate}: nats")
     figure.align_ylabels(grid[:, 0])
     return legend_below(figure)
 
 
 @styled
-def size_bars(by_size: pd.DataFrame) -> Figure:
-    """The paper's teaser: Acc@0.5 and mean IoU (0-1) of large against medium and small objects, 95 % intervals.
+def entropy_by_head(frame: pd.DataFrame) -> Figure:
+    """The entropy figure on the discriminative heads alone: mean attention entropy (nats) of each head of D_c, and of
+    all together, which is R, in three groups of IoU.
 
-    by_size: columns method, size (small, medium, large), n_queries, acc50, acc50_lo, acc50_hi, miou, miou_lo, miou_hi,
-        and optionally lvlm, dataset (a row of panels each); of more than five methods KEY_METHODS alone are drawn
-    Hollow diamonds are the published numbers of greedy decoding, for Qwen2.5-VL-7B on COCO.
+    frame: columns heads ('3, 5' as layer and head; R), group (high, low, zero), mean with its 95 % interval mean_lo and
+        mean_hi, q25, q75, lvlm (a row of panels each), dataset (a column each)
+    Thin lines run from the first to the third quartile, thick ones are the intervals of the means.
     """
-    methods = list(dict.fromkeys(by_size["method"]))
-    if len(methods) > 5:
-        methods = [method for method in KEY_METHODS if method in methods]
-    by_size = by_size[by_size["method"].isin(methods)]
-    looks, width = looks_of(methods), 0.8 / max(len(methods), 1)
-    shifts = dict(zip(methods, offsets(len(methods), width)))
-    known = published.by_size()
-    known = known[(known["lvlm"] == "Qwen2.5-VL-7B") & (known["dataset"] == "COCO")].set_index("size")
-    blocks = panels(by_size, "lvlm", "dataset")
-    figure = plt.figure(figsize=(7.2, 3.2 * len(blocks) + 0.5))
-    for part, (title, block) in zip(np.atleast_1d(figure.subfigures(len(blocks), 1)), blocks, strict=True):
-        part.suptitle(title)
-        sizes = [size for size in ("large", "medium", "small") if (block["size"] == size).any()]
-        counts, place = block.groupby("size")["n_queries"].max(), np.arange(len(sizes))
-        ticks = [f"{size}\n(n = {int(counts[size])})" for size in sizes]
-        for axes, (metric, label) in zip(part.subplots(1, 2), (("acc50", "Acc@0.5"), ("miou", "mean IoU"))):
-            for method, shift in shifts.items():
-                rows = block[block["method"] == method].set_index("size").reindex(sizes)
-                bars(axes, rows, metric, place + shift, 0.92 * width, color=looks[method][0], hatch=looks[method][3])
-                if len(methods) * len(sizes) <= 6:
-                    for x, value in zip(place + shift, rows[metric].dropna()):
-                        patch = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-                        axes.text(x, 0.04, f"{value:.3f}", ha="center", fontsize=8, bbox=patch)
-            shown = known[metric].reindex(sizes)
-            look = {"linestyle": "", "path_effects": cased(3.2, "white"), "gid": "published", **HOLLOW}
-            axes.plot((place + shifts.get("greedy", 0))[shown.notna()], shown.dropna(), **look)
-            axes.set(title=label, ylim=(0, 1.08), ylabel=label, yticks=np.arange(0, 1.01, 0.2))
-            axes.set_xticks(place, ticks)
-            axes.grid(axis="x", visible=False)
-    handles = [Patch(facecolor=looks[m][0], hatch=looks[m][3], edgecolor="white", label=m) for m in methods]
-    handles.append(Line2D([], [], linestyle="", label="published, Qwen2.5-VL-7B, COCO", **HOLLOW))
-    return legend_below(figure, handles)
+    rows, columns = (list(dict.fromkeys(frame[name])) for name in ("lvlm", "dataset"))
+    size = (0.8 + 1.9 * max(len(columns), 2), 0.9 + 1.7 * len(rows))
+    figure, grid = plt.subplots(len(rows), len(columns), squeeze=False, sharex="row", sharey="row", figsize=size)
+    for (lvlm, dataset), block in frame.groupby(["lvlm", "dataset"], sort=False):
+        axes = grid[rows.index(lvlm), columns.index(dataset)]
+        places = {name: place for place, name in enumerate(dict.fromkeys(block["heads"]))}
+        for shift, (group, (label, colour, marker, _, _)) in zip(offsets(3, 0.2), GROUP_LOOKS.items()):
+            part = block[block["group"] == group]
+            x = part["heads"].map(places) + shift
+            axes.vlines(x, part["q25"], part["q75"], color=colour, linewidth=0.8)
+            points(axes, part, "mean", x=x, label=label, **marks(colour, marker, 5) | EDGED | {"elinewidth": 3})
+        axes.set_title(f"{lvlm},\n{dataset}", fontsize=8)
+        axes.set_xticks(list(places.values()), places)
+        axes.set_xlim(-0.6, len(places) - 0.4)
+        axes.label_outer(remove_inner_ticks=False)
+        axes.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("entropy (nats)")
+    for axes in grid[-1]:
+        axes.set_xlabel("$D_c$ (layer, head), and R")
+    return legend_below(figure)
+
+
+@styled
+def by_size(frame: pd.DataFrame) -> Figure:
+    """The paper's teaser in numbers: Acc@0.5, Acc@0.75 and mean IoU (0-1) of one method on large, medium and small
+    objects, 95 % intervals; a row a column (an LVLM on a dataset).
+
+    frame: size (small, medium, large), acc50, acc75, miou, each with _lo and _hi, lvlm, dataset; of one method
+    The last row is the published numbers of greedy decoding, Qwen2.5-VL-7B on COCO.
+    """
+    known = published.by_size().query("lvlm == 'Qwen2.5-VL-7B'").assign(row="published: Qwen2.5-VL-7B, COCO")
+    frame = frame.assign(row=frame["lvlm"] + ", " + frame["dataset"])
+    places = {name: -y for y, name in enumerate(dict.fromkeys([*frame["row"], *known["row"]]))}
+    figure, grid = plt.subplots(len(RATES), 1, sharex=True, figsize=(5.2, 1 + len(RATES) * (0.5 + 0.2 * len(places))))
+    for axes, (rate, label) in zip(grid, RATES.items()):
+        for size, (colour, marker) in SIZES.items():
+            rows, told = frame[frame["size"] == size], known[known["size"] == size]
+            points(
+                axes, rows, rate, y=rows["row"].map(places), label=f"{size} objects", **marks(colour, marker), **EDGED
+            )
+            if rate in told:
+                look = marks(colour, marker) | {"linestyle": "", "markerfacecolor": "white", "gid": "published"}
+                axes.plot(told[rate], told["row"].map(places), **look)
+        axes.set(title=label, xlim=(0, 1.02))
+        axes.set_yticks(list(places.values()), places)
+    return legend_below(figure)
 
 
 @styled
 def main_results(frame: pd.DataFrame) -> Figure:
-    """The paper's main table as a dot plot: Acc@0.5 (0-1) of every method with its 95 % interval, best on top.
+    """The paper's main table as a dot plot: Acc@0.5 and, small and hollow, Acc@0.75 (0-1) of every method with 95 %
+    intervals, best on top.
 
-    frame: rows of main_results.csv: method, family, acc50, acc50_lo, acc50_hi, and optionally lvlm, dataset (a panel
-        each), n_queries and published_acc50 (hollow diamonds)
-    The vertical line is greedy decoding; the oracle stands apart, above a rule.
+    frame: rows of main_results.csv: method, family, acc50, acc75, each with _lo and _hi, and optionally lvlm, dataset
+        (a panel each), n_queries and published_acc50 (hollow diamonds)
+    The vertical lines are greedy decoding; the oracle stands apart, above a rule.
     """
     gap, oracle = 0.6, frame["method"].str.startswith("oracle")
     frame = frame.assign(family=frame["family"].mask(oracle, "oracle"))
     order = frame.assign(oracle=oracle).groupby("method", sort=False)[["oracle", "acc50"]].mean()
     order = order.sort_values(["oracle", "acc50"], kind="stable")
     height = dict(zip(order.index, np.arange(len(order)) + gap * order["oracle"]))
-    figure, grid = panel_grid(frame, 3.6, 1.6 + 0.26 * len(order), 3.6, xlabel="Acc@0.5, small objects")
+    figure, grid = panel_grid(
+        frame, 3.6, 1.6 + 0.26 * len(order), 3.6, xlabel="Acc@0.5 and, grey, Acc@0.75; small objects"
+    )
     for axes, block in grid:
         for family, rows in block.groupby("family", sort=False, dropna=False):
             look = marks(*FAMILIES.get(family, (BLACK, "X")), 6.5) | EDGED
             points(axes, rows, "acc50", y=rows["method"].map(height), capsize=2.5, zorder=3, label=family, **look)
-        greedy = block.loc[block["method"] == "greedy", "acc50"]
-        if len(greedy):
+        look = {"marker": ".", "color": GREY, "markerfacecolor": "white", "elinewidth": 0.8, "zorder": 2}
+        points(axes, block, "acc75", y=block["method"].map(height), label="Acc@0.75", **look)
+        for rate in block.loc[block["method"] == "greedy", ["acc50", "acc75"]].to_numpy().ravel():
             look = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 1, "gid": "greedy"}
-            axes.axvline(greedy.iloc[0], label="greedy decoding", **look)
+            axes.axvline(rate, label="greedy decoding", **look)
         if "published_acc50" in block and block["published_acc50"].notna().any():
             known = block.dropna(subset="published_acc50")
             look = {"linestyle": "", "zorder": 4, "gid": "published", "label": "published", **HOLLOW}
@@ -163,6 +186,29 @@ def main_results(frame: pd.DataFrame) -> Figure:
         axes.margins(x=0.08)
     name_rows([axes for axes, _ in grid], height)
     return legend_below(figure)
+
+
+@styled
+def differences(frame: pd.DataFrame) -> Figure:
+    """What choosing brings over greedy decoding: paired differences of Acc@0.5 (points, 95 % intervals) of ACS-Learned,
+    ACS-Free and the best sampling baseline, which is named; with the habit and without.
+
+    frame: significance.csv: method, family, delta_vs_greedy, delta_lo, delta_hi (-1 to 1), lvlm, dataset, condition
+    """
+    baselines = frame[frame["family"].isin(published.BASELINE_FAMILIES)]
+    best = baselines.loc[baselines.groupby(["lvlm", "dataset"], sort=False)["delta_vs_greedy"].idxmax()]
+    best = best.assign(row=published.BEST_BASELINE, note=best["method"], method=published.BEST_BASELINE)
+    ours = frame[frame["method"].isin(("ACS-Learned", "ACS-Free"))]
+    ours = ours.sort_values("method", ascending=False, kind="stable").assign(row=lambda rows: rows["method"], note="")
+    rows = pd.concat([ours, best]).rename(columns={"delta_vs_greedy": "delta"})
+    rows = rows.sort_values(["lvlm", "dataset"], kind="stable", key=lambda names: names.map(_order(frame)))
+    looks = {name: METHOD_LOOKS[name][:2] for name in ("ACS-Learned", "ACS-Free")}
+    return forest(rows, "delta", looks | {published.BEST_BASELINE: (BLUE, "s")}, "Acc@0.5 against greedy (points)")
+
+
+def _order(frame: pd.DataFrame) -> dict[str, int]:
+    """The place at which each LVLM and dataset comes."""
+    return {name: place for place, name in enumerate(dict.fromkeys([*frame["lvlm"], *frame["dataset"]]))}
 
 
 @styled
@@ -195,13 +241,17 @@ def head_heatmap(heads: pd.DataFrame) -> Figure:
     blocks = panels(heads, "lvlm")
     reach = max((heads["auroc"] - 0.5).abs().max(), 0.05)  # the colours are even about chance
     width, height = 0.3 * heads["head"].nunique() + 1.8, 0.3 * heads["layer"].nunique() + 1.5
-    size = (max(4.2, width) * len(blocks), np.clip(height, 2.8, 8))
-    figure, grid = plt.subplots(1, len(blocks), squeeze=False, figsize=size)
-    for axes, (title, block) in zip(grid[0], blocks, strict=True):
+    columns = min(len(blocks), 2)
+    rows = -(-len(blocks) // columns)
+    size = (max(4.2, width) * columns, np.clip(height, 2.8, 8) * rows)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size)
+    for axes in grid.flat[len(blocks) :]:
+        axes.set_visible(False)
+    for axes, (title, block) in zip(grid.flat, blocks, strict=False):
         table = block.pivot(index="layer", columns="head", values="auroc")
         sns.heatmap(
             table, ax=axes, vmin=0.5 - reach, vmax=0.5 + reach, cmap="PuOr_r", linewidths=0.4, linecolor="white",
-            annot=table.size <= 72, fmt=".2f", annot_kws={"fontsize": 7}, cbar=axes is grid[0][-1],
+            annot=table.size <= 72, fmt=".2f", annot_kws={"fontsize": 7}, cbar=axes in grid[:, -1],
             cbar_kws={"label": "AUROC of entropy (0.5: chance)", "pad": 0.02},
         )  # fmt: skip
         for row in block[block["selected"].astype(bool)].itertuples():
@@ -262,7 +312,7 @@ def candidates_sweep(frame: pd.DataFrame) -> Figure:
     methods = list(dict.fromkeys(frame["method"]))
     looks, barred = looks_of(methods), [method for method in methods if method.startswith("ACS")]
     shifts = dict(zip(barred, offsets(len(barred), 0.16)))
-    figure, grid = panel_grid(frame, 4.2, 3.7, 1.2, xlabel="sampled candidates N", ylabel="Acc@0.5, small objects")
+    figure, grid = panel_grid(frame, 3.4, 2.9, 1.2, xlabel="sampled candidates N", ylabel="Acc@0.5, small objects")
     for axes, block in grid:
         for method in methods:
             rows = block[block["method"] == method].sort_values("n_samples")

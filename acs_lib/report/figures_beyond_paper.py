@@ -1,15 +1,13 @@
 """Figures of confidence, analyses, ablations and cost, in the style of acs_lib.report.figures."""
 
-import textwrap
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from acs_lib.report.style import (
     BLUE,
@@ -22,6 +20,7 @@ from acs_lib.report.style import (
     METHOD_LOOKS,
     ORANGE,
     VERMILLION,
+    forest,
     formula,
     legend_below,
     looks_of,
@@ -48,14 +47,9 @@ SCORES = {  # score -> colour, marker, size
     "entropy, D_c": (GREEN, "P", 8),
     "ACS-Learned": (VERMILLION, "*", 10),
 }
-SIZED = {  # method -> colour, marker
-    "box area, small first": (GREY, "o"),
-    "box size, learned": (BLUE, "s"),
-    "ACS-Free": (GREEN, "P"),
-    "ACS-Learned": (VERMILLION, "*"),
-}
-ABLATED = ("greedy", "ACS-Free", "ACS-Learned")
-ROWS = 8  # values of a factor that stand one below the other; more numbers than that go along a line
+SIZED = {"ACS-Learned": (VERMILLION, "*"), "ACS-Free": (GREEN, "P"), "box size, learned": (BLUE, "s")}  # as marks
+FOREST = ("ACS-Learned", "ACS-Free")
+ROWS = 8  # of the values of a factor, where there are more numbers
 
 
 def _methods_by_group(frame: pd.DataFrame, value: str, column: str, groups: Mapping[str, tuple], xlabel: str) -> Figure:
@@ -66,7 +60,8 @@ def _methods_by_group(frame: pd.DataFrame, value: str, column: str, groups: Mapp
         axes.axvline(0.5, **CHANCE)
         for shift, (name, (colour, marker, label)) in zip(offsets(len(groups), 0.24), groups.items()):
             rows = block[block[column] == name]
-            points(axes, rows, value, y=rows["method"].map(places) + shift, label=label, **marks(colour, marker))
+            heights = rows["method"].map(places).astype(float) + shift  # a panel may have none of a group
+            points(axes, rows, value, y=heights, label=label, **marks(colour, marker))
     return legend_below(figure)
 
 
@@ -127,9 +122,10 @@ def training_variants(frame: pd.DataFrame) -> Figure:
     """What choosing by attention gained over greedy in every design of an LVLM that the log holds, against how many of
     the mistakes in mixed queries are other objects (no figure of the paper).
 
-    frame: columns design, dataset, share another object, delta_learned_vs_greedy, _lo, _hi (0-1), and
+    frame: columns design, edition, dataset, share another object, delta_learned_vs_greedy, _lo, _hi (0-1), and
         optionally lvlm (a panel each)
     """
+    frame = frame.assign(design=frame["design"] + ", edition " + frame["edition"].astype(str))
     frame = frame.assign(**{f"gain{end}": 100 * frame[f"delta_learned_vs_greedy{end}"] for end in ("", "_lo", "_hi")})
     labels = {"xlabel": "mistakes that are another object, share", "ylabel": "ACS-Learned - greedy (points)"}
     figure, grid = panel_grid(frame, 4.2, 3.9, 1.2, **labels)
@@ -226,86 +222,72 @@ def size_effect(frame: pd.DataFrame) -> Figure:
 
 
 @styled
-def size_and_category(frame: pd.DataFrame) -> Figure:
-    """What choosing brings over greedy decoding (points of Acc@0.5), by size alone and by attention, for the categories
-    that occur small only and for the others (no figure of the paper).
+def gains_by_category(frame: pd.DataFrame) -> Figure:
+    """What choosing brings over greedy decoding (points of Acc@0.5, paired 95 % intervals) in rare categories, which
+    occur small only, and in common ones: by attention, and by size alone (no figure of the paper).
 
-    frame: size_and_category.csv: columns categories, method, delta_vs_greedy, _lo, _hi (0-1), and lvlm, dataset
-        (a panel each)
+    frame: size_and_category.csv: columns categories, method, delta_vs_greedy, _lo, _hi (-1 to 1), lvlm, dataset,
+        condition; without groups of categories (data that is not rendered) all objects are one
     """
-    frame = frame[frame["method"].isin(SIZED)]
-    frame = frame.assign(**{f"gain{end}": 100 * frame[f"delta_vs_greedy{end}"] for end in ("", "_lo", "_hi")})
-    labels = {"xlabel": "Acc@0.5 against greedy (points)", "ylabel": "categories"}
-    figure, grid, places = row_grid(frame, "categories", 3.6, 0.6, 1.9, **labels)
-    for axes, block in grid:
-        axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
-        for shift, (method, look) in zip(offsets(len(SIZED), 0.18), SIZED.items()):
-            rows = block[block["method"] == method]
-            points(axes, rows, "gain", y=rows["categories"].map(places) + shift, label=method, **marks(*look))
-    return legend_below(figure)
+    groups = [name for name in dict.fromkeys(frame["categories"]) if name != "all"] or ["all"]
+    order = {(group, method): place for place, (group, method) in enumerate(itertools.product(groups, SIZED))}
+    rows = frame[frame["categories"].isin(groups) & frame["method"].isin(SIZED)]
+    place = [order[key] for key in zip(rows["categories"], rows["method"])]
+    rows = rows.assign(row=rows["categories"].str.split(",").str[0] + ": " + rows["method"], place=place)
+    rows = rows.sort_values("place", kind="stable")
+    return forest(rows, "delta_vs_greedy", SIZED, "Acc@0.5 against greedy (points)")
 
 
 @styled
-def ablation_panels(frame: pd.DataFrame) -> Figure:
-    """Acc@0.5 (0-1) on small objects for every value of every factor, a panel each, with 95 % intervals.
+def ablation_forest(frame: pd.DataFrame) -> Figure:
+    """What changing one thing of the method does: paired differences of Acc@0.5 (points) with the method as the profile
+    has it, with 95 % intervals; a row a value, a panel an LVLM. Filled: told apart from 0.
 
-    frame: ablations.csv of one LVLM; more than ROWS numbers go along a line, other values stand one below the other.
-    Filled markers: the paired difference with the method as the profile has it is told apart from 0. The dashed line is
-    greedy decoding as the profile has it, where all values have its queries.
+    frame: ablations.csv; values with other queries than the profile's have no difference and no row, and of more than
+    ROWS numbers a few stand for all
     """
-    base = frame[frame["factor"] == ablations.STANDARD]
-    greedy, queries = base.loc[base["method"] == "greedy", "acc50"], set(zip(base["dataset"], base["n_queries"]))
-    numbers = set(ablations.numeric(frame)["factor"])
-    order = {
-        factor: sorted(set(part["value"]), key=float) if factor in numbers else list(dict.fromkeys(part["value"]))
-        for factor, part in frame.groupby("factor", sort=False)
-        if factor != ablations.STANDARD
-    }
-    tall = [min(ROWS, len(values)) for values in order.values()]
-    heights = [max(tall[start : start + 2]) for start in range(0, len(tall), 2)]
-    size, ratios = (9.2, 0.8 + sum(1.1 + 0.26 * height for height in heights)), [3.5 + height for height in heights]
-    figure, grid = plt.subplots(len(heights), 2, squeeze=False, figsize=size, height_ratios=ratios)
-    for axes, (factor, values) in zip(grid.flat, order.items()):
-        part = frame[frame["factor"] == factor]
-        along = factor in numbers and len(values) > ROWS
-        if len(greedy) and set(zip(part["dataset"], part["n_queries"])) == queries:
-            (axes.axhline if along else axes.axvline)(greedy.iloc[0], color=GREY, linewidth=1, linestyle="--")
-            if along:
-                part = part[part["method"] != "greedy"]  # the line is enough
-        _ablated(axes, part, values, along)
-        axes.set_title(formula(textwrap.fill(factor, 30)))
-        rate = axes.yaxis if along else axes.xaxis
-        rate.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        rate.set_major_formatter("{x:.2f}")
-        rate.set_label_text("Acc@0.5")
-    for axes in list(grid.flat)[len(order) :]:
-        axes.set_axis_off()
+    rows = frame[frame["method"].isin(FOREST) & frame["delta"].notna() & (frame["factor"] != ablations.STANDARD)]
+    kept = [(factor, value) for factor, part in rows.groupby("factor", sort=False) for value in _few(part["value"])]
+    rows = rows[[each in set(kept) for each in zip(rows["factor"], rows["value"])]]
+    ends = ["delta", "delta_lo", "delta_hi"]
+    rows = rows.assign(row=list(zip(rows["factor"], rows["value"])), **{end: 100 * rows[end] for end in ends})
+    places, y = {}, 0.0
+    for before, each in zip([kept[0], *kept], kept):
+        y += 1.7 if each[0] != before[0] else 1.0  # a gap between factors
+        places[each] = y
+    blocks = panels(rows, "lvlm")
+    size = (3.4 + 2.9 * len(blocks), 1.4 + 0.2 * y)
+    figure, grid = plt.subplots(1, len(blocks), squeeze=False, sharey=True, sharex=True, figsize=size)
+    for axes, (title, block) in zip(grid.flat, blocks, strict=True):
+        axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
+        for shift, method in zip(offsets(len(FOREST), 0.36), FOREST):
+            part = block[block["method"] == method]
+            told = (part["delta_lo"] > 0) | (part["delta_hi"] < 0)
+            colour, marker = METHOD_LOOKS[method][:2]
+            for shown, face in ((told, colour), (~told, "white")):
+                at = part.loc[shown, "row"].map(places) + shift
+                points(axes, part[shown], "delta", y=at, markerfacecolor=face, **marks(colour, marker, 4.5))
+        axes.set(title=title, xlabel="change of Acc@0.5 (points)")
+    firsts = {factor: value for factor, value in reversed(kept)}
+    names = [f"{factor}: {value}" if firsts[factor] == value else value for factor, value in kept]
+    grid[0][0].set_yticks(list(places.values()), map(formula, names))
+    grid[0][0].set_ylim(y + 0.8, 0.2)
     looks = {"linestyle": "", "markeredgewidth": 1.2}
-    handles = [Line2D([], [], color=METHOD_LOOKS[m][0], marker=METHOD_LOOKS[m][1], label=m, **looks) for m in ABLATED]
-    for face, label in ((GREY, "filled: told apart from the profile's own setting"),
-                        ("white", "hollow: not told apart, or other queries")):  # fmt: skip
+    handles = [Line2D([], [], color=METHOD_LOOKS[m][0], marker=METHOD_LOOKS[m][1], label=m, **looks) for m in FOREST]
+    for face, label in ((GREY, "filled: told apart from 0"), ("white", "hollow: not")):
         handles.append(Line2D([], [], color=GREY, marker="s", markerfacecolor=face, label=label, **looks))
     return legend_below(figure, handles)
 
 
-def _ablated(axes: Axes, part: pd.DataFrame, values: list[str], along: bool) -> None:
-    """Draw the methods of one factor side by side at each of the values, which go along x or down y."""
-    methods = [method for method in ABLATED if method in set(part["method"])]
-    for shift, method in zip(offsets(len(methods), 0.2), methods):
-        colour, marker, line, _ = METHOD_LOOKS[method]
-        rows = part[part["method"] == method]
-        told = (rows["delta_lo"] > 0) | (rows["delta_hi"] < 0)
-        at = rows["value"].map(float if along else values.index) + shift
-        if along:
-            axes.plot(at, rows["acc50"], line, color=colour, linewidth=1)
-        for shown, face in ((told, colour), (~told, "white")):
-            place = {"x" if along else "y": at[shown]}
-            points(axes, rows[shown], "acc50", **place, markerfacecolor=face, **marks(colour, marker))
-    if along:
-        axes.set_xlabel(part["factor"].iloc[0])
-    else:
-        axes.set_yticks(range(len(values)), values)
-        axes.set_ylim(len(values) - 0.5, -0.5)
+def _few(values: Iterable[str]) -> list[str]:
+    """The values in their order, numbers in theirs; of more than ROWS numbers the first, the last and some evenly
+    between."""
+    values = list(dict.fromkeys(values))
+    if not all(value.replace(".", "", 1).isdigit() for value in values):
+        return values
+    values.sort(key=float)
+    shown = np.linspace(0, len(values) - 1, min(ROWS, len(values))).round().astype(int)
+    return [values[place] for place in shown]
 
 
 @styled

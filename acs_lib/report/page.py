@@ -10,19 +10,22 @@ import json
 import math
 import re
 import struct
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 
 from acs_lib import paths
 from acs_lib.core.files import write_text
-from acs_lib.report.encoding import inlined
+from acs_lib.evaluation import compare
+from acs_lib.report.encoding import data_address, inlined
+from acs_lib.report.tables import pivoted
 
 TEMPLATE = Path(__file__).with_name("page.html")
+METHOD = "The method: one question, several boxes, the attention of each, two ways to choose."
 TALL = 24  # rows: a longer table scrolls
 OUTCOMES = ("gained", "lost", "unchanged")
 VERDICTS = {"reproduced": "good", "in part": "mid", "not shown": "mid", "contradicted": "bad"}  # up to a colon -> style
@@ -32,6 +35,7 @@ TITLES = {  # table stem -> title; the order of the page
     "main_results": "Main results: small objects, test split",
     "significance": "Every method against greedy: two tests, effect sizes",
     "comparisons": "Paired differences",
+    "evidence": "Claims, column by column",
     "fusions": "Fusion methods: boxes that are none of the candidates",
     "ranks": "Mean ranks of the training-free methods",
     "by_size": "Accuracy by object size",
@@ -44,8 +48,10 @@ TITLES = {  # table stem -> title; the order of the page
     "partial_correlation": "Scores and IoU at equal size and category",
     "layers": "Layers by gradient attribution",
     "heads": "Heads by entropy separation",
+    "head_sets": "The discriminative heads",
     "acs_free": "ACS-Free against references",
     "entropy_by_layer": "Attention entropy by layer",
+    "entropy_by_head": "Attention entropy of the discriminative heads",
     "attention_statistics": "Attention statistics by layer",
     "ablations": "Ablations",
     "confidence": "Scores as confidence",
@@ -56,23 +62,46 @@ TITLES = {  # table stem -> title; the order of the page
     "head_overlap": "Overlap of the heads between data",
     "head_transfer": "Heads found on other data",
     "cost": "Cost",
+    "advice": "What should I use?",
+    "renderings": "The same scenes with more detail and without",
+    "zoom": "A closer look",
+    "instances": "All instances",
+    "instances_curve": "All instances: precision by recall",
+    "risk": "A box with a guarantee",
+    "risk_curve": "A box with a guarantee: risk by coverage",
+    "effort": "Samples only where they are needed",
+    "label_free_heads": "Heads without labels",
+    "intervention": "Heads by intervention",
+    "sinks": "Attention sinks",
+    "sinks_masked": "ACS-Free without sinks",
 }
-FIGURES = (  # the order of the page; others follow
-    "main_results",
-    "gained",
-    "lost",
-    "by_size",
-    "candidates_sweep",
-    "entropy_by_layer",
-    "regressor",
-    "layers",
-    "heads",
-)
+FIGURES = (  # the order of the notebooks; one of these with an ending ("-plain") comes after it, others follow
+    "candidates", "attention_coordinates", "attention_layers",  # 01, 02
+    "regressor", "layers", "heads", "entropy_by_layer", "entropy_by_head",  # 03, 04
+    "acs_free_gained", "acs_free_lost",  # 05
+    "main_results", "differences", "by_size", "large_and_small", "candidates_sweep", "gained", "lost",  # 06
+    "your_own_image",  # 07
+    "ranked_right", "gains_by_category", "partial_correlation", "training_variants",  # 08
+    "ablations", "cost",  # 09
+    "zoom", "instances_curve", "risk_curve", "effort", "label_free_heads", "intervention",  # 10
+    "confidence", "risk_coverage", "reliability", "head_stability", "head_transfer", "sampling_seeds",  # 11
+)  # fmt: skip
+PIVOTS = {  # table stem -> columns that name a row, rates that are shown an LVLM and dataset beside the other
+    "main_results": (["method"], {"acc50": "Acc@0.5", "acc75": "Acc@0.75"}),
+    "by_size": (["size", "method"], {"acc50": "Acc@0.5"}),
+}
 
 
-def _first(stems: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Stems in the order of `wanted`, the others after them by name."""
-    return [*(stem for stem in wanted if stem in stems), *sorted(set(stems) - set(wanted))]
+def _first(stems: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Stems in the order of `wanted`, one with an ending ('a-b') after its first part, the others after them by
+    name."""
+    place = {stem: number for number, stem in enumerate(wanted)}
+    return sorted(stems, key=lambda stem: (place.get(stem.partition("-")[0], len(place)), stem))
+
+
+def verdict_style(text: str) -> str:
+    """How a verdict of evaluation.claims is shown: good, mid, bad, or '' for another text."""
+    return VERDICTS.get(text.partition(":")[0], "")
 
 
 def _number(text: str) -> float | None:
@@ -112,11 +141,11 @@ def page_table(path: Path) -> dict | None:
     for line in lines:
         cells = []
         for column, text in zip(columns, [*line, *[""] * len(header)], strict=False):
-            kind = "number" if column["numeric"] else "text" if len(text) > 28 else ""
+            kind = "" if column["numeric"] else "text" if len(text) > 28 else "w"
             number = _number(text)
             shown = _shown(text) if column["numeric"] else text
             raw = f"{number:.8g}" if column["numeric"] and "," in shown else shown  # what is sorted by
-            verdict = VERDICTS.get(text.partition(":")[0], "") if column["name"] == "verdict" else ""
+            verdict = verdict_style(text) if column["name"] == "verdict" else ""
             cells.append({"raw": raw, "text": shown, "kind": kind, "verdict": verdict})
         named = {cell["raw"] for cell in cells}
         rows.append({"cells": cells, "ours": not named.isdisjoint(ACS), "control": "control" in named})
@@ -129,32 +158,68 @@ def page_table(path: Path) -> dict | None:
     if not caption or caption.startswith("|"):  # a table without a caption
         caption = f"{stem}.csv: {len(rows)} row{'s' if len(rows) != 1 else ''}"
     href = f"{quote(path.parent.name)}/{quote(path.name)}"
-    return {"stem": stem, "title": title, "caption": caption, "href": href, "columns": columns, "rows": rows}
+    table = {"stem": stem, "title": title, "caption": caption, "href": href, "columns": columns, "rows": rows}
+    return table | {"pivots": page_pivots(path)}
+
+
+def page_pivots(path: Path) -> list[dict]:
+    """The rates of a table in PIVOTS, each as a table with a column an LVLM and dataset; none for other tables."""
+    keys, rates = PIVOTS.get(path.stem, ([], {}))
+    frame = pd.read_csv(path, keep_default_na=False) if rates else pd.DataFrame()
+    return [_pivot(frame, path.stem, keys, rate, rates[rate]) for rate in rates if {*keys, f"{rate}_lo"} <= set(frame)]
+
+
+def _pivot(frame: pd.DataFrame, stem: str, keys: list[str], rate: str, name: str) -> dict:
+    wide, rows = pivoted(frame, keys, rate), []
+    columns = [{"name": column, "numeric": column not in keys} for column in wide]
+    for line in wide.astype(str).itertuples(index=False):
+        cells = [
+            {"raw": text, "text": text, "verdict": "", "kind": "" if column["numeric"] else "w"}
+            for column, text in zip(columns, line)
+        ]
+        rows.append({"cells": cells, "ours": any(text.startswith("ACS") for text in line), "control": False})
+    caption = f"{name} in %, 95 % intervals over images."
+    return {
+        "stem": f"{stem}-{rate}",
+        "pivot": True,
+        "title": name,
+        "caption": caption,
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def headline(folder: Path, profile: str) -> dict:
-    """{"title", "sentences"} as notebook 06 wrote them; a title alone where it was not run."""
+    """{"title", "sentences", "cards"} (see report.sentences.cards) as notebook 06, 10 or 11 wrote them; a title alone
+    where none was run."""
     told = folder / "tables" / "headline.json"
     if not told.exists():
         title = f"Small object grounding by attention: results of the profile “{profile}”"
-        return {"title": title, "sentences": []}
+        return {"title": title, "sentences": [], "cards": []}
     content = json.loads(told.read_text(encoding="utf-8"))
-    return {"title": str(content["title"]), "sentences": [str(sentence) for sentence in content["sentences"]]}
+    parts = [part for card in content.get("cards", []) for part in card["parts"]]
+    for part in parts:
+        part["style"] = verdict_style(part["verdict"])
+    return {"cards": [], **content}
 
 
 def read_figures(folder: Path) -> list[dict]:
-    """Every figures/*.png with its caption, inlined; main figures first."""
+    """The method's picture, and every figures/*.png with its caption, inlined, in the order of the notebooks."""
     captions_path = folder / "figures" / "captions.json"
     captions = json.loads(captions_path.read_text(encoding="utf-8")) if captions_path.exists() else {}
-    paths = {path.stem: path for path in (folder / "figures").glob("*.png") if not path.name.startswith(".")}
+    pngs = {path.stem: path for path in (folder / "figures").glob("*.png") if not path.name.startswith(".")}
     shown = []
-    for stem in _first(list(paths), FIGURES):
-        png = paths[stem].read_bytes()
+    if pngs and (drawing := paths.ROOT / "docs" / "method.svg").exists():
+        source = data_address("svg+xml", drawing.read_bytes())
+        shown.append({"stem": "method", "source": source, "alt": METHOD, "caption": METHOD, "pdf": ""})
+        shown[0] |= {"width": 440, "height": 584}
+    for stem in _first(pngs, FIGURES):
+        png = pngs[stem].read_bytes()
         if png[:8] != b"\x89PNG\r\n\x1a\n":
-            raise ValueError(f"not a PNG file: {paths[stem]}")
+            raise ValueError(f"not a PNG file: {pngs[stem]}")
         width, height = struct.unpack(">II", png[16:24])
         caption = str(captions.get(stem) or stem.replace("_", " ").capitalize() + ".")
-        pdf = f"figures/{quote(stem)}.pdf" if paths[stem].with_suffix(".pdf").exists() else ""
+        pdf = f"figures/{quote(stem)}.pdf" if pngs[stem].with_suffix(".pdf").exists() else ""
         source = inlined(png)
         shown.append(
             {"stem": stem, "source": source, "alt": caption, "caption": caption, "pdf": pdf}
@@ -183,25 +248,27 @@ def _finite(value: object) -> object:
     return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
-def read_queries(path: Path) -> dict | None:
-    """The browser's queries: counts by outcome, and JSON that is safe inside a script element.
+def read_queries(path: Path) -> list[dict]:
+    """The browser's queries of each LVLM on a dataset: `of`, and JSON that is safe inside a script element.
 
     Raises ValueError for an unknown outcome, or an image that is not inlined: the page must load nothing.
     """
-    queries = [_finite(query) for query in json.loads(path.read_text(encoding="utf-8"))]
-    if not queries:
-        return None
-    for query in queries:
+    parts: dict[str, list] = {}
+    for query in json.loads(path.read_text(encoding="utf-8")):
         if query["outcome"] not in OUTCOMES:
             raise ValueError(f"{path.name}: outcome of {query['id']} is {query['outcome']!r}, not one of {OUTCOMES}")
         for key in ("image", "overlay"):
             if query.get(key) and not INLINE_IMAGE.match(query[key]):
                 raise ValueError(f"{path.name}: {key} of {query['id']} is not a data:image/...;base64 address")
-    counts = Counter(query["outcome"] for query in queries)
-    text = json.dumps(queries, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        parts.setdefault(query["of"], []).append(_finite(query))
+    return [{"of": of, "json": _for_script(queries)} for of, queries in parts.items()]
+
+
+def _for_script(value: object) -> Markup:
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return {"counts": {"all": len(queries), **{name: counts[name] for name in OUTCOMES}}, "json": Markup(text)}
+    return Markup(text)
 
 
 def _flat(value: object, name: str = "") -> list[tuple[str, str]]:
@@ -217,27 +284,37 @@ def _flat(value: object, name: str = "") -> list[tuple[str, str]]:
 
 def render(profile: str, folder: Path) -> str:
     """The page of `folder` as HTML text; parts that are not there are left out."""
-    paths = {path.stem: path for path in (folder / "tables").glob("*.csv") if not path.name.startswith(".")}
-    tables = {stem: page_table(paths[stem]) for stem in _first(list(paths), list(TITLES))}
+    files = {path.stem: path for path in (folder / "tables").glob("*.csv") if not path.name.startswith(".")}
+    tables = {stem: page_table(files[stem]) for stem in _first(files, list(TITLES))}
     tables = {stem: table for stem, table in tables.items() if table}
     claims = tables.pop("claims", None)
     browser, manifest = folder / "browser.json", folder / "manifest.json"
+    known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    compared = known.get("compared")
     story = headline(folder, profile)
     parts = {
         "claims": claims,
         "figures": read_figures(folder),
-        "queries": read_queries(browser) if browser.exists() else None,
+        "queries": read_queries(browser) if browser.exists() else [],
         "tables": list(tables.values()),
         "notebooks": read_notebooks(folder),
-        "provenance": _flat(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.exists() else [],
+        "provenance": _flat(known),
     }
     names = {"headline": "In short", "claims": "Claims", "queries": "Queries"}
-    sections = [("headline", names["headline"])] if story["sentences"] else []
+    sections = [("headline", names["headline"])] if story["sentences"] or story["cards"] else []
     sections += [(part, names.get(part, part.capitalize())) for part, content in parts.items() if content]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        title=f"acs-kit: {profile}", profile=profile, headline=story, sections=sections, tall=TALL, **parts
+        title=f"acs-kit: {profile}",
+        profile=profile,
+        headline=story,
+        against=compared["said"] if compared else None,
+        differences=compare.first(compared["differences"]) if compared else [],
+        sections=sections,
+        tall=TALL,
+        outcomes=OUTCOMES,
+        **parts,
     )
 
 

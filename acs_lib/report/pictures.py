@@ -11,7 +11,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch, Rectangle
 from PIL import Image
 
-from acs_lib.report.style import HEAT, ORANGE, PREDICTION, SKY, TRUTH, cased, legend_below, plain_text, styled
+from acs_lib.report.style import (
+    GREEN,
+    HEAT,
+    ORANGE,
+    PREDICTION,
+    SKY,
+    TRUTH,
+    VERMILLION,
+    cased,
+    legend_below,
+    plain_text,
+    styled,
+)
 
 COLUMNS = 4  # of attention maps side by side, at most
 
@@ -124,44 +136,77 @@ def _window(boxes: Iterable[np.ndarray | None], truth: np.ndarray, width: int, h
 
 
 @styled
-def qualitative(cases: Sequence[Mapping]) -> Figure:
-    """The paper's qualitative comparison (and its teaser): greedy decoding against ACS-Learned, one row a case.
+def check_and_cross(case: Mapping, answers: Sequence[Mapping]) -> Figure:
+    """Two answers to one question as in the paper's pipeline figure, side by side: where each looks, its box, and the
+    object enlarged, the same neighbourhood for both.
 
-    cases: dicts with image (PIL), category, truth, greedy, chosen (xyxy boxes in pixels; greedy and chosen may be None
-        or NaN where the answer held no box), greedy_iou, chosen_iou (0-1)
-    Each picture has its neighbourhood of the object enlarged beside it, the same one for both methods. No cases: a
-    figure that says 'none'.
+    case: image (PIL), category, truth (xyxy box in pixels)
+    answers: two of name, score (text), box (xyxy; None or NaN where the answer held none), iou (0-1), map [h, w] >= 0
+    The check is for a box that is right (IoU of at least 0.5), the cross for one that is wrong.
     """
-    if not cases:
-        figure, axes = plt.subplots(figsize=(8.4, 1.0))
-        axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes, fontstyle="italic")
-        axes.set_axis_off()
-        return figure
-    ratio = float(np.mean([case["image"].width / case["image"].height for case in cases]))
-    size = (8.4, len(cases) * (8.1 / (2 * ratio + 2) + 0.28) + 0.4)
-    widths = [ratio, 1, ratio, 1]
-    figure, grid = plt.subplots(len(cases), 4, squeeze=False, width_ratios=widths, layout="compressed", figsize=size)
-    dashed = {"edgecolor": ORANGE, "linestyle": "--"}
-    for row, case in zip(grid, cases, strict=True):
-        image = case["image"].convert("RGB")
-        x1, y1, x2, y2 = _window([case["greedy"], case["chosen"]], case["truth"], *image.size)
-        for axes, zoom, name, method in ((*row[:2], "greedy", "greedy"), (*row[2:], "ACS-Learned", "chosen")):
-            box = case[method]
-            for panel, width in ((axes, 1.0), (zoom, 2.0)):
-                show_image(panel, image)
-                _truth_and_prediction(panel, case["truth"], box, width)
-            zoom.set(xlim=(x1, x2), ylim=(y2, y1))
-            zoom.spines[:].set(color=ORANGE, linewidth=1.4)
-            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1, **dashed))
-            for y, corner in ((y1, 1), (y2, 0)):
-                ends = ((x2, y), (0, corner), axes.transData, zoom.transAxes)
-                line = ConnectionPatch(*ends, linewidth=1.2, clip_on=False, **dashed)
-                axes.add_artist(line).set_in_layout(False)
-            answered = f"IoU={case[f'{method}_iou']:.2f}" if is_box(box) else "no box"
-            axes.set_title(f"{name}, {answered}", fontsize=9)
-        row[0].set_ylabel(plain_text(str(case["category"])), fontsize=9, fontweight="bold")
-    figure.get_layout_engine().set(wspace=0.05, w_pad=0.04, h_pad=0.04, hspace=0.02)
+    image, truth = case["image"].convert("RGB"), case["truth"]
+    size = (4.8, 2.2 * (image.height / image.width + 1) + 0.9)
+    figure, grid = plt.subplots(2, 2, layout="compressed", figsize=size)
+    _looked(grid[0], image, truth, answers)
+    window = _window([answer["box"] for answer in answers], truth, *image.size)
+    for axes, zoom, answer in zip(*grid, answers, strict=True):
+        show_image(zoom, image)
+        _truth_and_prediction(zoom, truth, answer["box"], 2.0)
+        _enlarge(axes, zoom, window, below=True)
+        zoom.set_xlabel(f"IoU {answer['iou']:.2f}" if is_box(answer["box"]) else "no box", labelpad=3)
+    grid[0, 0].set_ylabel(plain_text(str(case["category"])), fontweight="bold")
     return legend_below(figure, box_handles())
+
+
+@styled
+def large_and_small(case: Mapping, answers: Sequence[Mapping]) -> Figure:
+    """The paper's teaser: a large object that greedy decoding finds, a small one of the same image that it misses,
+    enlarged, and where the two answers to the small one look.
+
+    case, answers: as `check_and_cross` takes them, the greedy answer first, and case['large']: category, truth, greedy
+        (its box), greedy_iou
+    """
+    image, truth, large = case["image"].convert("RGB"), case["truth"], case["large"]
+    size = (4.8, 4.4 * image.height / image.width + 1.3)
+    figure, grid = plt.subplots(2, 2, layout="compressed", figsize=size)
+    whole, zoom = grid[0]
+    for axes in grid[0]:
+        show_image(axes, image)
+    _truth_and_prediction(whole, large["truth"], large["greedy"], 1.2)
+    whole.set_title(f"large: {plain_text(large['category'])}\ngreedy IoU {large['greedy_iou']:.2f}", fontsize=9)
+    zoom.set_title(f"small: {plain_text(case['category'])}\nenlarged", fontsize=9)
+    draw_box(zoom, truth, TRUTH, 4.4, "truth")
+    for answer, colour in zip(answers, (SKY, PREDICTION)):
+        draw_box(zoom, answer["box"], colour, 2.0, "prediction")
+    _enlarge(whole, zoom, _window([answer["box"] for answer in answers], truth, *image.size), below=False)
+    _looked(grid[1], image, truth, answers)
+    for axes, answer in zip(grid[1], answers):
+        axes.set_xlabel(f"IoU {answer['iou']:.2f}" if is_box(answer["box"]) else "no box", labelpad=3)
+    rejected = Patch(edgecolor=SKY, label="greedy (enlarged)", facecolor="none", linewidth=1.8, path_effects=cased(3))
+    return legend_below(figure, [*box_handles(), rejected])
+
+
+def _looked(row: Sequence[Axes], image: Image.Image, truth: np.ndarray, answers: Sequence[Mapping]) -> None:
+    """The attention of each answer with its box, under a check or a cross, its name and its score."""
+    for axes, answer in zip(row, answers, strict=True):
+        draw_heat(axes, image, np.asarray(answer["map"], float))
+        _truth_and_prediction(axes, truth, answer["box"], 1.2)
+        mark, colour = ("✓", GREEN) if answer["iou"] >= 0.5 else ("✗", VERMILLION)
+        axes.set_title(f"{mark} {answer['name']}\n{answer['score']}", fontsize=9, color=colour)
+
+
+def _enlarge(axes: Axes, zoom: Axes, window: tuple[float, ...], below: bool) -> None:
+    """Show the window (x1, y1, x2, y2) of `axes` in `zoom`, which lies below it or at its right, with two dashed lines
+    between them."""
+    x1, y1, x2, y2 = window
+    ends = {(x1, y2): (0, 1), (x2, y2): (1, 1)} if below else {(x2, y2): (0, 0), (x2, y1): (0, 1)}
+    dashed = {"edgecolor": ORANGE, "linestyle": "--"}
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1, **dashed))
+    for corner, end in ends.items():
+        line = ConnectionPatch(corner, end, axes.transData, zoom.transAxes, linewidth=1.2, clip_on=False, **dashed)
+        axes.add_artist(line).set_in_layout(False)
+    zoom.set(xlim=(x1, x2), ylim=(y2, y1))
+    zoom.spines[:].set(color=ORANGE, linewidth=1.4)
 
 
 def draw_candidates(axes: Axes, boxes: np.ndarray, scores: np.ndarray | None, chosen: int | None) -> Line2D:

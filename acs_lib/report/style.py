@@ -21,6 +21,7 @@ from IPython.display import Markdown
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -57,6 +58,8 @@ OTHERS = (
     (SKY, ">", "--", "***"),
     (BLUE, "h", ":", "OO"),
 )
+
+CONDITIONS = {"habit": "with the habit", "plain": "without the habit", "": ""}  # the plain ones are drawn hollow
 
 # Heat maps and scores on images: away from the boxes' yellow and red, and lighter means more in greyscale, too.
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("heat", ["#1B2A6B", "#1F6FB5", "#2FB5C7", "#C9FFF4"])
@@ -108,6 +111,11 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
+def told(takeaway: Markdown) -> list[str]:
+    """The text of a takeaway (see report.sentences.say), then its points."""
+    return takeaway.data.removeprefix("**Takeaway.** ").split("\n- ")
+
+
 def save_figure(
     figure: Figure | Image.Image, folder: str | Path, stem: str, caption: str, seen: Markdown | None = None
 ) -> None:
@@ -120,7 +128,7 @@ def save_figure(
     where the page finds it for captions and alternative texts.
     """
     if seen is not None:
-        text, *points = seen.data.removeprefix("**Takeaway.** ").split("\n- ")
+        text, *points = told(seen)
         caption = " ".join([caption, text, *(["; ".join(points) + "."] if points else [])])
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -157,13 +165,14 @@ def panels(frame: pd.DataFrame, *keys: str) -> list[tuple[str, pd.DataFrame]]:
 
 
 def panel_grid(
-    frame: pd.DataFrame, width: float, height: float, margin: float, keys: Sequence[str] = ("lvlm", "dataset"), **labels
-) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
-    """A figure with a panel of `width` x `height` inches for each combination of `keys`, in one or two columns, all on
-    one scale, and its (axes, rows of the frame); the `margin` is for the names at the left, labels are xlabel, ylabel,
-    and what else Axes.set takes."""
+    frame: pd.DataFrame, width: float, height: float, margin: float, keys: Sequence[str] = ("lvlm", "dataset"),
+    across: int = 2, **labels,
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:  # fmt: skip
+    """A figure with a panel of `width` x `height` inches for each combination of `keys`, up to `across` side by side,
+    all on one scale, and its (axes, rows of the frame); the `margin` is for the names at the left, labels are xlabel,
+    ylabel, and what else Axes.set takes."""
     blocks = panels(frame, *keys)
-    columns = min(len(blocks), 2)
+    columns = min(len(blocks), across)
     rows = -(-len(blocks) // columns)
     size = (margin + width * columns, height * rows)
     figure, grid = plt.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, figsize=size)
@@ -176,20 +185,61 @@ def panel_grid(
 
 
 def row_grid(
-    frame: pd.DataFrame, column: str, width: float, height: float, margin: float, **grid
+    frame: pd.DataFrame, column: str, width: float, height: float, margin: float, base: float = 1.4, **grid
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]], dict[str, int]]:
-    """A `panel_grid` with a row of `height` inches for each name in the `column`, the first on top, and the rows' y."""
+    """A `panel_grid` with a row of `height` inches for each name in the `column`, the first on top, and the rows' y;
+    `base`: inches of a panel for all else."""
     places = {name: y for y, name in enumerate(dict.fromkeys(frame[column]))}
-    figure, grid = panel_grid(frame, width, 1.4 + height * len(places), margin, **grid)
+    figure, grid = panel_grid(frame, width, base + height * len(places), margin, **grid)
     name_rows([axes for axes, _ in grid], places)
     grid[0][0].set_ylim(len(places) - 0.4, -0.6)
     return figure, grid, places
 
 
+def without_condition(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a `condition` ('' where there is none), and with one name in `lvlm` for an LVLM in all conditions:
+    'tiny' for 'tiny' and 'tiny-plain'."""
+    condition = frame["condition"].fillna("") if "condition" in frame else pd.Series("", frame.index)
+    names = [name.removesuffix(f"-{told}") for name, told in zip(frame["lvlm"], condition)]
+    return frame.assign(condition=condition, lvlm=names)
+
+
+def forest(frame: pd.DataFrame, value: str, looks: Mapping[str, tuple[str, str]], xlabel: str) -> Figure:
+    """A panel a column (an LVLM on a dataset), one below the other, that a phone shows in full width; in it a row for
+    each name of the column `row`, and the `value` in percentage points with its interval: filled, or hollow without the
+    habit. Zero is the dashed line.
+
+    frame: row, method, lvlm, dataset, optionally condition and note (written beside the point), the value (-1 to 1),
+        its _lo and _hi; looks: method -> colour, marker
+    """
+    frame = without_condition(frame)
+    ends = [value + end for end in ("", "_lo", "_hi")]
+    frame[ends] = 100 * frame[ends]
+    conditions = [condition for condition in CONDITIONS if (frame["condition"] == condition).any()]
+    faces = {condition: {"markerfacecolor": "white"} if condition == "plain" else {} for condition in conditions}
+    grid = {"across": 1, "xlabel": xlabel}
+    figure, grid, places = row_grid(frame, "row", 3.2, 0.14 + 0.15 * len(conditions), 1.7, base=0.6, **grid)
+    for axes, block in grid:
+        axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
+        axes.label_outer()
+        for shift, condition in zip(offsets(len(conditions), 0.4), conditions):
+            part = block[block["condition"] == condition]
+            for method, rows in part.groupby("method", sort=False):
+                look = marks(*looks[method]) | faces[condition]
+                points(axes, rows, value, y=rows["row"].map(places) + shift, **look)
+            for row in part[part["note"] != ""].itertuples() if "note" in part else ():
+                place = (getattr(row, ends[2]), places[row.row] + shift)
+                axes.annotate(f" {row.note}", place, va="center", fontsize=7, color=GREY)
+        axes.margins(x=0.2)
+    look = {"color": GREY, "marker": "o", "linestyle": ""}
+    handles = [Line2D([], [], label=CONDITIONS[told], **look, **faces[told]) for told in conditions if told]
+    return legend_below(figure, handles) if handles else figure
+
+
 def name_rows(grid: Sequence[Axes], places: Mapping[str, float]) -> None:
     """Write the names {name: y} at the left of panels that share the axis, those of ACS bold."""
     grid[0].set_yticks(list(places.values()), [formula(name) for name in places])
-    for axes in grid[::2]:
+    for axes in (axes for axes in grid if axes.get_subplotspec().is_first_col()):
         for name, label in zip(places, axes.get_yticklabels(), strict=True):
             label.set_fontweight("bold" if name.startswith("ACS") else "normal")
 

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import write_text
+from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.bootstrap import estimate
 from acs_lib.evaluation.published import BASELINE_FAMILIES, BEST_BASELINE, main_results
 from acs_lib.method.baselines.likelihood import P_TRUE
+from acs_lib.method.heads import HeadSet
 from acs_lib.profiles import Profile
 
+FIRST = ("greedy", RANDOM, ORACLE, "ACS-Free", "ACS-Learned")  # rows of a table of methods
 TEX_ESCAPES = str.maketrans(  # of a caption, which pandas leaves as it is
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {character: "\\" + character for character in "&%$#_{}"}
@@ -67,6 +71,34 @@ def read_table(folder: str | Path, stem: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def in_order(table: pd.DataFrame, value: str) -> list[str]:
+    """The methods of a table: what a method is set against, ACS, then the others, the highest mean of `value` first."""
+    means = table.groupby("method", sort=False)[value].mean().sort_values(ascending=False, kind="stable")
+    return [*(name for name in FIRST if name in means), *(name for name in means.index if name not in FIRST)]
+
+
+def pivoted(table: pd.DataFrame, rows: list[str], value: str) -> pd.DataFrame:
+    """A rate with its interval as text in %, '49.1 [45.6, 52.7]', a difference with its sign: a row for each
+    combination of the columns `rows`, methods `in_order`, a column an LVLM and dataset; empty where there is none."""
+    texts = [estimate(row, value, "+.1f" if value.startswith("delta") else ".1f", 100) for row in table.itertuples()]
+    places = {name: in_order(table, value) if name == "method" else list(dict.fromkeys(table[name])) for name in rows}
+    wide = table[rows].drop_duplicates().sort_values(rows, key=lambda names: names.map(places[names.name].index))
+    table = table.assign(text=texts)
+    for (lvlm, dataset), part in table.groupby(["lvlm", "dataset"], sort=False):
+        cells = part[[*rows, "text"]].rename(columns={"text": f"{lvlm}, {dataset}"})
+        wide = wide.merge(cells, on=rows, how="left")
+    return wide.fillna("").reset_index(drop=True)
+
+
+def head_set_table(head_sets: list[HeadSet]) -> pd.DataFrame:
+    """head_sets.csv: lvlm, D_c's heads as (layer, head), counted from 0, and the coordinates at which they are read."""
+    rows = []
+    for found in head_sets:
+        heads = ", ".join(f"({layer}, {head})" for layer, head in found.heads)
+        rows.append((found.lvlm, heads, ", ".join(COORDINATES[index] for index in found.coordinates)))
+    return pd.DataFrame(rows, columns=["lvlm", "heads", "coordinates"])
+
+
 def measured_text(row) -> str:
     """Acc@0.5 of a row of main_results.csv with its interval as text in %."""
     return f"{estimate(row, 'acc50', '.1f', 100)}, n = {row.n_queries}"
@@ -104,10 +136,11 @@ def side_by_side(
     published: rows of `published.main_results`
     unavailable: LVLM -> why it was not asked for P(True); its cells say so
     Returns text: method, then 'measured, <lvlm>, <dataset>' as '49.1 [45.6, 52.7], n = 816' (95 % interval), then
-    'published, <lvlm>, <dataset>' as '61.4'; empty where there is no number. Measured methods come first, in order.
+    'published, <lvlm>, <dataset>' as '61.4'; empty where there is no number. Measured methods come
+    first, `in_order`.
     """
     unavailable = unavailable or {}
-    methods = [*main_table["method"], *([P_TRUE] if unavailable else []), *published["method"]]
+    methods = [*in_order(main_table, "acc50"), *([P_TRUE] if unavailable else []), *published["method"]]
     display = pd.DataFrame({"method": list(dict.fromkeys(methods))})
     for (lvlm, dataset), part in main_table.groupby(["lvlm", "dataset"], sort=False):
         cells = {row.method: measured_text(row) for row in part.itertuples()}
@@ -118,6 +151,20 @@ def side_by_side(
         cells = {row.method: f"{100 * row.acc50:.1f}" for row in part.itertuples()}
         display[f"published, {lvlm}, {dataset}"] = display["method"].map(cells).fillna("")
     return display
+
+
+def at_a_glance(table: pd.DataFrame) -> pd.DataFrame:
+    """advice.csv with a row a way, the highest mean first: method, what it needs, and '<lvlm>, <dataset>' for its
+    Acc@0.5 in % with the 95 % interval, as text; empty where a way is not there."""
+    rows = []
+    for method, part in table.groupby("method", sort=False):
+        first = part.iloc[0]
+        row = {"method": method, "answers": f"{part['answers'].mean():.1f}", "looks": f"{part['looks'].mean():.1f}"}
+        row |= {"labels": first["labels"]} | {n: "yes" if first[n] else "no" for n in ("training", "attention")}
+        row |= {f"{each.lvlm}, {each.dataset}": estimate(each, "acc50", ".1f", 100) for each in part.itertuples()}
+        rows.append((part["acc50"].mean(), row))
+    rows.sort(key=lambda each: -each[0])
+    return pd.DataFrame([row for _, row in rows]).fillna("")
 
 
 def write_comparison(profile: Profile, folder: Path) -> bool:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from acs_lib.core.candidates import STATISTICS
 from acs_lib.core.files import digest, query_key, replacing
 from acs_lib.core.images import read_annotated_image
+from acs_lib.core.progress import progress
 from acs_lib.lvlms.adapter import LVLM, ImageRefused
 from acs_lib.lvlms.attention_rows import attention_layers
 from acs_lib.lvlms.checkpoint import lvlm_source, model_files
@@ -100,17 +101,18 @@ def collect_p_true(spec: LVLMSpec, run: Run, folder: Path) -> pd.DataFrame:
     """
     folder = Path(folder) / digest([run.key, VERIFICATION, YES, NO])[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    queries, parts = run.queries.set_index("query_id"), []
-    for shard in run.shards:
-        path = folder / f"{shard:05d}.parquet"
-        if not path.exists():
-            records = run.records(shard)
-            groups = records.groupby("query_id", sort=False)
-            frames = [_ask_query(load_spec(spec), queries.loc[name], rows) for name, rows in groups]
-            with replacing(path) as aside:
+    queries, files = run.queries.set_index("query_id"), {shard: folder / f"{shard:05d}.parquet" for shard in run.shards}
+    missing = {shard: run.records(shard) for shard, path in files.items() if not path.exists()}
+    left = sum(records["query_id"].nunique() for records in missing.values())
+    with progress(f"P(True) of {spec.name}", len(queries), len(queries) - left) as told:
+        for shard, records in missing.items():
+            frames = []
+            for name, rows in records.groupby("query_id", sort=False):
+                frames.append(_ask_query(load_spec(spec), queries.loc[name], rows))
+                told.update()
+            with replacing(files[shard]) as aside:
                 pd.concat(frames, ignore_index=True).to_parquet(aside, index=False)
-        parts.append(pd.read_parquet(path))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(map(pd.read_parquet, files.values()), ignore_index=True)
 
 
 def _ask_query(lvlm: LVLM, query: pd.Series, rows: pd.DataFrame) -> pd.DataFrame:

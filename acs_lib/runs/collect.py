@@ -81,17 +81,17 @@ def unparsed(records: list[dict], name: str) -> str | None:
 
 def warn_if_unparsed(backend: Callable, name: str, first: int = SHARD) -> Callable:
     """The backend (see runs.store.fill), which warns of every query whose image could not be read, and, once, if the
-    answers to its first queries are `unparsed`."""
+    answers to its first queries are `unparsed`; those about absent objects are to hold no box."""
 
     def watching(answer: Callable, batches: list[pd.DataFrame]) -> Iterator[list[CandidatesWithRecords]]:
         seen = []
-        enough = min(first, sum(len(batch) for batch in batches))
-        for answers in backend(answer, batches):
+        enough = min(first, sum((batch["size"] != "absent").sum() for batch in batches))
+        for answers, batch in zip(backend(answer, batches), batches):
             for candidates, (record, *_) in answers:
                 if record["failure"].startswith(UNREADABLE):
                     log.warning("no answer to %s: %s", candidates.query_id, record["failure"])
             if len(seen) < enough:
-                seen += [records for _, records in answers]
+                seen += [records for (_, records), size in zip(answers, batch["size"]) if size != "absent"]
                 if len(seen) >= enough and (warning := unparsed(list(itertools.chain(*seen)), name)):
                     log.warning(warning)
             yield answers

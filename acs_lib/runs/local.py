@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
+from acs_lib.core.errors import UserError
 from acs_lib.lvlms.checkpoint import is_embedded
 from acs_lib.profiles import LVLMSpec
 
@@ -34,11 +36,30 @@ def cores() -> int:
 
 
 def machine_memory() -> float:
-    """GB of this machine, NaN where the system does not tell."""
+    """GB that this process may take: this machine's, or less where a limit says so (of a container or another control
+    group, or `ulimit -v`); NaN where the system does not tell."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return float("nan")
+    return min([there, *memory_limits()]) / 1e9
+
+
+def memory_limits(process: Path = Path("/proc/self"), groups: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that a process of Linux may take, by `ulimit -v` and by each control group that it is in, of version 2 or
+    1; none where nothing is said."""
+    values = []
+    if (process / "limits").is_file():
+        lines = (process / "limits").read_text(encoding="utf-8").splitlines()
+        values += [line.split()[3] for line in lines if line.startswith("Max address space")]
+    if (process / "cgroup").is_file():
+        for line in (process / "cgroup").read_text(encoding="utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            place, name = (groups / kinds, "memory.limit_in_bytes") if kinds else (groups, "memory.max")
+            inside = Path(path.lstrip("/"))
+            files = [place / folder / name for folder in (inside, *inside.parents)]
+            values += [file.read_text(encoding="utf-8").strip() for file in files if file.is_file()]
+    yield from map(int, filter(str.isdigit, values))
 
 
 def _begin(gpus, parent: Connection) -> None:
@@ -68,7 +89,7 @@ def processes(count: int | None = None) -> Iterator[Callable]:
     processes (by default one a GPU, or one a core where there is none). An exception of `function` is raised here.
     When the context is left by an exception, Ctrl-C included, nobody waits for what the processes have in hand.
 
-    RuntimeError with the mend where a process dies.
+    UserError where a process dies.
     """
     visible = [str(number) for number in range(torch.cuda.device_count())]
     context = multiprocessing.get_context("spawn" if visible else "forkserver")
@@ -110,7 +131,7 @@ def _in_order(pool: ProcessPoolExecutor, ahead: int, function: Callable, items: 
                 return
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise UserError(
             "a process that samples was ended from outside, most often for want of memory; what is finished is kept. "
             "Close other programs or lower `batch_queries` in the profile, then start again"
         ) from error

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from acs_lib.core.errors import UserError
 from acs_lib.runs.store import CandidatesWithRecords
 
 SECONDS = 1800  # a batch may take, and so may the loading of the LVLM before the first one
@@ -63,9 +64,9 @@ class Worker:
 
 
 def _refuse_cpu(gpus: Sequence) -> None:
-    """RuntimeError where Ray has given a worker GPUs that PyTorch cannot use: it would compute on the CPU."""
+    """UserError where Ray has given a worker GPUs that PyTorch cannot use: it would compute on the CPU."""
     if gpus and not torch.cuda.is_available():
-        raise RuntimeError(
+        raise UserError(
             f"Ray has given a worker on {socket.gethostname()} a GPU that PyTorch {torch.__version__} cannot use: its "
             "driver is too old for that PyTorch, or the PyTorch is one without CUDA; update the driver, or install a "
             "PyTorch that fits it"
@@ -82,7 +83,7 @@ def _check_reachable(address: str) -> None:
 def _start(ray) -> None:
     """A cluster of this machine alone: never one that somebody left, which Ray would take, or wait for.
 
-    Raises RuntimeError where it is not up after ATTEMPTS times the 30 s that Ray gives it.
+    Raises UserError where it is not up after ATTEMPTS times the 30 s that Ray gives it.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -92,7 +93,7 @@ def _start(ray) -> None:
             if "timed out during startup" not in str(error):
                 raise
             cause = error
-    raise RuntimeError(f"Ray does not start here ({cause}); stop other programs, then start again") from cause
+    raise UserError(f"Ray does not start here ({cause}); stop other programs, then start again") from cause
 
 
 @contextlib.contextmanager
@@ -100,21 +101,21 @@ def cluster(workers: int | None = None):
     """Within this context: the backend of `store.fill`, on the Ray cluster that RAY_ADDRESS names or on this
     machine.
 
-    One worker a GPU, or a CPU where the cluster has no GPU, unless `workers` says how many. Raises RuntimeError with
-    the mend where Ray is not installed or the cluster cannot be reached.
+    One worker a GPU, or a CPU where the cluster has no GPU, unless `workers` says how many. Raises UserError where
+    Ray is not installed or the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise RuntimeError(f"--engine ray needs Ray, which is not installed here; {MEND}") from error
+        raise UserError(f"--engine ray needs Ray, which is not installed here; {MEND}") from error
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _check_reachable(address)
             ray.init(address, logging_level=logging.ERROR)
         except OSError as error:
-            raise RuntimeError(f"no Ray cluster at {address} ({error}); start one: ray start --head") from error
+            raise UserError(f"no Ray cluster at {address} ({error}); start one: ray start --head") from error
     else:
         _start(ray)
     context = ray.data.DataContext.get_current()
@@ -149,7 +150,7 @@ def cluster(workers: int | None = None):
                         raise answers
                     yield answers
         except ray.exceptions.RayActorError as error:
-            raise RuntimeError(
+            raise UserError(
                 f"{ATTEMPTS} workers died one after the other, or took longer than {seconds:.0f} s, over one batch; "
                 "what is finished is kept. Mend what the workers' logs say (often memory: lower `batch_queries`), "
                 "then start again"

@@ -38,6 +38,7 @@ from safetensors.numpy import save_file
 
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import PER_TOKEN, STATISTICS, Candidates
+from acs_lib.core.errors import UserError
 from acs_lib.core.files import digest, replacing, write_text
 from acs_lib.core.images import NO_FILE
 from acs_lib.core.progress import progress as progress_of
@@ -77,13 +78,13 @@ def unpack(packed: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def locked(folder: Path):
-    """Only one process at a time writes to a run directory; a second one is refused with RuntimeError."""
+    """Only one process at a time writes to a run directory; a second one is refused with UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(f"another process is writing to {folder}; wait for it, or stop it") from error
+            raise UserError(f"another process is writing to {folder}; wait for it, or stop it") from error
         yield
 
 

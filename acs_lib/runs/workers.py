@@ -11,7 +11,7 @@ from acs_lib.runs.ray_cluster import cluster
 def backend(name: str, lvlms: Sequence[LVLMSpec]) -> AbstractContextManager[Callable]:
     """Within this context: the backend of `store.fill` for some LVLMs: 'local' or 'ray'.
 
-    ValueError for another name, RuntimeError as `local.processes` and `ray_cluster.cluster`.
+    ValueError for another name, UserError as `local.processes` and `ray_cluster.cluster`.
     """
     if name == "local":
         return local.backend(lvlms)

@@ -4,13 +4,13 @@ Everything is found on the train split (heads, regressors) and nothing is chosen
 is a row. Most factors are computed from one run's stored candidates and maps; temperature, the row that is read, more
 samples, and training objects of another size or dataset need runs of their own (`changed`).
 
-Rows: factor, value, lvlm, dataset, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over images), and
-delta, delta_lo, delta_hi: the paired difference of Acc@0.5 with the same method as the profile has it, on the same
-queries (NaN where the queries are what is changed). Each ACS-Learned is the mean over regressors of as many seeds as
-`profile.seeds.regressor` names: one seed's luck is as large as many a change.
+Rows: factor, value, lvlm, dataset, condition, method, acc50, miou (0-1), n_queries, acc50_lo, acc50_hi (95 %, over
+images), and delta, delta_lo, delta_hi: the paired difference of Acc@0.5 with the same method as the profile has it, on
+the same queries (NaN where the queries are what is changed). Each ACS-Learned is the mean over regressors of as many
+seeds as `profile.seeds.regressor` names: one seed's luck is as large as many a change.
 """
 
-import operator
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from acs_lib.core.candidates import COORDINATES, STATISTICS, Candidates
+from acs_lib.core.files import digest
 from acs_lib.core.stored import StoredAnswers
 from acs_lib.evaluation.accuracy import ORACLE, RANDOM, SIZES, accuracy_table, make_choices
 from acs_lib.evaluation.bootstrap import paired_difference
@@ -31,11 +32,11 @@ from acs_lib.method.regressor import AttentionIoURegressor
 from acs_lib.method.selection import Selector, acs_free, acs_learned, over_heads, statistic, stored_scores
 from acs_lib.profiles import LVLMSpec
 from acs_lib.runs.store import BOX, SHARD, Run
-from acs_lib.study.experiment import Experiment
-from acs_lib.study.stages import HeadFinding, Study, restricted
+from acs_lib.study.experiment import Experiment, code_of
+from acs_lib.study.stages import HeadFinding, Study, kept, restricted
 
 COLUMNS = [
-    "factor", "value", "lvlm", "dataset", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
+    "factor", "value", "lvlm", "dataset", "condition", "method", "acc50", "miou", "n_queries", "acc50_lo", "acc50_hi",
     "delta", "delta_lo", "delta_hi",
 ]  # fmt: skip
 COCO_SMALL = 32**2  # px, COCO's threshold of small
@@ -170,15 +171,15 @@ def counts_of_heads(layer_scores: np.ndarray, head_scores: np.ndarray, head_set:
 
 
 def small_parts(queries: pd.DataFrame, photographs: bool) -> dict[str, pd.DataFrame]:
-    """Threshold -> the queries below it, of photographs those on it, too: SMALL, and COCO's 32 x 32 px; in rendered
-    scenes, whose images are smaller, the share of the image that these are in COCO's most frequent size of image."""
-    area, below = queries["area_fraction"], operator.le if photographs else operator.lt
+    """Threshold -> the queries up to and with it: SMALL, and COCO's 32 x 32 px; in rendered scenes, whose images are
+    smaller, the share of the image that these are in COCO's most frequent size of image."""
+    area = queries["area_fraction"]
     if photographs:
-        found = {"COCO's 32^2 px": queries[below(area, COCO_SMALL / (queries["width"] * queries["height"]))]}
+        found = {"COCO's 32^2 px": queries[area <= COCO_SMALL / (queries["width"] * queries["height"])]}
     else:
         share = COCO_SMALL / COCO_IMAGE
-        found = {f"{100 * share:.2f} % (COCO's 32^2)": queries[below(area, share)]}
-    return found | {value: queries[below(area, share)] for value, share in SMALL.items()}
+        found = {f"{100 * share:.2f} % (COCO's 32^2)": queries[area <= share]}
+    return found | {value: queries[area <= share] for value, share in SMALL.items()}
 
 
 def choices_by_method(e: Experiment, selectors: Iterable[Selector], candidates: Iterable[Candidates]) -> pd.DataFrame:
@@ -186,7 +187,7 @@ def choices_by_method(e: Experiment, selectors: Iterable[Selector], candidates: 
     IoUs and hits."""
     choices = make_choices(candidates, e.run.truth, [SELECTORS["greedy"], *selectors], e.profile.pool)
     groups = choices.groupby(["query_id", "method", "family"], sort=False, as_index=False)
-    return groups.agg(candidate=("candidate", "first"), iou=("iou", "mean"), hit=("hit", "mean"))
+    return groups.agg({"candidate": "first", "iou": "mean", "hit": "mean", "hit75": "mean"})
 
 
 def rows(
@@ -248,12 +249,23 @@ def retrained(
     training: Training, e: Experiment, change: Change | None = None, most: int | None = None, **settings
 ) -> list[Selector]:
     """ACS-Learned with regressors of another input, training set or width, one a seed; with fewer shards they get more
-    epochs (at most four times as many), so that few queries do not mean few steps."""
+    epochs (at most four times as many), so that few queries do not mean few steps. What they predict is kept beside
+    the experiment's run."""
     known = e.profile.regressor.model_dump(exclude={"seeds"}) | settings
     train, validation = TransformedRun(training.train, change, most), TransformedRun(training.validation, change)
     known["epochs"] = min(4 * known["epochs"], known["epochs"] * len(training.train.shards) // len(train.shards))
-    models = (regressor.train(train, validation, **known, seed=seed)[0] for seed in range(len(training.models)))
-    return [_learned(model, TransformedRun(e.run, change)) for model in models]
+    what = [change.__name__ if change else "maps", len(train.shards), known]
+    runs = [training.train.key, training.validation.key, e.run.key]
+
+    def predict(seed: int) -> pd.DataFrame:
+        model, _ = regressor.train(train, validation, **known, seed=seed)
+        return regressor.predict(model, TransformedRun(e.run, change))
+
+    found = []
+    for seed in range(len(training.models)):
+        key, name = digest([*runs, *what, seed, code_of(__name__)]), digest([*what, seed])[:16]
+        found.append(kept(e.run.folder / f"retrained-{name}", key, functools.partial(predict, seed)))
+    return [acs_learned(stored_scores(frame, "predicted_iou")) for frame in found]
 
 
 def _learned(model: AttentionIoURegressor, run: StoredAnswers) -> Selector:

@@ -22,16 +22,27 @@ from acs_lib.method.label_free import COUNT, agreeing
 from acs_lib.method.origin import Origin
 from acs_lib.method.regressor import MAP_SIDE
 from acs_lib.method.thresholds import EFFORT, RISK, Thresholds
-from acs_lib.profiles import BeyondSpec, DatasetSpec, HeadsSpec, LVLMSpec, Profile, Sampling, SplitSpec, sampling_of
+from acs_lib.profiles import (
+    BeyondSpec,
+    DatasetSpec,
+    HeadsSpec,
+    LVLMSpec,
+    Profile,
+    Sampling,
+    Split,
+    SplitSpec,
+    sampling_of,
+)
 from acs_lib.runs.collect import run_folder
 from acs_lib.runs.store import fill
 from acs_lib.study.card import CARD, make_card
 from acs_lib.study.effort import calibrate_effort
-from acs_lib.study.risk import about_absent, calibrate_risk
+from acs_lib.study.risk import calibrate_risk, calibration_set
 from acs_lib.study.stages import Study
 
 NAME = "calibrate"  # of the profile, and of its folder of runs
-TRAIN_SHARE = 0.8  # of the images; the others choose the number of heads and the regressor's epoch
+SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.85), "calibration": (0.85, 1.0)}  # of the images: validation
+# chooses the number of heads and the regressor's epoch, calibration when to answer
 SMALL = 0.05  # share of the image: the paper's threshold, as we infer it (see profiles/paper.yaml)
 LEAST = 8  # queries in either split, below which nothing can be told
 
@@ -43,7 +54,7 @@ def make_profile(
 ) -> Profile:  # fmt: skip
     """The profile of a calibration: one LVLM, one COCO-format file or file of phrases, split by image.
 
-    queries: at most so many objects to train on, and a quarter of it to validate with
+    queries: at most so many objects to train on, and a quarter of it to validate with, and to calibrate on
     small: the largest share of the image's area that counts as small (only small objects are taken)
     layers: how many D_c may lie in, by default half of the LVLM's, 10 at most
     temperature, top_p: by default those that `ground` samples with
@@ -62,10 +73,10 @@ def make_profile(
             f"{annotations} has no small object (up to {small:.1%} of its image) whose name occurs once in its image"
         )
     where = {"annotations": str(annotations), "folder": str(images), "units": units}
-    splits = {
-        "train": SplitSpec(**where, share=(0.0, TRAIN_SHARE), queries={"small": queries}),
-        "validation": SplitSpec(**where, share=(TRAIN_SHARE, 1.0), queries={"small": max(LEAST, queries // 4)}),
-    }
+    fewer = max(LEAST, queries // 4)
+    limits = {"train": {"small": queries}, "validation": {"small": fewer}}
+    splits = {name: SplitSpec(**where, share=SHARES[name], queries=limit) for name, limit in limits.items()}
+    calibration = SplitSpec(**where, share=SHARES["calibration"], queries={"small": fewer, "absent": fewer})
     dataset = DatasetSpec(name=annotations.stem, kind="phrases" if units else "coco", splits=splits)
     profile = Profile(
         name=NAME, description=f"D_c of {lvlm.name} from {annotations.name}", duration="not measured", lvlms=(lvlm,),
@@ -73,24 +84,26 @@ def make_profile(
         small=small, large=small, batch_queries=1, map_side=MAP_SIDE,
         sampling=sampling_of(lvlm.name, samples, temperature, top_p, seed),
         heads=HeadsSpec(layers=(layers or min(10, -(-load_spec(lvlm).layers // 2)),)),
-        beyond=BeyondSpec(absent=max(LEAST, queries // 4)),
+        beyond=BeyondSpec(calibration=calibration),
     )  # fmt: skip
-    counts = {split: len(load_split(profile, profile.datasets[0], split)[0]) for split in splits}
+    counts = {split: _small_objects(profile, dataset, split) for split in splits}
     if min(counts.values()) < LEAST:
         raise ValueError(
             f"{annotations} has {counts['train']} small objects to train on and {counts['validation']} to validate "
             f"with; {LEAST} each are the least, some thousands are better"
         )
-    return profile if _has_absent(profile) else profile.model_copy(update={"beyond": BeyondSpec()})
+    if _small_objects(profile, calibration_set(Study(profile)), "calibration") < LEAST:  # too few to promise anything
+        return profile.model_copy(update={"beyond": BeyondSpec()})
+    return profile
 
 
-def _has_absent(profile: Profile) -> bool:
-    """Whether there is any object to ask for that is not there, in the validation images."""
+def _small_objects(profile: Profile, dataset: DatasetSpec, split: Split) -> int:
+    """How many questions about small objects a split has; 0 where no image falls into its share."""
     try:
-        load_split(profile, about_absent(Study(profile), profile.datasets[0]), "validation")
+        queries, _ = load_split(profile, dataset, split)
     except ValueError:
-        return False
-    return True
+        return 0
+    return int((queries["size"] == "small").sum())
 
 
 def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
@@ -116,14 +129,14 @@ def fit_heads(profile: Profile) -> tuple[HeadSet, pd.DataFrame, float]:
 
 
 def fit_thresholds(profile: Profile) -> list[Thresholds]:
-    """When to answer (risk.json) and when to stop sampling (effort.json), of each LVLM of a finished run, on its
-    validation images; `profile.beyond.absent` questions about objects that are not there are asked besides. ValueError
-    before D_c is found."""
+    """When to answer (risk.json), of each LVLM of a finished run of a profile that names images to calibrate on, and
+    when to stop sampling (effort.json), on its validation images. ValueError before D_c is found."""
     study, found = Study(profile), []
     for lvlm in profile.lvlms:
         if study.head_set(lvlm) is None:
             raise ValueError(f"there is no D_c of {lvlm.name} in this run; run acs run --profile {profile.name} first")
-        found += [calibrate_risk(study, lvlm), calibrate_effort(study, lvlm)]
+        found += [calibrate_risk(study, lvlm)] if profile.beyond.calibration else []
+        found.append(calibrate_effort(study, lvlm))
     return found
 
 

@@ -1,18 +1,17 @@
 """Single queries to look at, picked by stated rules from the ground truth, for illustration alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from acs_lib.core import boxes as bx
-from acs_lib.core.candidates import COORDINATES, Candidates
+from acs_lib.core.candidates import Candidates
 from acs_lib.core.images import read_annotated_image
 from acs_lib.evaluation.accuracy import hits
-from acs_lib.method.heads import HeadSet
 from acs_lib.method.maps import mean_share
-from acs_lib.method.selection import Selector, entropy_of_heads
+from acs_lib.method.selection import Selector
 from acs_lib.runs.store import BOX, Run
 from acs_lib.study.experiment import Experiment
 
@@ -57,16 +56,18 @@ def good_and_bad(candidates: Candidates, truth: np.ndarray) -> tuple[int, int]:
     return int(np.nanargmax(iou)), int(np.nanargmin(iou))
 
 
-def read_by_d_c(c: Candidates, rows: Sequence[int], head_set: HeadSet) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """What ACS-Free reads of some candidates, row 0 the greedy one: a map a candidate and coordinate of D_c [k, h, w],
-    the mean share over D_c's heads; its title with the mean entropy of these heads in nats (the mean over a
-    candidate's titles is its R); the candidate's box [k, 4]. As report.pictures.attention_overlay takes them."""
-    read = [(row, coordinate) for row in rows for coordinate in head_set.coordinates]
-    maps = [mean_share(c.maps[[row]], head_set.heads, (coordinate,)) for row, coordinate in read]
-    nats = [-entropy_of_heads(c, head_set.heads, (coordinate,))[row] for row, coordinate in read]
-    names = [f"{'chosen' if row else 'greedy'}, {COORDINATES[coordinate]}" for row, coordinate in read]
-    titles = [f"{name}: {value:.2f} nats" for name, value in zip(names, nats)]
-    return np.stack(maps), titles, c.boxes[[row for row, _ in read]]
+def pair_of(case: Mapping, e: Experiment, method: str) -> list[dict]:
+    """The greedy answer of a case of `outcome_cases` and the one that the method chose, as report.pictures takes them:
+    name, score (R in nats for ACS-Free, or the predicted IoU), box [4], iou (0-1), and map [h, w], the mean share of
+    its attention in D_c at D_c's coordinates."""
+    c, d_c = candidates_of(e.run, case["query_id"]), e.head_set
+    scores, pair = e.selectors[method].score(c), []
+    for name, row in (("greedy", 0), (method, case["candidate"])):
+        told = f"R = {-scores[row]:.2f} nats" if method == "ACS-Free" else f"predicted IoU {scores[row]:.2f}"
+        which = "greedy" if name == "greedy" else "chosen"
+        found = {"name": name, "score": told, "box": case[which], "iou": case[f"{which}_iou"]}
+        pair.append(found | {"map": mean_share(c.maps[[row]], d_c.heads, d_c.coordinates)})
+    return pair
 
 
 def rank_candidates(candidates: Candidates, selector: Selector, truth: np.ndarray) -> pd.DataFrame:
@@ -87,21 +88,42 @@ def middle(change: pd.Series, count: int) -> list:
 
 def outcome_cases(e: Experiment, outcome: str, count: int, method: str = "ACS-Learned") -> list[dict]:
     """Of the small test objects that a method 'gained', 'lost' or left 'unchanged' against greedy, the `middle` ones by
-    change of IoU; keys as report.pictures.qualitative takes them, and `of`, the number of objects with that outcome."""
-    wide = e.choices_on("small").pivot(index="query_id", columns="method", values=["iou", "candidate"])
-    iou, candidate = wide["iou"], wide["candidate"][method]
-    hit = hits(iou[method]) - hits(iou["greedy"])
-    change = (iou[method] - iou["greedy"])[{"gained": hit > 0, "lost": hit < 0, "unchanged": hit == 0}[outcome]]
-    records = e.run.records().set_index(["query_id", "candidate"])
-    category = e.run.queries.set_index("query_id")["category"]
-    cases = []
-    for query_id in middle(change, count):
-        image, truth = image_of(e.run, query_id)
-        pick = int(candidate[query_id])
+    change of IoU: query_id, image, category, truth, candidate (the chosen one), greedy and chosen (boxes [4]),
+    greedy_iou, chosen_iou, and `of`, the number of objects with that outcome."""
+    change = _changes(e, method)[outcome]
+    return [case | {"of": len(change)} for case in _cases(e, middle(change, count), method)]
+
+
+def large_and_small(e: Experiment, method: str = "ACS-Learned") -> list[dict]:
+    """The paper's teaser: of the small test objects that a method gained, and in whose image a large object is asked
+    for and found, the `middle` one by change of IoU, as `outcome_cases` has it, with `large`: the case of the first
+    such object. Nothing where there is none."""
+    found, large = _changes(e, method)["gained"], e.queries("large")
+    hit = e.choices_on("large").query("method == 'greedy' and hit == 1")["query_id"]
+    large = large[large["query_id"].isin(hit)].drop_duplicates("image_id").set_index("image_id")["query_id"]
+    beside = pd.Series(found.index, found.index).map(e.small.set_index("query_id")["image_id"]).map(large).dropna()
+    chosen = middle(found[beside.index], 1)
+    pairs = zip(_cases(e, chosen, method), _cases(e, beside[chosen], "greedy"))
+    return [case | {"of": len(beside), "large": other} for case, other in pairs]
+
+
+def _changes(e: Experiment, method: str) -> dict[str, pd.Series]:
+    """Change of IoU against greedy by query for a small test object, by outcome."""
+    iou = e.choices_on("small").pivot(index="query_id", columns="method", values="iou")
+    hit, change = hits(iou[method]) - hits(iou["greedy"]), iou[method] - iou["greedy"]
+    return {"gained": change[hit > 0], "lost": change[hit < 0], "unchanged": change[hit == 0]}
+
+
+def _cases(e: Experiment, query_ids: Iterable[str], method: str) -> list[dict]:
+    query_ids, cases = list(query_ids), []
+    records, choices = e.run.records(), e.choices[e.choices["query_id"].isin(query_ids)]
+    boxes = records[records["query_id"].isin(query_ids)].set_index(["query_id", "candidate"])[BOX]
+    choices, category = choices.set_index(["query_id", "method"]), e.run.queries.set_index("query_id")["category"]
+    for query_id in query_ids:
+        (image, truth), pick = image_of(e.run, query_id), int(choices.loc[(query_id, method), "candidate"])
         cases.append({
             "query_id": query_id, "image": image, "category": category[query_id], "truth": truth, "candidate": pick,
-            "greedy": records.loc[(query_id, 0), BOX].to_numpy(float), "greedy_iou": iou["greedy"][query_id],
-            "chosen": records.loc[(query_id, pick), BOX].to_numpy(float), "chosen_iou": iou[method][query_id],
-            "of": len(change),
+            "greedy": boxes.loc[(query_id, 0)].to_numpy(float), "greedy_iou": choices.loc[(query_id, "greedy"), "iou"],
+            "chosen": boxes.loc[(query_id, pick)].to_numpy(float), "chosen_iou": choices.loc[(query_id, method), "iou"],
         })  # fmt: skip
     return cases

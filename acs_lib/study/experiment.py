@@ -10,6 +10,7 @@ import pandas as pd
 from acs_lib import paths
 from acs_lib.core.candidates import Candidates
 from acs_lib.core.files import digest
+from acs_lib.core.progress import telling
 from acs_lib.core.sources import imported_files
 from acs_lib.evaluation.accuracy import make_choices
 from acs_lib.method.baselines import SELECTORS, spatial_entropy
@@ -21,7 +22,14 @@ from acs_lib.runs.local import backend
 from acs_lib.runs.store import Run
 from acs_lib.study.stages import Study, frame_digest, kept
 
+Frames = pd.DataFrame | tuple[pd.DataFrame, ...]
 NEEDS_MAPS = spatial_entropy(()).name  # of the selectors, this one
+
+
+def labelled(frame: pd.DataFrame, lvlm: LVLMSpec, dataset: DatasetSpec) -> pd.DataFrame:
+    """The frame with leading columns lvlm, dataset and condition ('' for an LVLM without one)."""
+    names = {"lvlm": lvlm.name, "dataset": dataset.name, "condition": lvlm.condition or ""}
+    return frame.assign(**names)[[*names, *frame]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Experiment:
         return f"{self.lvlm.name} on {self.dataset.name}"
 
     def labelled(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with leading columns lvlm and dataset."""
-        return frame.assign(lvlm=self.lvlm.name, dataset=self.dataset.name)[["lvlm", "dataset", *frame]]
+        """The frame with the names of this experiment."""
+        return labelled(frame, self.lvlm, self.dataset)
 
     def queries(self, size: str | None = None) -> pd.DataFrame:
         """The queries whose image could be read, of one size or of all."""
@@ -101,7 +109,9 @@ class Experiment:
         frames = [None if frame is None else frame_digest(frame) for frame in (self.predictions, self.p_true)]
         head_set = None if self.head_set is None else asdict(self.head_set)
         return kept(
-            self.folder / "choices", digest([self.run.key, self.profile.pool, head_set, frames, _code()]), choose
+            self.folder / "choices",
+            digest([self.run.key, self.profile.pool, head_set, frames, code_of(__name__)]),
+            choose,
         )
 
     def choices_on(self, size: str) -> pd.DataFrame:
@@ -110,9 +120,10 @@ class Experiment:
 
 
 @functools.cache
-def _code() -> list[str]:
-    """What choices follow from besides their inputs."""
-    files = imported_files(f"import {__name__}", paths.LIBRARY)
+def code_of(module: str) -> list[str]:
+    """The text of a module of the library and of all that it imports: what a kept frame follows from besides its
+    inputs."""
+    files = imported_files(f"import {module}", paths.LIBRARY)
     return [path.read_text(encoding="utf-8") for path in sorted(files)]
 
 
@@ -129,21 +140,8 @@ def by_first_regressor(study: Study, lvlm: LVLMSpec, dataset: DatasetSpec, run: 
 
 
 def stacked(experiments: list[Experiment], table: Callable[[Experiment], pd.DataFrame]) -> pd.DataFrame:
-    """A table of every experiment, with leading columns lvlm and dataset, one below the other."""
+    """A table of every experiment, with leading columns lvlm, dataset and condition, one below the other."""
     return pd.concat([e.labelled(table(e)) for e in experiments], ignore_index=True)
-
-
-def by_lvlm(study: Study, table: Callable[[Study, list[Experiment]], pd.DataFrame]) -> pd.DataFrame:
-    """A table of a study and its experiments, made of each LVLM alone, one below the other: side by side where their
-    LVLMs are also sampled so (`local.backend`). Every process reads from disk what the study has."""
-    with backend(study.profile.lvlms) as run:
-        parts = run(functools.partial(_of_lvlm, table, study.profile), study.profile.lvlms)
-        return pd.concat(parts, ignore_index=True)
-
-
-def _of_lvlm(table: Callable, profile: Profile, lvlm: LVLMSpec) -> pd.DataFrame:
-    study = Study(profile)
-    return table(study, [resolve(study, lvlm, dataset) for dataset in profile.datasets])
 
 
 def experiments(study: Study, learned: bool = True) -> list[Experiment]:
@@ -151,3 +149,19 @@ def experiments(study: Study, learned: bool = True) -> list[Experiment]:
     if learned:
         return [resolve(study, *column) for column in study.columns]
     return [Experiment(study.profile, *column, study.run(*column, "test")) for column in study.columns]
+
+
+def by_lvlm(study: Study, table: Callable[[Study, list[Experiment]], Frames]) -> Frames:
+    """A table, or several, of a study and its experiments, made of each LVLM alone, one below the other: side by side
+    where their LVLMs are also sampled so (`local.backend`). Every process reads from disk what the study has."""
+    with backend(study.profile.lvlms) as run:
+        parts = list(run(functools.partial(_of_lvlm, table, study.profile), study.profile.lvlms))
+    if isinstance(parts[0], tuple):
+        return tuple(pd.concat(each, ignore_index=True) for each in zip(*parts))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _of_lvlm(table: Callable, profile: Profile, lvlm: LVLMSpec) -> Frames:
+    study = Study(profile.model_copy(update={"lvlms": (lvlm,)}))
+    with telling():
+        return table(study, experiments(study))

@@ -13,7 +13,8 @@ from acs_lib.evaluation.significance import holm, mean_ranks, rank_intervals, sa
 from acs_lib.method import regressor
 from acs_lib.method.baselines import FUSIONS, SELECTORS
 from acs_lib.method.heads import IOU_GROUPS, HeadSet, in_group, select_heads
-from acs_lib.method.selection import ALL_HEADS
+from acs_lib.method.selection import ALL_HEADS, over_heads
+from acs_lib.profiles import DatasetSpec, LVLMSpec
 from acs_lib.runs.store import Run
 from acs_lib.study.experiment import Experiment, stacked
 from acs_lib.study.stages import Study
@@ -98,17 +99,21 @@ def regressor_table(study: Study) -> pd.DataFrame:
             images = pd.factorize(found["query_id"].map(run.queries.set_index("query_id")["image_id"]))[0]
             predicted, iou = found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float)
             ends = correlation_interval(predicted, iou, images, study.profile.bootstrap)
-            row = {"lvlm": lvlm.name, "dataset": dataset.name, "split": split, **_quality(found)}
+            row = _column(lvlm, dataset) | {"split": split, **_quality(found)}
             table.append(row | dict(zip(("pearson_lo", "pearson_hi"), ends)))
     for lvlm in study.profile.lvlms:
         run = study.run(lvlm, study.train_set, "test")
         models = (study.fit(lvlm, seed, shuffle_labels=True) for seed in range(CONTROLS))
         controls = pd.DataFrame([_quality(_of_small(regressor.predict(model, run), run)) for model in models])
-        row = {"lvlm": lvlm.name, "dataset": study.train_set.name, "split": "test, labels shuffled"}
+        row = _column(lvlm, study.train_set) | {"split": "test, labels shuffled"}
         row |= {**controls.mean(skipna=False), "n": int(controls["n"].mean())}
         table.append(row | {"pearson_sd": controls["pearson"].std(skipna=False)})
     names = ["pearson", "pearson_lo", "pearson_hi", "spearman", "mae", "within_query_pearson", "n", "pearson_sd"]
-    return pd.DataFrame(table)[["lvlm", "dataset", "split", *names]]
+    return pd.DataFrame(table)[["lvlm", "dataset", "condition", "split", *names]]
+
+
+def _column(lvlm: LVLMSpec, dataset: DatasetSpec) -> dict[str, str]:
+    return {"lvlm": lvlm.name, "dataset": dataset.name, "condition": lvlm.condition or ""}
 
 
 def _of_small(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -133,16 +138,16 @@ def predicted_answers(experiments: list[Experiment]) -> pd.DataFrame:
 
 
 def reliability_tables(experiments: list[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """reliability.csv (bins) and reliability_error.csv (lvlm, dataset, ece, lo, hi, predicted_iou, iou, n): the
-    regressor's predicted IoU of all answers to small test objects."""
+    """reliability.csv (bins) and reliability_error.csv (lvlm, dataset, condition, ece, lo, hi, predicted_iou, iou, n):
+    the regressor's predicted IoU of all answers to small test objects."""
     bins, errors = [], []
     for e in experiments:
         found = predicted_answers([e])
         predicted, iou = found["predicted_iou"].to_numpy(float), found["iou"].to_numpy(float)
         frame, error = confidence.reliability(predicted, iou, pd.factorize(found["image"])[0], e.profile.bootstrap)
         bins.append(e.labelled(frame))
-        errors.append((e.lvlm.name, e.dataset.name, *error, predicted.mean(), iou.mean(), len(iou)))
-    names = ["lvlm", "dataset", "ece", "ece_lo", "ece_hi", "predicted_iou", "iou", "n"]
+        errors.append((*_column(e.lvlm, e.dataset).values(), *error, predicted.mean(), iou.mean(), len(iou)))
+    names = ["lvlm", "dataset", "condition", "ece", "ece_lo", "ece_hi", "predicted_iou", "iou", "n"]
     return pd.concat(bins, ignore_index=True), pd.DataFrame(errors, columns=names)
 
 
@@ -163,16 +168,21 @@ def unfiltered(head_set: HeadSet, table: pd.DataFrame) -> list[Heads]:
 
 def entropy_table(experiments: list[Experiment]) -> pd.DataFrame:
     """entropy_by_layer.csv: small objects of every test split, sampled and greedy answers together."""
+    return stacked(experiments, lambda e: entropy_by_layer(*_entropy_of_small(e)))
 
-    def by_layer(e: Experiment) -> pd.DataFrame:
-        records, image_of = e.run.records(), e.small.set_index("query_id")["image_id"]
-        kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
-        images, names = pd.factorize(records["query_id"][kept].map(image_of))
-        counts = image_counts(max(1, len(names)), e.profile.costly_draws)
-        entropy, iou = e.run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept]
-        return entropy_by_layer(entropy, iou, images, counts)
 
-    return stacked(experiments, by_layer)
+def head_entropy_table(experiments: list[Experiment]) -> pd.DataFrame:
+    """entropy_by_head.csv: the same answers' entropy in the heads of D_c alone."""
+    return stacked(experiments, lambda e: entropy_by_head(*_entropy_of_small(e), e.head_set))
+
+
+def _entropy_of_small(e: Experiment) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """entropy [n, 4, layers, heads], iou [n], images [n] and counts [draws, m], as `entropy_by_layer` takes them."""
+    records, image_of = e.run.records(), e.small.set_index("query_id")["image_id"]
+    kept = ((records["failure"] == "") & records["query_id"].isin(image_of.index)).to_numpy()
+    images, names = pd.factorize(records["query_id"][kept].map(image_of))
+    counts = image_counts(max(1, len(names)), e.profile.costly_draws)
+    return e.run.statistics()[kept][..., ENTROPY], records["iou"].to_numpy()[kept], images, counts
 
 
 def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
@@ -182,21 +192,38 @@ def entropy_by_layer(entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, c
     entropy [n, 4, layers, heads] in nats, iou [n], images [n] codes 0..m-1; counts [draws, m] how often each draw holds
     each image.
     """
-    per_layer = entropy.mean(-1)
+    layers = entropy.shape[2]
+    found = _by_group(entropy.mean(-1).reshape(len(entropy), -1), iou, images, counts)
+    found.insert(0, "coordinate", [COORDINATES[place // layers] for place in found["place"]])
+    found.insert(1, "layer", found.pop("place") % layers)
+    return found
+
+
+def entropy_by_head(
+    entropy: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray, head_set: HeadSet
+) -> pd.DataFrame:
+    """heads, group and the statistics of `entropy_by_layer`, of the entropy of each head of D_c ('3, 5': layer and
+    head) at D_c's coordinates, and of their mean, which is R."""
+    sets = {f"{layer}, {head}": ((layer, head),) for layer, head in head_set.heads} | {"R": head_set.heads}
+    values = [over_heads(entropy, heads, head_set.coordinates) for heads in sets.values()]
+    found, names = _by_group(np.column_stack(values), iou, images, counts), list(sets)
+    found.insert(0, "heads", [names[place] for place in found.pop("place")])
+    return found
+
+
+def _by_group(values: np.ndarray, iou: np.ndarray, images: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
+    """place (column of values [n, k]), group, mean with its interval, quartiles and n, group after group."""
     table = []
     for group in IOU_GROUPS:
         kept = in_group(iou, group)
-        chosen, place = per_layer[kept], images[kept]
-        answers = counts @ np.bincount(place, minlength=counts.shape[1])
-        for index, coordinate in enumerate(COORDINATES):
-            for layer in range(per_layer.shape[2]):
-                values = chosen[:, index, layer]
-                if len(values):
-                    q25, mean, q75 = np.quantile(values, 0.25), values.mean(), np.quantile(values, 0.75)
-                    sums = counts @ np.bincount(place, values, minlength=counts.shape[1])
-                    lo, hi = np.quantile(sums[answers > 0] / answers[answers > 0], (0.025, 0.975))
-                    table.append((coordinate, layer, group, mean, lo, hi, q25, q75, len(values)))
-    names = ["coordinate", "layer", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
+        chosen, image = values[kept], images[kept]
+        answers = counts @ np.bincount(image, minlength=counts.shape[1])
+        for place, column in enumerate(chosen.T if len(chosen) else ()):
+            sums = counts @ np.bincount(image, column, minlength=counts.shape[1])
+            lo, hi = np.quantile(sums[answers > 0] / answers[answers > 0], (0.025, 0.975))
+            ends = np.quantile(column, (0.25, 0.75))
+            table.append((place, group, column.mean(), lo, hi, *ends, len(column)))
+    names = ["place", "group", "mean", "mean_lo", "mean_hi", "q25", "q75", "n"]
     return pd.DataFrame(table, columns=names)
 
 
@@ -247,9 +274,19 @@ def significance_table(experiments: list[Experiment]) -> pd.DataFrame:
 
 
 def rank_table(experiments: list[Experiment], main: pd.DataFrame) -> pd.DataFrame:
-    """ranks.csv: mean ranks of the methods in main_results.csv, with their intervals. A method that is not in every
-    column (P(True), where one LVLM cannot be asked) has no rank; methods that hit the same queries everywhere have one
-    rank together (`same` names the others)."""
+    """ranks.csv: mean ranks of the methods in main_results.csv, with their intervals, over the columns of each
+    condition. A method that is not in every column (P(True), where one LVLM cannot be asked) has no rank; methods that
+    hit the same queries everywhere have one rank together (`same` names the others)."""
+    parts = []
+    for condition in dict.fromkeys(e.lvlm.condition or "" for e in experiments):
+        alike = [e for e in experiments if (e.lvlm.condition or "") == condition]
+        ranks = _ranks(alike, main[main["lvlm"].isin([e.lvlm.name for e in alike])])
+        ranks.insert(0, "condition", condition)
+        parts.append(ranks)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _ranks(experiments: list[Experiment], main: pd.DataFrame) -> pd.DataFrame:
     main = main[main.groupby("method")["method"].transform("size") == len(experiments)]
     columns = [(e.dataset.name, e.choices_on("small"), e.small) for e in experiments]
     first = same_hits(frame[frame["method"].isin(main["method"])] for _, frame, _ in columns)

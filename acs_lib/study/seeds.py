@@ -23,8 +23,8 @@ SEEDED = (
     "greedy", "random", RANDOM, "sequence log-prob", "self-certainty", "ACS-Free", LEARNED, ORACLE,
 )  # fmt: skip
 COLUMNS = [
-    "lvlm", "dataset", "source", "seed", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi", "delta_vs_greedy",
-    "miou", "pearson",
+    "lvlm", "dataset", "condition", "source", "seed", "method", "n_queries", "acc50", "acc50_lo", "acc50_hi",
+    "delta_vs_greedy", "miou", "pearson",
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""How the embedded LVLMs were trained otherwise, and what that did to selection: one row an LVLM, design and sampling.
+"""How the embedded LVLMs were trained otherwise, and what that did to selection: one row an LVLM, edition, design and
+sampling.
 
 `data/embedded/training_variants.csv` holds the rows of the search that were measured and kept (MISSING: what is not in
 it), on images that are no test images (the numbers of a profile's own LVLM come from its test split). Nothing here
@@ -13,8 +14,7 @@ from acs_lib.evaluation.accuracy import ORACLE, RANDOM
 from acs_lib.evaluation.bootstrap import paired_difference
 from acs_lib.evaluation.confidence import within_query_r
 from acs_lib.evaluation.mistakes import MISTAKES, mixed_only
-from acs_lib.profiles import Sampling
-from acs_lib.study.experiment import Experiment
+from acs_lib.study.experiment import Experiment, stacked
 from acs_lib.study.results import kind_table
 
 LOG = paths.EMBEDDED / "training_variants.csv"
@@ -26,7 +26,7 @@ RATES = {
     "greedy": "greedy", "random": RANDOM, "oracle": ORACLE, "log_prob": "sequence log-prob",
     "entropy_all": "entropy, all heads", "acs_free": "ACS-Free", "acs_learned": "ACS-Learned",
 }  # fmt: skip
-CONDITIONS = {"habit, 60 % of rare objects": "habit", "no habit": "plain"}  # design as shipped -> condition
+EDITION = 2  # of the embedded LVLMs that are shipped; rows of others stay as a record
 GAINS = {
     "learned_vs_greedy": ("ACS-Learned", "greedy"),
     "free_vs_random": ("ACS-Free", RANDOM),
@@ -35,18 +35,17 @@ GAINS = {
 
 
 def variant_log() -> pd.DataFrame:
-    """The log, one row an LVLM, design and sampling; columns as `variant_row` gives them."""
+    """The log, one row an LVLM, edition, design and sampling; columns as `variant_row` gives them."""
     return pd.read_csv(LOG)
 
 
-def habit_contrast(log: pd.DataFrame, lvlms: list[str], sampling: Sampling) -> pd.DataFrame:
-    """habit.csv: the rows of an LVLM with its habit and of the same LVLM without it (`condition`: habit, plain), at the
-    profile's own temperature and top-p; whatever else was tried is left out."""
-    own = log[(log["temperature"] == sampling.temperature) & (log["top_p"] == sampling.top_p) & log["lvlm"].isin(lvlms)]
-    own = own.assign(condition=own["design"].map(CONDITIONS)).dropna(subset=["condition"])
-    names = ["temperature", "top_p", "train_queries", "seeds", "n_queries", *RATES, "pearson", "within_query_pearson"]
+def habit_contrast(experiments: list[Experiment]) -> pd.DataFrame:
+    """habit.csv: lvlm, dataset, condition, n_queries, RATES, r over all sampled answers and inside queries, and GAINS,
+    as `variant_row` has them, of every experiment: an LVLM with its habit and the same LVLM without it, at one
+    temperature and top-p, on the same images, with as many training queries."""
+    names = ["n_queries", *RATES, "pearson", "within_query_pearson"]
     gains = [f"delta_{gain}{end}" for gain in GAINS for end in ("", "_lo", "_hi")]
-    return own.sort_values(["lvlm", "condition"])[["lvlm", "dataset", "condition", *names, *gains]]
+    return stacked(experiments, lambda e: pd.DataFrame([variant_row([e])])[[*names, *gains]])
 
 
 def variant_row(seeds: list[Experiment]) -> dict:
@@ -58,7 +57,7 @@ def variant_row(seeds: list[Experiment]) -> dict:
     e, first = seeds[0], seeds[0].choices_on("small")
     learned = pd.concat([found.choose(["ACS-Learned"], found.small) for found in seeds])
     learned = learned[learned["method"] == "ACS-Learned"].groupby(["query_id", "method", "family"], sort=False)
-    learned = learned[["iou", "hit"]].mean().reset_index()
+    learned = learned[["iou", "hit", "hit75"]].mean().reset_index()
     choices = pd.concat([first[first["method"] != "ACS-Learned"], learned])
     small, sampling = e.small, e.profile.sampling
     row = {"lvlm": e.lvlm.name, "dataset": e.dataset.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
