@@ -69,7 +69,9 @@ def test_little_memory_and_disk_are_told(monkeypatch):
     monkeypatch.setattr(doctor.os, "sysconf", lambda name: (_ for _ in ()).throw(ValueError))
     assert doctor.memory().told == "not told by this system"
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1e9}))
-    assert found("disk").state == "lack"
+    assert found("disk").state == "lack" and "--profile smoke" in found("disk").mend
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 9e9}))
+    assert (found("disk").state, found("disk").mend) == ("ok", "")
 
 
 def test_a_busy_machine_is_noted(monkeypatch):
