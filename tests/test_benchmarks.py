@@ -11,8 +11,10 @@ import torch
 import typer
 
 from acs_lib import paths
+from acs_lib.embedded import training
+from acs_lib.embedded.models import TINY
 from acs_lib.profiles import load_profile
-from benchmarks import bars, engine, full_size, gpu, profiles, rows
+from benchmarks import bars, engine, full_size, gpu, profiles, rows, single_digits
 
 
 def test_the_naive_and_the_fairer_rows_are_the_engines():
@@ -212,3 +214,26 @@ def test_a_list_that_names_every_object_has_an_ap_of_1(untrained, monkeypatch):
     monkeypatch.setattr(bars, "answers", answers)
     found = bars.lists(untrained, world, 2)
     assert found["ap50_lists"] == pytest.approx(1) and found["n_boxes"] == sum(len(scene.boxes) for _, scene in drawn)
+
+
+def test_numbers_written_digit_by_digit_are_read_and_taught_as_four():
+    tiny = single_digits.Digits()
+    tokenizer, boxes = tiny.tokenizer(), np.array([[3, 40, 50, 160]])
+    ids = tiny.answer_ids(boxes)
+    text = "<box>19,250,312,1000</box><eos>"
+    assert tokenizer.decode(ids) == text and tokenizer(text)["input_ids"] == ids
+    assert tiny.numbered(np.array(ids)).tolist() == [-1, 0, 0, -1, 1, 1, 1, -1, 2, 2, 2, -1, 3, 3, 3, 3, -1, -1]
+    asked = tiny.question_ids(3)
+    packed = training.pack(tiny, [training.Question(asked, ids, 3, asked.index(tiny.category_0 + 3), True, boxes)])
+    digits = packed["coordinate"] >= 0
+    assert packed["coordinate"][digits].tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert (packed["written"][digits] == boxes[0]).all() and (packed["written"][~digits] == -1).all()
+    quoted = tiny.verification_ids(3, boxes[0])
+    assert tokenizer.decode(quoted).count("19,250,312,1000") == 1 and not (np.array(quoted) == tiny.number_0 + 3).any()
+
+
+def test_the_trial_begins_with_the_shipped_weights():
+    lvlm, shipped = single_digits.Digits().begun(), TINY["internvl"].model_class.from_pretrained(single_digits.START)
+    for name, weights in shipped.state_dict().items():
+        assert torch.equal(lvlm.state_dict()[name][: len(weights)], weights.float()), name
+    assert len(lvlm.get_input_embeddings().weight) == len(shipped.get_input_embeddings().weight) + 10
