@@ -31,7 +31,6 @@ COMPARED = ("tables/*.csv",)
 LONG = 100  # lines of a table in Markdown: longer ones are read on the page, and kept as CSV alone
 REPORT = (*COMPARED, "tables/*.md", "tables/*.json", "figures/*.png", "figures/*.json", "manifest.json", "browser.json")
 PRECISE = re.compile(r"(?<![\w.])-?\d+\.\d{7,}(?:e[-+]?\d+)?(?!\w)")  # a number with more digits than are compared
-INLINE_PICTURE = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/=]+")
 INLINE_PNG = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 
 
@@ -111,7 +110,7 @@ def _for_tests(notebook: nbformat.NotebookNode, profile: str) -> nbformat.Notebo
             for kind in [kind for kind in data if kind.startswith("image/")]:
                 del data[kind]
             if "text/html" in data:
-                data["text/html"] = INLINE_PICTURE.sub("", data["text/html"])
+                data["text/html"] = page.INLINE_IMAGE.sub("", data["text/html"])
     return notebook
 
 

@@ -27,7 +27,7 @@ EXTRAS = {  # modules that each of them brings
 HUB = "https://huggingface.co"
 PATIENCE = 3.0  # seconds until a hub counts as not reached
 MEMORY = 4.0  # GB that a run of the embedded LVLMs takes with two processes, about
-DISK = 6.0  # GB that one leaves, about
+DISK = 6.0  # GB that one leaves on disk, about
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -58,7 +58,7 @@ def machine() -> Iterator[Finding]:
     yield from devices()
     yield memory()
     free = shutil.disk_usage(next(filter(Path.is_dir, (paths.DATA, *paths.DATA.parents)))).free / 1e9
-    mend = "" if free > DISK else f"mend: the paper takes {DISK:g} GB, acs run --profile smoke half a GB"
+    mend = "" if free > DISK else f"mend: the embedded profile leaves {DISK:g} GB, acs run --profile smoke half a GB"
     yield Finding("disk", "lack" if mend else "ok", f"{free:.0f} GB free at {paths.DATA}", mend)
     yield hub()
     browser = shutil.which("chromedriver") and next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -2,10 +2,11 @@
 
     python -m benchmarks.single_digits path/to/folder
     python -m benchmarks.training_variants "no habit, single digits" path/to/folder --lvlm internvl-embedded
+        --temperature 0.8 --top-p 0.6 --log path/to/table.csv
 
-It goes on from the shipped LVLM without a habit: the same questions, losses and schedule as the recipe's last stages in
-one sitting (about 70 minutes of one core), with ten digits as new tokens. Only what is written changes;
-the loss that tells places through number embeddings keeps those of whole numbers. A killed call goes on.
+It goes on from the shipped LVLM without a habit, with ten digits as new tokens: questions and losses are those of the
+recipe's last stages, but the loss that tells places through number embeddings keeps those of whole numbers. A killed
+call goes on. Not finished so far: no result is known.
 """
 
 from pathlib import Path
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 import typer
 from tokenizers import Regex, decoders, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from acs_lib import paths
 from acs_lib.embedded.models import TinyInternVL
 from acs_lib.embedded.training import Perception, TrainingStage, train_stage
 
-START = paths.ROOT / "data" / "embedded" / "internvl-plain"
+START = paths.EMBEDDED / "internvl-plain"
 
 
 class Digits(TinyInternVL):
@@ -49,12 +51,12 @@ class Digits(TinyInternVL):
         return ids >= self.known
 
     def numbered(self, ids: np.ndarray) -> np.ndarray:
-        """A number goes on from its first digit to what is none."""
+        """The how many-th number each of the token ids [n] writes, from its first digit to what is none; else -1."""
         digit = self.is_number(ids)
         begins = digit & ~np.pad(digit, (1, 0))[:-1]
         return np.where(digit, begins.cumsum() - 1, -1)
 
-    def tokenizer(self):
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a digit, and no space between tokens where a text is decoded."""
         wrapped = super().tokenizer()
         wrapped.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -64,7 +66,7 @@ class Digits(TinyInternVL):
         return wrapped
 
     @torch.no_grad()
-    def begun(self):
+    def begun(self) -> PreTrainedModel:
         """The shipped LVLM, with initial embeddings of the digits."""
         lvlm, shipped = self.build(0), self.model_class.from_pretrained(START, dtype=torch.float32)
         weights = shipped.state_dict()

@@ -21,9 +21,8 @@ from acs_lib.profiles import DatasetSpec, LVLMSpec, SplitSpec, load_profile
 from acs_lib.study.experiment import resolve
 from acs_lib.study.stages import Study
 from acs_lib.study.training_variants import EDITION, LOG, variant_row
-from benchmarks.bars import SEED
+from benchmarks.bars import SEED, TOKENS
 
-TOKENS = 32  # of an answer at most: single digits need some 20
 RESEARCH = SplitSpec(images=260, seed=SEED, queries={"small": 500, "large": 60})
 
 

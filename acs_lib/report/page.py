@@ -30,7 +30,7 @@ TALL = 24  # rows: a longer table scrolls
 OUTCOMES = ("gained", "lost", "unchanged")
 VERDICTS = {"reproduced": "good", "in part": "mid", "not shown": "mid", "contradicted": "bad"}  # up to a colon -> style
 ACS = ("acs-free", "acs-learned")
-INLINE_IMAGE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+\Z")
+INLINE_IMAGE = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+")
 TITLES = {  # table stem -> title; the order of the page
     "main_results": "Main results: small objects, test split",
     "significance": "Every method against greedy: two tests, effect sizes",
@@ -258,7 +258,7 @@ def read_queries(path: Path) -> list[dict]:
         if query["outcome"] not in OUTCOMES:
             raise ValueError(f"{path.name}: outcome of {query['id']} is {query['outcome']!r}, not one of {OUTCOMES}")
         for key in ("image", "overlay"):
-            if query.get(key) and not INLINE_IMAGE.match(query[key]):
+            if query.get(key) and not INLINE_IMAGE.fullmatch(query[key]):
                 raise ValueError(f"{path.name}: {key} of {query['id']} is not a data:image/...;base64 address")
         parts.setdefault(query["of"], []).append(_finite(query))
     return [{"of": of, "json": _for_script(queries)} for of, queries in parts.items()]
