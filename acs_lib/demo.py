@@ -152,6 +152,21 @@ def candidate_clicked(found: Grounding, x: float, y: float) -> int | None:
     return int(rows[bx.area(boxes[rows]).argmin()]) if len(rows) else None
 
 
+HOVER = """() => {
+    let row = null, soon = null
+    document.addEventListener("mousemove", (event) => {
+        const cell = event.target.closest("#table [data-row]")
+        if (cell?.dataset.row === row || !(event.movementX || event.movementY)) return
+        row = cell?.dataset.row
+        clearTimeout(soon)
+        if (cell) soon = setTimeout(() => {
+            for (const kind of ["mousedown", "mouseup"]) cell.dispatchEvent(new MouseEvent(kind, {bubbles: true}))
+        }, 250)
+    })
+    document.addEventListener("mousedown", () => clearTimeout(soon), true)
+}"""  # in the visitor's browser: a row of scores on which a mouse comes to rest counts as clicked
+
+
 def build(lvlms: Sequence[str], folder: str | Path, any_lvlm: bool = True):
     """The page, a `gradio.Blocks`; ImportError without Gradio.
 
@@ -256,7 +271,7 @@ def build(lvlms: Sequence[str], folder: str | Path, any_lvlm: bool = True):
                         coordinate = gr.Dropdown(
                             [USUAL, ALL, *COORDINATES], value=USUAL, label="Coordinates", min_width=100
                         )
-                    gr.Markdown("**Scores**: click on a row to see its attention")
+                    gr.Markdown("**Scores**: rest on a row, or click on it, to see its attention")
                     table = gr.Dataframe(
                         interactive=False, max_chars=60, elem_id="table", buttons=["copy"], show_label=False
                     )
@@ -316,6 +331,7 @@ def serving(host: str = LOCAL[0], port: int | None = None, lvlm: str = DEFAULT_L
                 server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, show_error=False, share=False,
                 inbrowser=False, max_file_size=f"{LARGEST}mb", run_history=False, enable_monitoring=False,
                 ssr_mode=False, pwa=False, mcp_server=False, footer_links=[], state_session_capacity=50, theme=theme,
+                js=HOVER,
             )  # fmt: skip
             yield page.local_url
         finally:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -228,6 +229,11 @@ class Visitor:
 
         return WebDriverWait(self.browser, 20, ignored_exceptions=[StaleElementReferenceException]).until(there)
 
+    def seen(self, css):
+        """The picture of that selector, scrolled to: pictures are loaded when they come near the screen."""
+        self.browser.execute_script("arguments[0].scrollIntoView()", self.until(css))
+        return self.until(css, lambda image: int(image.get_attribute("naturalWidth")) > 300)
+
     def click(self, css):
         self.browser.execute_script("arguments[0].click()", self.until(css))
 
@@ -268,8 +274,7 @@ def test_a_visitor_uploads_asks_and_sees(address, browser, width, tmp_path):
     assert "'cherry' at (" in visitor.told("px, chosen by ACS-Free")
     before = visitor.until("#attention img").get_attribute("src")
     for name in ("candidates", "maps"):
-        drawn = visitor.until(f"#{name} img", lambda image: int(image.get_attribute("naturalWidth")) > 300)
-        assert drawn.get_attribute("alt")
+        assert visitor.seen(f"#{name} img").get_attribute("alt")
     assert "internvl-embedded" in visitor.until("#json", lambda element: "lvlm" in element.text).text
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     visitor.click("#save")
@@ -283,6 +288,9 @@ def test_a_visitor_uploads_asks_and_sees(address, browser, width, tmp_path):
     visitor.until("#attention img", lambda image: image.get_attribute("src") != before)
     assert visitor.until("#candidate input").get_property("value").startswith(other.text)
     assert not visitor.scrolls_sideways()
+    third = next(cell for cell in cells if cell.text and cell.text != other.text)
+    ActionChains(browser).move_to_element(third).perform()
+    visitor.until("#candidate input", lambda box: box.get_property("value").split(",")[0] == third.text)
 
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => new URL(e.name).host)")
     assert {host for host in loaded if host} == {address.split("/")[2]}, "nothing is fetched from elsewhere"
