@@ -158,6 +158,8 @@ def test_verdicts_are_counted_and_answer_a_question():
     rows = made(*(valued(delta=gain) for gain in (UP, UP, DOWN, LEVEL)))
     assert sentences.tally(rows, "delta") == "helps in 2, harms in 1, not told apart in 1 of 4 (-10.0 to +10.0 points)"
     assert sentences.tally(rows[:0], "delta") == "measured nowhere"
+    added_up = rows.assign(delta=[0.06449999999999997, 0.0645, 0.0645, -0.03349999999999997])
+    assert "(-3.4 to +6.5 points)" in sentences.tally(added_up, "delta"), "as the six digits of the table have it"
     for chosen, told in (
         ([0, 1], "yes"), ([0, 3], "in part"), ([0, 2, 3], "it depends"), ([2, 3], "no"), ([3], "not shown"),
         ([], "not shown"),

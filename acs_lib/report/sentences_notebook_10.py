@@ -33,7 +33,8 @@ def tally(rows: pd.DataFrame, value: str) -> str:
     differences; 'measured nowhere' without rows."""
     if rows.empty:
         return "measured nowhere"
-    found, points = [verdict(row, value) for row in rows.itertuples()], 100 * rows[value]
+    found = [verdict(row, value) for row in rows.itertuples()]
+    points = (100 * rows[value]).round(6)  # 6.45 is 6.45, however it was added up
     counts = ", ".join(f"{name} in {found.count(name)}" for name in (HELPS, HARMS, NEITHER))
     return f"{counts} of {len(found)} ({points.min():+.1f} to {points.max():+.1f} points)"
 
