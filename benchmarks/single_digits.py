@@ -1,12 +1,13 @@
 """Trial: an embedded InternVL that writes its numbers digit by digit, as real vocabularies have them.
 
-    python -m benchmarks.single_digits path/to/folder
-    python -m benchmarks.training_variants "no habit, single digits" path/to/folder --lvlm internvl-embedded
+    python -m benchmarks.single_digits path/to/single-digits
+    python -m benchmarks.bars path/to/single-digits data/embedded/internvl-plain
+    python -m benchmarks.training_variants "no habit, single digits" path/to/single-digits --lvlm internvl-embedded
         --temperature 0.8 --top-p 0.6 --log path/to/table.csv
 
 It goes on from the shipped LVLM without a habit, with ten digits as new tokens: questions and losses are those of the
 recipe's last stages, but the loss that tells places through number embeddings keeps those of whole numbers. A killed
-call goes on. Its result is in data/embedded/README.md: lists fell below what an edition has to reach.
+call goes on. What the second line found is in data/embedded/README.md; the third was not run to its end so far.
 """
 
 from pathlib import Path

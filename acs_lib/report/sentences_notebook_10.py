@@ -34,9 +34,8 @@ def tally(rows: pd.DataFrame, value: str) -> str:
     if rows.empty:
         return "measured nowhere"
     found = [verdict(row, value) for row in rows.itertuples()]
-    points = (100 * rows[value]).round(6)  # 6.45 is 6.45, however it was added up
     counts = ", ".join(f"{name} in {found.count(name)}" for name in (HELPS, HARMS, NEITHER))
-    return f"{counts} of {len(found)} ({points.min():+.1f} to {points.max():+.1f} points)"
+    return f"{counts} of {len(found)} ({spread_of(rows[value])} points)"
 
 
 def answer(rows: pd.DataFrame, value: str) -> str:
@@ -87,13 +86,12 @@ def say_zoom(table: pd.DataFrame) -> Markdown:
 def say_instances(table: pd.DataFrame) -> Markdown:
     """Whether several lists, scored, find more than the greedy list, from instances.csv; published numbers apart."""
     rest, greedy = (table[(table["method"] == instances.GREEDY) == same] for same in (False, True))
-    least, most = 100 * greedy["ap"].min(), 100 * greedy["ap"].max()
     before, after = (instances.PUBLISHED_AP[name] for name in (instances.GREEDY, instances.MTLA))
     return say(
         f"several lists, scored, are better than the greedy one: {answer(rest, 'delta_ap')}. AP on "
-        f"{greedy['n'].max()} images, over LVLMs: {by_method(rest, 'delta_ap')}; the greedy list's is {least:.1f} to "
-        f"{most:.1f}. Published, another LVLM and other data (arXiv 2607.05978): {before} by the greedy list, {after} "
-        f"by {instances.MTLA}."
+        f"{greedy['n'].max()} images, over LVLMs: {by_method(rest, 'delta_ap')}; the greedy list's is "
+        f"{spread_of(greedy['ap'], '.1f')}. Published, another LVLM and other data (arXiv 2607.05978): {before} by the "
+        f"greedy list, {after} by {instances.MTLA}."
     )
 
 
