@@ -161,9 +161,11 @@ def main(
             **right(lvlm, look, images // 4), **lists(lvlm, replace(look, repeats=0.4), images // 2),
         })  # fmt: skip
     table = pd.DataFrame(rows)
+    typer.echo(table.round(3).T.to_string(header=False))
+    if out.exists():
+        table = pd.concat([pd.read_csv(out), table]).drop_duplicates(["lvlm", "world"], keep="last")
     with replacing(out) as aside:
         table.to_csv(aside, index=False)
-    typer.echo(table.round(3).T.to_string(header=False))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """How many choices another processor would make differently: one profile under other instruction sets and threads.
 
     python -m benchmarks.processors --profile smoke            # every setting, against this machine's own
+    python -m benchmarks.processors --profile smoke --dtype float32
     python -m benchmarks.processors --profile embedded --setting avx2-1
 
 A setting holds torch, oneDNN, MKL, OpenBLAS and numpy to an older instruction set, and OpenMP to a number of threads:
 each adds up floats in an order of its own, as another processor does. Every setting samples, trains and chooses anew
 in a process and a folder of its own (data/runs/processors), so that differences grow as they would elsewhere. Writes
-reports/benchmarks/processors.csv, a row a profile and setting. In float32 the smoke
-profile took about two minutes a setting.
+reports/benchmarks/processors.csv, a row a profile, edition of the embedded LVLMs, type of number and setting. The smoke
+profile takes some three minutes a setting on 2 cores, the embedded one more than an hour.
 """
 
 import os
@@ -21,6 +22,8 @@ import typer
 
 from acs_lib import paths
 from acs_lib.core.files import replacing
+from acs_lib.profiles import load_profile
+from acs_lib.study.training_variants import EDITION
 
 OWN = "own-1"  # what the others are compared with
 SETS = {
@@ -39,33 +42,33 @@ SETTINGS = {f"{name}-{threads}": (held, threads) for name, held in SETS.items() 
 FRAMES = ("answers", "choices", "predictions", "heads")
 
 
-def folder_of(profile: str, setting: str) -> Path:
+def folder_of(profile: str, dtype: str, setting: str) -> Path:
     """Where what one setting gave is kept."""
-    return paths.RUNS / "processors" / profile / setting
+    return paths.RUNS / "processors" / f"{profile}-{dtype}" / setting
 
 
-def compute(name: str, setting: str) -> None:
+def compute(name: str, dtype: str, setting: str) -> None:
     """Sample, train and choose as the profile does; writes FRAMES into the setting's folder."""
-    from acs_lib.profiles import load_profile
     from acs_lib.study.experiment import experiments
     from acs_lib.study.stages import Study
 
-    profile = load_profile(name)
-    study = Study(profile.model_copy(update={"name": f"processors/{name}/{setting}"}))
+    profile, folder = load_profile(name), folder_of(name, dtype, setting)
+    lvlms = tuple(lvlm.model_copy(update={"dtype": dtype}) for lvlm in profile.lvlms)
+    study = Study(profile.model_copy(update={"name": str(folder.relative_to(paths.RUNS)), "lvlms": lvlms}))
     kept = {frame: [] for frame in FRAMES}
     for lvlm, dataset, split, run in study.runs():
         records = run.records()[["query_id", "candidate", "text"]]
         kept["answers"].append(records.assign(lvlm=lvlm, dataset=dataset, split=split))
-    kept["heads"] = [study.find_heads(lvlm).heads for lvlm in profile.lvlms]
+    kept["heads"] = [study.find_heads(lvlm).heads for lvlm in lvlms]
     for e in experiments(study):
         kept["choices"].append(e.labelled(e.choices))
         kept["predictions"].append(e.labelled(e.predictions))
     for frame, parts in kept.items():
-        with replacing(folder_of(name, setting) / f"{frame}.parquet") as aside:
+        with replacing(folder / f"{frame}.parquet") as aside:
             pd.concat(parts, ignore_index=True).to_parquet(aside)
 
 
-def compared(name: str, setting: str) -> dict:
+def compared(name: str, dtype: str, setting: str) -> dict:
     """What differs between a setting and OWN, a row of processors.csv.
 
     answers, choices, acs_learned_choices: how many there are; answers_differ: in their text; candidates_differ: choices
@@ -74,10 +77,10 @@ def compared(name: str, setting: str) -> dict:
     heads_differ: heads in one D_c alone; auroc_moves_by: the most that a head's AUROC moved
     """
     ours, own = (
-        {frame: pd.read_parquet(folder_of(name, which) / f"{frame}.parquet") for frame in FRAMES}
+        {frame: pd.read_parquet(folder_of(name, dtype, which) / f"{frame}.parquet") for frame in FRAMES}
         for which in (setting, OWN)
     )
-    row = {"profile": name, "setting": setting}
+    row = {"profile": name, "edition": EDITION, "dtype": dtype, "setting": setting}
     keys = ["lvlm", "dataset", "split", "query_id", "candidate"]
     answers = ours["answers"].merge(own["answers"], on=keys, how="outer", suffixes=("", "_own"))
     row |= {"answers": len(answers), "answers_differ": int((answers["text"] != answers["text_own"]).sum())}
@@ -107,23 +110,25 @@ def compared(name: str, setting: str) -> dict:
 def main(
     profile: str = "smoke",
     setting: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETTINGS)}; by default all.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64; by default the profile's.")] = None,
     child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
+    dtype = dtype or load_profile(profile).lvlms[0].dtype
     if child:
-        compute(profile, setting[0])
+        compute(profile, dtype, setting[0])
         return
     for name in dict.fromkeys([OWN, *(setting or SETTINGS)]):
-        if not (folder_of(profile, name) / f"{FRAMES[-1]}.parquet").exists():
+        if not (folder_of(profile, dtype, name) / f"{FRAMES[-1]}.parquet").exists():
             held, threads = SETTINGS[name]
-            command = [sys.executable, "-m", "benchmarks.processors", "--profile", profile, "--setting", name]
+            options = ["--profile", profile, "--dtype", dtype, "--setting", name, "--child"]
             environment = {**os.environ, **held, "OMP_NUM_THREADS": str(threads)}
-            subprocess.run([*command, "--child"], env=environment, cwd=paths.ROOT, check=True)
-    rows = pd.DataFrame([compared(profile, name) for name in setting or SETTINGS if name != OWN])
+            command = [sys.executable, "-m", "benchmarks.processors", *options]
+            subprocess.run(command, env=environment, cwd=paths.ROOT, check=True)
+    rows = pd.DataFrame([compared(profile, dtype, name) for name in setting or SETTINGS if name != OWN])
     typer.echo(rows.set_index("setting").T.to_string())
-    path = paths.REPORTS / "benchmarks" / "processors.csv"
+    path, keys = paths.REPORTS / "benchmarks" / "processors.csv", ["profile", "edition", "dtype", "setting"]
     if path.exists():
-        before = pd.read_csv(path)
-        rows = pd.concat([before[~before["setting"].isin(rows["setting"]) | (before["profile"] != profile)], rows])
+        rows = pd.concat([pd.read_csv(path), rows]).drop_duplicates(keys, keep="last")
     with replacing(path) as aside:
         rows.to_csv(aside, index=False)
 

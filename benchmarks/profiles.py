@@ -8,6 +8,7 @@ beside. Writes the mean of all runs so far to reports/benchmarks/profiles.csv, a
 Nothing else should run on the machine. Ctrl-C ends it; what was measured is kept.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def seconds(checkout: Path, profile: str, busy: bool) -> float:
     begun = time.monotonic()
     try:
         command = [sys.executable, "-m", "acs_lib.cli", "run", "--profile", profile]
-        code = subprocess.run(command, cwd=checkout, stdin=subprocess.DEVNULL).returncode
+        environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}  # its own package, in the kernels too
+        code = subprocess.run(command, cwd=checkout, env=environment, stdin=subprocess.DEVNULL).returncode
     finally:
         if other is not None:
             other.kill()

@@ -7,7 +7,7 @@
 
 It goes on from the shipped LVLM without a habit, with ten digits as new tokens: questions and losses are those of the
 recipe's last stages, but the loss that tells places through number embeddings keeps those of whole numbers. A killed
-call goes on. What the second line found is in data/embedded/README.md; the third was not run to its end so far.
+call goes on. What was found is in data/embedded/README.md.
 """
 
 from pathlib import Path

@@ -172,6 +172,7 @@ def test_a_profiles_run_begins_with_nothing_and_a_failed_one_is_told(tmp_path, m
     def run(command, cwd, **settings):
         left = sorted(path.name for path in cwd.rglob("*") if path.is_file())
         assert left == ["kept.txt"] and command[-2:] == ["--profile", "smoke"]
+        assert settings["env"]["PYTHONPATH"] == str(cwd)  # its notebooks' kernels import it, not what is installed
         return subprocess.CompletedProcess(command, 3)
 
     for name in ("data/runs/smoke/a.parquet", "data/scenes/b.png", "reports/smoke/c.html", "data/kept.txt"):
@@ -191,6 +192,9 @@ def test_the_bars_of_an_lvlm_that_was_not_trained(untrained, tmp_path):
     assert found["n_absent"] == 4 and found["n_right"] == 4 and found["n_small"] > 0
     shares = {"answered", "acc50_small", "none_small", "none_absent", "right", "ap50_lists"}
     assert shares <= set(found) and all(0 <= found[name] <= 1 for name in shares)
+    bars.main([folder], "clear", images=4, out=tmp_path / "bars.csv")
+    bars.main([folder], "train", images=4, out=tmp_path / "bars.csv")
+    assert pd.read_csv(tmp_path / "bars.csv")["world"].tolist() == ["clear", "train"]  # a row an LVLM and world
 
 
 def test_none_is_said_in_the_familys_own_words_alone(family, both):

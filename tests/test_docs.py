@@ -168,6 +168,48 @@ def words(text: str) -> int:
     return sum(any(map(str.isalnum, word)) for word in text.split())
 
 
+def test_the_page_on_processors_says_what_was_measured():
+    page = (paths.ROOT / "docs" / "processors.md").read_text()
+    found = pd.read_csv(paths.REPORTS / "benchmarks" / "processors.csv").query("edition == 2")
+    assert (found[["answers_differ", "boxes_differ", "acc50_moves_by", "heads_differ"]] == 0).all(axis=None)
+    assert {f"{total:,}" for total in found["answers"]} | {f"{total:,}" for total in found["choices"]} <= set(
+        re.findall(r"[\d,]+\d", page)
+    )
+    told = re.findall(r"^\| (float\d\d)\b.*?\| (SSE|MKL).*?\| (.*?) \|$", page, re.MULTILINE)
+    settings = {"default-1": "SSE", "compatible-1": "MKL"}
+    assert told == [
+        (row.dtype, settings[row.setting], f"{row.candidates_differ} | {row.boxes_differ} | "
+         f"{row.predicted_iou_moves_by:.6f} | {row.auroc_moves_by:.5f}")
+        for row in found.itertuples()
+    ]  # fmt: skip
+
+
+GOALS = {
+    "answers with a box, or none": ("answered", lambda x: x >= 98),
+    "small objects hit": ("acc50_small", lambda x: 30 <= x <= 75),
+    "large objects hit": ("acc50_large", lambda x: x >= 85),
+    "small objects answered by none": ("none_small", lambda x: x <= 15),
+    "large objects answered by none": ("none_large", lambda x: x <= 5),
+    "absent objects answered by none": ("none_absent", lambda x: x >= 90),
+    "lists": ("ap50_lists", lambda x: x >= 50),
+    "right about a quoted box": ("right", lambda x: True),
+}
+
+
+def test_the_model_card_says_what_was_measured_and_marks_what_missed_its_goal():
+    found = pd.read_csv(paths.REPORTS / "benchmarks" / "bars.csv").set_index("lvlm")
+    card = (paths.EMBEDDED / "README.md").read_text()
+    names, *rows = [line.strip("|").split("|") for line in card[card.index("| | goal |") :].splitlines() if "|" in line]
+    shown = {cells[0].strip(): [cell.strip() for cell in cells[2:]] for cells in rows if cells[0].strip() in GOALS}
+    lvlms = [name.strip(" `") for name in names[2:]]
+    expected = {}
+    for what, (column, reached) in GOALS.items():
+        values = 100 * found.loc[lvlms, column]
+        bound = {name: what != "absent objects answered by none" or name.endswith("-plain") for name in lvlms}
+        expected[what] = [f"**{x:.1f}**" if bound[n] and not reached(x) else f"{x:.1f}" for n, x in values.items()]
+    assert shown == expected
+
+
 def test_the_readme_is_short():
     assert words("| a | ✓ |\n| :--- | two words") == 3
     assert words(told(paths.ROOT, tables())[paths.ROOT / "README.md"]) < 900
