@@ -178,8 +178,12 @@ if [ -f "$stamp" ] && grep -qxF "$(fingerprint $extra)" "$stamp"; then
 else
     : >"$log" || fail 1 "run_all.sh: cannot write to $prefix" "mend: use an environment of your own"
     "$python" -m pip --version >/dev/null 2>&1 || logged "pip" "$python" -m ensurepip --upgrade
-    logged "packages: acs-kit[$extra]" "$python" -m pip install --no-input --progress-bar off -c requirements.lock \
-        -e ".[$extra]"
+    logged "packages: acs-kit[$extra]" "$python" -m pip install --no-input --progress-bar off --no-compile \
+        -c requirements.lock -e ".[$extra]"
+    logged "bytecode, on all cores" "$python" -c '
+import compileall, sysconfig
+for folder in sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")}):
+    compileall.compile_dir(folder, quiet=2, workers=0)'
     for name in run run,ray test; do # each holds those before it
         fingerprint $name
         [ $name != $extra ] || break
