@@ -7,8 +7,8 @@
 A setting holds torch, oneDNN, MKL, OpenBLAS and numpy to an older instruction set, and OpenMP to a number of threads:
 each adds up floats in an order of its own, as another processor does. Every setting samples, trains and chooses anew
 in a process and a folder of its own (data/runs/processors), so that differences grow as they would elsewhere. Writes
-reports/benchmarks/processors.csv, a row a profile, edition of the embedded LVLMs, type of number and setting. The smoke
-profile takes some three minutes a setting on 2 cores, the embedded one more than an hour.
+reports/benchmarks/processors.csv, a row a profile, edition of the embedded LVLMs, dtype and setting. Two settings of
+the smoke profile side by side took five to eight minutes on 2 cores.
 """
 
 import os
@@ -23,6 +23,8 @@ import typer
 from acs_lib import paths
 from acs_lib.core.files import replacing
 from acs_lib.profiles import load_profile
+from acs_lib.study.experiment import experiments
+from acs_lib.study.stages import Study
 from acs_lib.study.training_variants import EDITION
 
 OWN = "own-1"  # what the others are compared with
@@ -49,9 +51,6 @@ def folder_of(profile: str, dtype: str, setting: str) -> Path:
 
 def compute(name: str, dtype: str, setting: str) -> None:
     """Sample, train and choose as the profile does; writes FRAMES into the setting's folder."""
-    from acs_lib.study.experiment import experiments
-    from acs_lib.study.stages import Study
-
     profile, folder = load_profile(name), folder_of(name, dtype, setting)
     lvlms = tuple(lvlm.model_copy(update={"dtype": dtype}) for lvlm in profile.lvlms)
     study = Study(profile.model_copy(update={"name": str(folder.relative_to(paths.RUNS)), "lvlms": lvlms}))
@@ -71,6 +70,7 @@ def compute(name: str, dtype: str, setting: str) -> None:
 def compared(name: str, dtype: str, setting: str) -> dict:
     """What differs between a setting and OWN, a row of processors.csv.
 
+    edition: of the embedded LVLMs; dtype: float32 or float64, what they compute in;
     answers, choices, acs_learned_choices: how many there are; answers_differ: in their text; candidates_differ: choices
     of another candidate; boxes_differ: of one with another IoU, of all methods and of ACS-Learned; acc50_moves_by: the
     most that Acc@0.5 (0-1) of any method and column moved; predicted_iou_moves_by (0-1): most and median over answers;

@@ -289,15 +289,15 @@ def run_all(root, *arguments, **environment):
 
 @pytest.fixture
 def environment(tmp_path):
-    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real, but for
-    bytecode, with the packages of this one and not the copy's rest of acs_lib; where there is a file `bare`, without
-    any package)."""
+    """An 'environment' whose python only writes down what it is asked to do (and runs -c for real, but the
+    making of bytecode, with the packages of this one and not the copy's rest of acs_lib; where there is a file `bare`,
+    without any package)."""
     prefix = tmp_path / "env"
     (prefix / "bin").mkdir(parents=True)
     python = prefix / "bin" / "python"
     python.write_text(
         f'#!/usr/bin/env bash\n[ ! -e "{prefix}/bare" ] || bare=-S\n'
-        '[[ "$1" != -c || "$2" != *compileall* ]] || exit 0\n'
+        f'[[ "$1" != -c || "$2" != *compileall* ]] || {{ echo bytecode >> "{prefix}/calls"; exit; }}\n'
         f'[ "$1" = -c ] && exec "{sys.executable}" -P ${{bare:-}} "$@"\n'
         f'echo "$*" >> "{prefix}/calls"\n[ ! -e "{prefix}/broken" ] || [ "$3" != install ] || '
         "{ echo 'ERROR: No matching distribution found for torch'; exit 1; }\n"
@@ -350,7 +350,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     result = run_all(kit, *arguments, **active)
     assert result.returncode == 0, result.stderr
     handed_on = "-m acs_lib run --profile a b --from=09 --limit 20 --engine=local --dry-run"
-    assert calls(environment) == [INSTALL.format("run"), handed_on]
+    assert calls(environment) == [INSTALL.format("run"), "bytecode", handed_on]
     assert not (kit / ".venv").exists()
 
     assert run_all(kit, *arguments, **active).returncode == 0
@@ -359,9 +359,9 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     for engine in (["--engine", "ray"], ["--engine=ray"]):
         assert run_all(kit, *engine, **active).returncode == 0
     ray = [f"-m acs_lib run {words}" for words in ("--engine ray", "--engine=ray")]
-    assert calls(environment) == [INSTALL.format("run,ray"), *ray]
+    assert calls(environment) == [INSTALL.format("run,ray"), "bytecode", *ray]
 
-    for packages in ([INSTALL.format("test")], []):
+    for packages in ([INSTALL.format("test"), "bytecode"], []):
         assert run_all(kit, "--test", **active).returncode == 0
         *installed, ruff, form, imports, suite, notebooks = calls(environment)
         assert (ruff, form, imports) == ("-m ruff check .", "-m ruff format --check .", "lint-imports")
@@ -378,7 +378,7 @@ def test_an_active_environment_is_used_and_filled_once(kit, environment, variabl
     with (kit / "requirements.lock").open("a") as lock:
         lock.write("# changed\n")
     assert run_all(kit, **active).returncode == 0
-    assert calls(environment) == [INSTALL.format("run"), "-m acs_lib run"]
+    assert calls(environment) == [INSTALL.format("run"), "bytecode", "-m acs_lib run"]
 
 
 def test_a_failed_installation_shows_the_end_of_its_log_and_how_to_mend_it(kit, environment):
@@ -403,7 +403,7 @@ def test_full_also_runs_the_embedded_profile_and_the_notebooks_as_they_are_store
     tested = calls(environment)
     assert run_all(kit, "--test", "--full", VIRTUAL_ENV=str(environment)).returncode == 0
     *known, run, compared = calls(environment)
-    assert known == [call for call in tested if call != INSTALL.format("test")]
+    assert [INSTALL.format("test"), "bytecode", *known] == tested
     assert run == "-m acs_lib run --profile embedded" and "--nbval " in compared and " notebooks/0" in compared
 
 
