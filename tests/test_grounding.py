@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,14 @@ from acs_lib.method.selection import choose
 from acs_lib.method.zoom import cut_out, mapped_back, window_around
 from acs_lib.profiles import Sampling, load_profile, sampling_of
 from acs_lib.runs import store
-from acs_lib.study.calibrate import find_label_free, fit_heads, fit_thresholds, make_profile, publish
+from acs_lib.study.calibrate import (
+    find_label_free,
+    fit_heads,
+    fit_thresholds,
+    make_profile,
+    publish,
+    unlabelled_queries,
+)
 from acs_lib.study.risk import calibration_set
 from acs_lib.study.stages import Study
 
@@ -586,18 +594,28 @@ def test_calibration_writes_files_that_ground_takes(lvlm, scene, tmp_path, monke
 
 def test_calibration_without_annotations(lvlm, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
-    scenes.write_split(tmp_path / "world", "scenes", 8, 5)
+    scenes.write_split(tmp_path / "world", "scenes", 16, 5)
     images = sorted((tmp_path / "world" / "images").glob("*.png"))
-    how = Sampling(samples=4, temperature=1.0, max_new_tokens=16)
+    how = Sampling(samples=6, temperature=1.0, max_new_tokens=16)
     asked = lvlm_spec("internvl-embedded"), images, ["car", "dog", "cup"], how, tmp_path / "out"
     path, head_set, counts = find_label_free(*asked)
-    assert path == tmp_path / "out" / "head_set.json" and counts["questions"] == 24
+    assert path == tmp_path / "out" / "head_set.json" and counts["questions"] == 48
     assert len(head_set.heads) == 3 and head_set.origin.sampling == how
-    assert 0 < counts["high"] and 0 < counts["zero"] and counts["answers"] <= 24 * 3
+    assert 0 < counts["high"] and 0 < counts["zero"] and counts["answers"] <= 48 * 5
     again = ground(lvlm, *scene, head_set=path, samples=1)
     assert again.heads == head_set.heads and again.settings.temperature == 1
     monkeypatch.setattr("acs_lib.runs.answer.answer_batch", None)
     assert find_label_free(*asked)[1] == head_set, "finished answers are read again"
+
+
+def test_calibration_without_annotations_does_not_depend_on_where_the_images_lie(tmp_path):
+    images = sorted((api.SAMPLES / "images").iterdir())[:3]
+    moved = [Path(shutil.copy(path, tmp_path / f"moved {path.name}")) for path in images]
+    asked = unlabelled_queries(images, ["car", "dog"])
+    again = unlabelled_queries([*moved, moved[0]], ["car", "dog"])
+    assert asked["query_id"].nunique() == 3 * 2 and asked["image_id"].nunique() == 3
+    assert list(again["image"].unique()) == [str(path) for path in moved], "one that is there twice is asked about once"
+    pd.testing.assert_frame_equal(again.drop(columns="image"), asked.drop(columns="image"))
 
 
 def test_calibration_says_what_it_lacks(tmp_path):

@@ -8,6 +8,7 @@
 """
 
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,12 @@ def read_annotated_image(path: str, width: int, height: int) -> Image.Image:
         raise OSError(f"{path}: {NO_FILE}") from error
     except ValueError as error:
         raise OSError(str(error)) from error
+
+
+def picture_key(picture: Image.Image) -> str:
+    """8 hexadecimal digits that follow from the pixels, wherever the image lies: what a question's noise is keyed by
+    where no annotation file numbers its image."""
+    return f"{zlib.crc32(picture.tobytes()):08x}"
 
 
 def tags_told(images: Iterable[tuple[str | Path, int, int]]) -> str | None:
