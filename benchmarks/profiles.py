@@ -4,12 +4,10 @@
 
 BEFORE and AFTER are checkouts; this environment's Python runs both, in turn, from nothing: what a run left in
 `data` and `reports` of a checkout is deleted first. With --busy a process that only computes runs
-beside. Writes the mean of all runs so far to reports/benchmarks/profiles.csv, and every run's seconds to the terminal;
-with --after-only BEFORE, which may take hours, is left out, and its cells stay empty.
+beside. Writes the mean of all runs so far to reports/benchmarks/profiles.csv, and every run's seconds to the terminal.
 Nothing else should run on the machine. Ctrl-C ends it; what was measured is kept.
 """
 
-import math
 import os
 import shutil
 import subprocess
@@ -47,8 +45,7 @@ def seconds(checkout: Path, profile: str, busy: bool) -> float:
 
 
 def record(table: Path, profile: str, load: str, before: float, after: float) -> None:
-    """Write a line of the table, in place of the one for the same profile and load; `before` is NaN where that was not
-    timed."""
+    """Write a line of the table, in place of the one for the same profile and load."""
     line = pd.DataFrame([(profile, load, round(before, 1), round(after, 1), round(after / before, 3))])
     line.columns = ["profile", "load", "before_s", "after_s", "ratio"]
     if table.exists():
@@ -63,16 +60,14 @@ def main(
     profile: Annotated[str, typer.Option(help="what to run")] = "smoke",
     busy: Annotated[bool, typer.Option("--busy", help="beside a process that only computes")] = False,
     times: Annotated[int, typer.Option(help="runs of either checkout")] = 2,
-    after_only: Annotated[bool, typer.Option("--after-only", help="leave BEFORE out")] = False,
 ) -> None:
     """Time a profile in two checkouts, in turn."""
-    load, taken = "busy" if busy else "idle", {after: []} if after_only else {before: [], after: []}
+    load, taken = "busy" if busy else "idle", {before: [], after: []}
     for _ in range(times):
         for checkout, found in taken.items():
             found.append(seconds(checkout, profile, busy))
             print(f"{profile}, {load}, {checkout}: {found[-1]:.1f} s", flush=True)
-        means = [sum(found) / len(found) for found in taken.values()]
-        record(TABLE, profile, load, math.nan if after_only else means[0], means[-1])
+        record(TABLE, profile, load, *(sum(found) / len(found) for found in taken.values()))
 
 
 if __name__ == "__main__":

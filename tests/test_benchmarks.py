@@ -168,11 +168,10 @@ def test_a_profiles_times_are_those_of_all_runs_in_turn(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_profile_can_be_timed_after_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiles, "seconds", lambda checkout, profile, busy: {Path("after"): 60.0}[checkout])
-    monkeypatch.setattr(profiles, "TABLE", tmp_path / "profiles.csv")
-    profiles.main(Path("before"), Path("after"), "embedded", busy=True, times=1, after_only=True)
-    assert (tmp_path / "profiles.csv").read_text().splitlines()[1:] == ["embedded,busy,,60.0,"]
+def test_the_page_says_how_long_profiles_took():
+    page = (paths.ROOT / "docs" / "engine.md").read_text()
+    for row in pd.read_csv(profiles.TABLE).itertuples():
+        assert f"{row.before_s:,.0f} s before, {row.after_s:,.0f} s with it ({row.ratio:.2f}" in page, row
 
 
 def test_a_profiles_run_begins_with_nothing_and_a_failed_one_is_told(tmp_path, monkeypatch):

@@ -67,9 +67,9 @@ def read_annotated_image(path: str, width: int, height: int) -> Image.Image:
         raise OSError(str(error)) from error
 
 
-def picture_key(picture: Image.Image) -> str:
-    """8 hexadecimal digits that follow from the pixels, wherever the image lies: what a question's noise is keyed by
-    where no annotation file numbers its image."""
+def picture_id(picture: Image.Image) -> str:
+    """Name of an image that no annotation file numbers: 8 hexadecimal digits that follow from its pixels (CRC-32),
+    wherever it lies, so that the noise of a question about it does, too."""
     return f"{zlib.crc32(picture.tobytes()):08x}"
 
 

@@ -32,7 +32,7 @@ from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES, ENTROPY, Candidates, Heads
 from acs_lib.core.errors import UserError
 from acs_lib.core.files import file_digest, query_key
-from acs_lib.core.images import Picture, picture_key, read_image
+from acs_lib.core.images import Picture, picture_id, read_image
 from acs_lib.datasets import coco
 from acs_lib.grounding.answers import Answer, as_answer, compared
 from acs_lib.grounding.picture import draw_picture, encode, write
@@ -447,7 +447,7 @@ def ground(
     promise = None
     if risk is not None:
         promise = risk, threshold_for(risk, thresholds_of(lvlm, RISK, slug(selector), settings, given))
-    ids = [f"{picture_key(picture)}/{name}" for name in names]
+    ids = [f"{picture_id(picture)}/{name}" for name in names]
     found = {}
     try:
         answers = draw(lvlm, lvlm.prompts(picture, names), ids, [query_key(one) for one in ids], names, settings)

@@ -14,7 +14,7 @@ from PIL import Image
 from acs_lib.core import boxes as bx
 from acs_lib.core.candidates import COORDINATES
 from acs_lib.core.files import query_key
-from acs_lib.core.images import Picture, picture_key, read_image
+from acs_lib.core.images import Picture, picture_id, read_image
 from acs_lib.datasets.coco import asked_for, read_annotations
 from acs_lib.grounding.api import head_set_of, method_of, object_name, origins_of, regressor_of, unasked
 from acs_lib.grounding.picture import draw_boxes, encode, write
@@ -151,7 +151,7 @@ def detect(
     settings = sampling_of(lvlm.name, samples, temperature, top_p, seed, usual)
     settings = settings.model_copy(update={"max_new_tokens": max_new_tokens})
     category = object_name(lvlm, category)
-    name = f"{picture_key(picture)}/all {category}"
+    name = f"{picture_id(picture)}/all {category}"
     single, lvlm.question = lvlm.question, question
     try:
         prompt = lvlm.prompt(picture, category)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from acs_lib import paths
 from acs_lib.core.files import SUMS, replacing, write_sums, write_text
-from acs_lib.core.images import picture_key, read_image
+from acs_lib.core.images import picture_id, read_image
 from acs_lib.datasets import coco, phrases
 from acs_lib.datasets.splits import load_split
 from acs_lib.lvlms.checkpoint import CALIBRATED, calibration_folder, is_embedded, lvlm_digest, pinned
@@ -142,12 +142,12 @@ def fit_thresholds(profile: Profile) -> list[Thresholds]:
 
 def unlabelled_queries(images: Sequence[Path], objects: Sequence[str]) -> pd.DataFrame:
     """A query (see datasets.coco) about each object in each image, without a box (NaN) and of the size 'unlabelled'.
-    Ids follow from the pixels (`picture_key`), so that answers do not depend on where the images lie; an image that is
+    Ids follow from the pixels (`picture_id`), so that answers do not depend on where the images lie; an image that is
     there twice is asked about once. FileNotFoundError or ValueError for an image that cannot be read."""
     rows = []
     for path in images:
         picture = read_image(path)
-        image_id, (width, height) = picture_key(picture), picture.size
+        image_id, (width, height) = picture_id(picture), picture.size
         for wanted in objects:
             rows.append({
                 "query_id": f"{image_id}/{wanted}", "image_id": image_id, "image": str(path), "width": width,
