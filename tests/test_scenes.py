@@ -125,6 +125,22 @@ def test_of_two_processes_that_render_the_same_split_the_first_is_kept(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_two_processes_may_replace_an_old_split_at_once(tmp_path, monkeypatch):
+    digest = scenes.write_split(tmp_path / "other", "scenes", 2, 5)
+    scenes.write_split(tmp_path / "a", "scenes", 3, 5)
+    rename, tried = type(tmp_path).rename, []
+
+    def later(path, target):
+        if path == tmp_path / "a" and not tried:  # the other process was there between the look and the renaming
+            tried.append(target)
+            scenes.shutil.rmtree(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", later)
+    assert scenes.write_split(tmp_path / "a", "scenes", 2, 5) == digest and tried
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "other"]
+
+
 def test_a_split_reads_back_through_the_coco_loader(tmp_path):
     scenes.write_split(tmp_path / "s", "scenes-shift", 4, 5)
     queries, funnel = coco.load_queries("s", tmp_path / "s/annotations.json", tmp_path / "s/images")

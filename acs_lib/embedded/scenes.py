@@ -6,6 +6,7 @@ both also at three times the side (`-480`), and `scenes-repeats` with several ob
 function of (world, seed, image index), so a split can be rendered anew, in any order, with the same pixels.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -248,7 +249,7 @@ def write_split(folder: Path, world_name: str, images: int, seed: int) -> str:
     shutil.rmtree(old, ignore_errors=True)
     request = {"world": world_name, "settings": repr(world), "images": images, "seed": seed}
     info = folder / "annotations.json"
-    if info.exists():
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another process is replacing it, too
         found = json.loads(info.read_text(encoding="utf-8"))["info"]
         if all(found.get(key) == value for key, value in request.items()):
             return found["digest"]
